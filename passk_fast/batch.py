@@ -1,0 +1,95 @@
+"""The data that flows through one step, in the order in which it is made.
+
+Shape suffixes of the whole project: P prompts, N rollouts a prompt, B sequences, T packed tokens,
+V vocabulary, D hidden size. A worked example stands under every class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One problem. Example: Prompt(id="maze-7-12", text="#######\\n...", answer="RRDD", task="maze")."""
+
+    id: str
+    text: str
+    answer: str
+    task: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One sampled response. `len(token_ids) == len(logprobs)`; the end token is part of both."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Log-probability of each token under the sampling policy (temperature applied), in nats."""
+    text: str
+    finished: bool
+    """False when the response was cut at the token limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup:
+    """The N responses of one prompt with their rewards; rewards is float64 [N], each in [0, 1]."""
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    rollouts: tuple[Rollout, ...]
+    rewards: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """Prompt and response tokens of one rollout, ready to train on.
+
+    Example: a prompt of 30 tokens and a response of 10 give 40 `token_ids`; `prompt_length` is 30;
+    `old_logprobs` has 10 entries; `advantage` is one float for all ten.
+    """
+
+    token_ids: tuple[int, ...]
+    prompt_length: int
+    rollout_logprobs: tuple[float, ...]
+    advantage: float
+
+    @property
+    def response_length(self) -> int:
+        return len(self.token_ids) - self.prompt_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch:
+    """One packed (THD) micro-batch of T tokens, padded to a multiple the mesh asks for.
+
+    Position t predicts `targets_T[t]` (the next token of the same sequence). `mask_T` is 1 where
+    that target is a response token. Padding is one last sequence of its own, masked out.
+    """
+
+    tokens_T: torch.Tensor
+    """int64 [T]"""
+    positions_T: torch.Tensor
+    """int64 [T], from 0 in every sequence"""
+    targets_T: torch.Tensor
+    """int64 [T]"""
+    mask_T: torch.Tensor
+    """bool [T]"""
+    advantages_T: torch.Tensor
+    """float32 [T]"""
+    rollout_logprobs_T: torch.Tensor
+    """float32 [T], 0 outside the mask"""
+    cu_seqlens: torch.Tensor
+    """int32 [B + 1], first entry 0, last entry T"""
+    max_seqlen: int
+    sequence_index_T: torch.Tensor
+    """int64 [T]: which of the step's sequences a token belongs to; -1 for padding"""
+    old_logprobs_T: torch.Tensor | None = None
+    """float32 [T]: the trainer's own log-probs before the update; None when strictly on-policy"""
+    reference_logprobs_T: torch.Tensor | None = None
+    """float32 [T]: the reference model's log-probs; None without a KL term"""

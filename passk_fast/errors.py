@@ -1,0 +1,49 @@
+"""What can go wrong, and the exit code that says so to a scheduler or a script."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `passk-fast`; documented in docs/operations.md."""
+
+    DONE = 0
+    BAD_CONFIG = 2
+    BAD_DATA = 10
+    PREEMPTED = 16
+    LOST_RANK = 17
+    DISK = 20
+    DIVERGED = 30
+
+
+class PasskError(Exception):
+    """An error whose message is meant for the user: one paragraph, no traceback."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
+class ConfigError(PasskError):
+    """The configuration, or a model folder that it names, cannot be used."""
+
+
+class DataError(PasskError):
+    """A data file is missing or malformed; the message starts with `file:line`."""
+
+    exit_code = ExitCode.BAD_DATA
+
+
+class DiskError(PasskError):
+    """A folder cannot be written, or its file system is full."""
+
+    exit_code = ExitCode.DISK
+
+
+class DivergedError(PasskError):
+    """Numerical failure: repeated non-finite gradients, or rollout and trainer disagree."""
+
+    exit_code = ExitCode.DIVERGED
+
+
+class LostRankError(PasskError):
+    """A rank died, or a wait ran past its deadline."""
+
+    exit_code = ExitCode.LOST_RANK
