@@ -1,0 +1,112 @@
+"""What Megatron-core needs to run on CPU tensors over gloo: the one file of the CPU shim.
+
+Megatron asks for device "cuda", CUDA streams and CUDA random states in places that no option turns
+off. Inside `megatron_scope("cpu")` those requests are answered on the CPU; outside it nothing is
+patched, so other libraries in the process (vLLM above all) never see it. On a GPU the scope does
+nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class _CudaToCpu(TorchFunctionMode):
+    """Rewrites device="cuda" to CPU and lets `Tensor.cuda()` and `Tensor.type()` play along."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if device is not None and "cuda" in str(device):
+            kwargs["device"] = "cpu"
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # The optimizer and gradient clipping compare this string with torch.cuda.FloatTensor.
+            return func(*args).replace("torch.", "torch.cuda.")
+        return func(*args, **kwargs)
+
+
+class _InertStream:
+    """Stands for a CUDA stream or event where everything is synchronous anyway."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def _nothing(self, *args: object, **kwargs: object) -> None:
+        return None
+
+    wait_stream = wait_event = synchronize = wait = record = _nothing
+
+    def record_event(self, event: object = None) -> _InertStream:
+        return self
+
+    def query(self) -> bool:
+        return True
+
+
+_STREAM = _InertStream()
+
+
+def _cuda_patches() -> dict[str, Any]:
+    return {
+        "current_device": lambda: torch.device("cpu"),
+        "synchronize": lambda *args, **kwargs: None,
+        "empty_cache": lambda: None,
+        "Stream": _InertStream,
+        "Event": _InertStream,
+        "current_stream": lambda *args: _STREAM,
+        "default_stream": lambda *args: _STREAM,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "manual_seed": torch.manual_seed,
+        "get_rng_state": lambda *args, **kwargs: torch.get_rng_state(),
+        "set_rng_state": lambda state, *args, **kwargs: torch.set_rng_state(state),
+        "device_count": lambda: 0,
+    }
+
+
+def _patch_megatron() -> None:
+    """Module attributes of Megatron alone; safe to leave in place, since only Megatron reads them."""
+    import megatron.core.tensor_parallel.random as random_module
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+
+    def set_state(state: torch.Tensor, device: int = -1, graph_safe: bool = False) -> None:
+        torch.set_rng_state(state)
+
+    def get_state(
+        device: str = "cuda", clone: bool = False, graph_safe: bool = False
+    ) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    random_module._set_cuda_rng_state = set_state
+    random_module._get_cuda_rng_state = get_state
+    if not hasattr(moe_utils, "te_general_gemm"):  # 0.16.1 leaves the name undefined without TE
+        moe_utils.te_general_gemm = None
+
+
+@contextlib.contextmanager
+def _cpu_scope() -> Iterator[None]:
+    patches = _cuda_patches()
+    saved = {name: getattr(torch.cuda, name) for name in patches}
+    for name, value in patches.items():
+        setattr(torch.cuda, name, value)
+    try:
+        with _CudaToCpu():
+            _patch_megatron()
+            yield
+    finally:
+        for name, value in saved.items():
+            setattr(torch.cuda, name, value)
+
+
+def megatron_scope(device: str) -> AbstractContextManager[None]:
+    """The context in which every call into Megatron is made; `device` is "cpu" or "cuda"."""
+    return _cpu_scope() if device == "cpu" else contextlib.nullcontext()

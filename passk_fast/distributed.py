@@ -1,0 +1,107 @@
+"""Ranks, groups and back ends: the one file of ours that touches Megatron's parallel_state.
+
+`Mesh` is where a rank stands in the trainer's mesh (tensor fastest, then context, data, pipeline:
+Megatron's default order) with the groups the rest of the project needs.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from passk_fast.config import ParallelConfig
+from passk_fast.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """This rank's place in the trainer's mesh."""
+
+    rank: int
+    world_size: int
+    device: str
+    """ "cpu" or "cuda" """
+    tensor_rank: int
+    tensor_size: int
+    pipeline_rank: int
+    pipeline_size: int
+    virtual_pipeline_size: int
+    data_rank: int
+    data_size: int
+    tensor_group: dist.ProcessGroup
+    pipeline_group: dist.ProcessGroup
+    data_group: dist.ProcessGroup
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline_rank == self.pipeline_size - 1
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cpu" if self.device == "cpu" else torch.cuda.current_device())
+
+
+def pick_device(wanted: str) -> str:
+    """ "cpu" or "cuda"; ConfigError when CUDA is asked for and absent."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ConfigError("device = 'cuda', but torch sees no CUDA GPU. Take device = 'auto'.")
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def start_process_group(device: str, timeout_s: int) -> None:
+    """Join torchrun's process group (gloo or NCCL); a single process makes a group of one."""
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0")
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:
+    """Build Megatron's groups over the default process group; ConfigError if it does not divide."""
+    from megatron.core import parallel_state as ps
+
+    from passk_fast.actor.megatron_on_cpu import megatron_scope
+
+    parallel.data(dist.get_world_size())
+    with megatron_scope(device):
+        ps.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor,
+            pipeline_model_parallel_size=parallel.pipeline,
+            virtual_pipeline_model_parallel_size=(
+                parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+            ),
+            context_parallel_size=parallel.context,
+            create_gloo_process_groups=True,
+        )
+    return Mesh(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        device=device,
+        tensor_rank=ps.get_tensor_model_parallel_rank(),
+        tensor_size=parallel.tensor,
+        pipeline_rank=ps.get_pipeline_model_parallel_rank(),
+        pipeline_size=parallel.pipeline,
+        virtual_pipeline_size=parallel.virtual_pipeline,
+        data_rank=ps.get_data_parallel_rank(),
+        data_size=ps.get_data_parallel_world_size(),
+        tensor_group=ps.get_tensor_model_parallel_group(),
+        pipeline_group=ps.get_pipeline_model_parallel_group(),
+        data_group=ps.get_data_parallel_group(),
+    )
+
+
+def drop_mesh() -> None:
+    """Forget Megatron's groups, so that tests can build another mesh in the same processes."""
+    from megatron.core import parallel_state as ps
+
+    ps.destroy_model_parallel()
