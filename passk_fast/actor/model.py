@@ -105,6 +105,7 @@ def transformer_config(
         pipeline_dtype=params_dtype,
         bf16=dtype == "bfloat16",
         variable_seq_lengths=True,  # packed micro-batches differ in length
+        moe_token_dispatcher_type="alltoall",  # Megatron wants it with the line above, dense too
         attention_dropout=0.0,
         hidden_dropout=0.0,
         use_cpu_initialization=device == "cpu",

@@ -1,0 +1,350 @@
+"""The actor: a Megatron model with its optimizer, updated on packed sequences.
+
+Losses and gradients are plain sums over tokens divided by one global denominator, so they do not
+depend on how sequences are split over ranks, micro-batches, pipeline stages or packs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from passk_fast import packing
+from passk_fast.actor import loss as losses
+from passk_fast.actor.layers import packed_params
+from passk_fast.actor.megatron_on_cpu import megatron_scope
+from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab, uses_transformer_engine
+from passk_fast.batch import PackedBatch, Sequence
+from passk_fast.config import OptimConfig, RunConfig
+from passk_fast.distributed import Mesh
+from passk_fast.weights.hf import HFReader
+from passk_fast.weights.layout import ModelShape
+from passk_fast.weights.megatron import full_tensors, load
+
+LossBuilder = Callable[[PackedBatch], Callable[..., Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstToken:
+    """Where the sampling and the training log-prob of one step differ most."""
+
+    gap: float
+    sequence: int
+    position: int
+    token: int
+    rollout_logprob: float
+    trainer_logprob: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimizer step reports, equal on all ranks."""
+
+    sums: dict[str, float]
+    """Sums over all response tokens of the step (loss_sum, tokens, entropy_sum, ...)."""
+    grad_norm: float
+    """Norm before clipping; NaN or inf when the step was skipped."""
+    applied: bool
+    """False when a gradient was not finite: weights and optimizer are unchanged."""
+    worst: WorstToken | None
+    micro_batches: int
+
+
+class Actor:
+    """Model, optimizer and everything that happens to them. All methods are collectives."""
+
+    def __init__(
+        self, config: RunConfig, hf: Any, mesh: Mesh, *, optim: OptimConfig | None = None
+    ) -> None:
+        """Random weights from `config.seed`; `load_folder` replaces them. `hf`: transformers config."""
+        self.config = config
+        self.mesh = mesh
+        self.hf = hf
+        self.optim = optim or config.optim
+        self.shape = ModelShape.from_hf(hf, padded_vocab(hf.vocab_size, mesh.tensor_size))
+        self.transformer_engine = uses_transformer_engine(mesh.device)
+        self.settings = losses.LossSettings(
+            policy=losses.policy_options(config.algorithm),
+            temperature=config.rollout.temperature,
+            vocab=hf.vocab_size,
+            tensor_group=mesh.tensor_group,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.chunks = self._wrap(
+                build_chunks(hf, config.parallel, config.model.dtype, mesh, config.seed)
+            )
+            self.optimizer = self._make_optimizer()
+        self.reference: list[Any] | None = None
+
+    def _wrap(self, chunks: list[Any]) -> list[Any]:
+        model_config = chunks[0].config
+        # Sums, not means: the loss carries the global denominator already.
+        model_config.calculate_per_token_loss = True
+        ddp = DistributedDataParallelConfig(
+            use_distributed_optimizer=self.config.parallel.distributed_optimizer,
+            overlap_grad_reduce=False,
+            grad_reduce_in_fp32=True,
+        )
+        with megatron_scope(self.mesh.device):
+            wrapped = [
+                DistributedDataParallel(model_config, ddp, chunk, disable_bucketing=i > 0)
+                for i, chunk in enumerate(chunks)
+            ]
+            for chunk in wrapped:
+                chunk.broadcast_params()
+
+        def finalize(model: list[Any], num_tokens: object = None, **kwargs: Any) -> None:
+            finalize_model_grads(model, None, **kwargs)
+
+        model_config.finalize_model_grads_func = finalize
+        return wrapped
+
+    def _make_optimizer(self) -> Any:
+        optim = self.optim
+        config = OptimizerConfig(
+            optimizer="adam",
+            lr=optim.lr,
+            min_lr=0.0,
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.beta1,
+            adam_beta2=optim.beta2,
+            adam_eps=optim.eps,
+            clip_grad=optim.grad_clip,
+            bf16=self.config.model.dtype == "bfloat16",
+            params_dtype=DTYPES[self.config.model.dtype],
+            use_distributed_optimizer=self.config.parallel.distributed_optimizer,
+        )
+        with megatron_scope(self.mesh.device):
+            return get_megatron_optimizer(config, self.chunks)
+
+    def load_folder(self, folder: str) -> None:
+        """Load weights from a Hugging Face folder into the model and the optimizer's main copy."""
+        with megatron_scope(self.mesh.device):
+            load(self.chunks, HFReader(folder), self.shape, self.mesh)
+            self.optimizer.reload_model_params()
+
+    def load_reference(self, folder: str) -> None:
+        """A frozen second model for the KL term, from a Hugging Face folder."""
+        config = self.config
+        self.reference = build_chunks(
+            self.hf, config.parallel, config.model.dtype, self.mesh, config.seed
+        )
+        load(self.reference, HFReader(folder), self.shape, self.mesh)
+        for chunk in self.reference:
+            chunk.requires_grad_(False)
+
+    def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, full tensor) of the current weights, on every rank."""
+        return full_tensors(self.chunks, self.shape, self.mesh)
+
+    # ---- packing -------------------------------------------------------------------------------
+
+    def pack(self, sequences: SequenceOf[Sequence]) -> list[PackedBatch]:
+        """This data-parallel rank's micro-batches of `sequences` (the same list on all ranks)."""
+        mesh = self.mesh
+        divisor = mesh.pipeline_size if mesh.virtual_pipeline_size > 1 else 1
+        plan = packing.plan(
+            [len(s.token_ids) for s in sequences],
+            mesh.data_size,
+            self.config.micro_batch_tokens,
+            divisor,
+        )
+        multiple = max(1, mesh.tensor_size)
+        return [
+            _to(
+                packing.pack(sequences, indices, multiple=multiple, pad_id=0),
+                mesh.torch_device,
+            )
+            for indices in plan[mesh.data_rank]
+        ]
+
+    # ---- forward and backward ------------------------------------------------------------------
+
+    def _run(
+        self,
+        chunks: list[Any],
+        batches: list[PackedBatch],
+        make_loss: LossBuilder,
+        *,
+        forward_only: bool,
+    ) -> list[Any]:
+        """Megatron's pipeline schedule over the micro-batches; the last stage's results."""
+
+        def forward_step(iterator: Iterator[PackedBatch], model: Any) -> tuple[Tensor, Any]:
+            batch = next(iterator)
+            params = packed_params(
+                batch.cu_seqlens, batch.positions_T, batch.max_seqlen, self.transformer_engine
+            )
+            out = model(
+                batch.tokens_T[None], batch.positions_T[None], None, packed_seq_params=params
+            )
+            return out, make_loss(batch)
+
+        iterators: Any = [iter(batches) for _ in chunks]
+        with megatron_scope(self.mesh.device):
+            return get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=iterators if len(chunks) > 1 else iterators[0],
+                model=chunks if len(chunks) > 1 else chunks[0],
+                num_microbatches=len(batches),
+                seq_length=self.config.micro_batch_tokens,
+                micro_batch_size=1,
+                forward_only=forward_only,
+            )
+
+    @torch.no_grad()
+    def logprobs(self, batches: list[PackedBatch], *, reference: bool = False) -> list[Tensor]:
+        """Log-probs [T] of every micro-batch under the current (or the reference) weights.
+
+        Every pipeline stage gets them.
+        """
+        chunks = self.reference if reference else self.chunks
+        assert chunks is not None, "load_reference has not been called"
+        results = self._run(
+            chunks,
+            batches,
+            partial(losses.logprob_collector, settings=self.settings),
+            forward_only=True,
+        )
+        out = []
+        source = dist.get_process_group_ranks(self.mesh.pipeline_group)[-1]
+        for i, batch in enumerate(batches):
+            logp = (
+                results[i].logprobs_T.float()
+                if results
+                else torch.empty_like(batch.rollout_logprobs_T)
+            )
+            if self.mesh.pipeline_size > 1:
+                dist.broadcast(logp, source, group=self.mesh.pipeline_group)
+            out.append(logp)
+        return out
+
+    def prepare(
+        self, batches: list[PackedBatch], *, old_logprobs: bool = False
+    ) -> list[PackedBatch]:
+        """Add the trainer's own log-probs (`old_logprobs`) and the reference's (KL) to the batches."""
+        if old_logprobs:
+            values = self.logprobs(batches)
+            batches = [
+                replace(b, old_logprobs_T=v) for b, v in zip(batches, values, strict=True)
+            ]
+        if self.settings.policy.kl_coef > 0:
+            values = self.logprobs(batches, reference=True)
+            batches = [
+                replace(b, reference_logprobs_T=v) for b, v in zip(batches, values, strict=True)
+            ]
+        return batches
+
+    def policy_step(
+        self, batches: list[PackedBatch], *, denominator: float, lr: float
+    ) -> StepResult:
+        """One optimizer step of the clipped policy loss."""
+        make = partial(losses.policy_loss, settings=self.settings, denominator=denominator)
+        return self._step(batches, make, lr)
+
+    def supervised_step(
+        self, batches: list[PackedBatch], *, denominator: float, lr: float
+    ) -> StepResult:
+        """One optimizer step of cross-entropy on response tokens."""
+        settings = replace(self.settings, temperature=1.0)
+        make = partial(losses.cross_entropy, settings=settings, denominator=denominator)
+        return self._step(batches, make, lr)
+
+    def backward(self, batches: list[PackedBatch], make_loss: LossBuilder) -> list[Any]:
+        """Gradients of the summed loss, reduced over data-parallel ranks, in the grad buffers."""
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        with megatron_scope(self.mesh.device):
+            self.optimizer.zero_grad()
+        return self._run(self.chunks, batches, make_loss, forward_only=False)
+
+    def _step(self, batches: list[PackedBatch], make_loss: LossBuilder, lr: float) -> StepResult:
+        results = self.backward(batches, make_loss)
+        finite = self._gradients_finite()
+        grad_norm = float("nan")
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr * group.get("lr_mult", 1.0)
+            with megatron_scope(self.mesh.device):
+                _, norm, _ = self.optimizer.step()
+            grad_norm = float(norm) if norm is not None else float("nan")
+        sums, worst = self._reduce(results)
+        return StepResult(
+            sums=sums,
+            grad_norm=grad_norm,
+            applied=finite,
+            worst=worst,
+            micro_batches=len(batches),
+        )
+
+    def _gradients_finite(self) -> bool:
+        bad = torch.zeros((), dtype=torch.float32, device=self.mesh.torch_device)
+        for chunk in self.chunks:
+            for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
+                bad += (~torch.isfinite(buffer.grad_data.sum(dtype=torch.float64))).float()
+        dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+        return not bool(bad > 0)
+
+    def _reduce(self, results: list[Any]) -> tuple[dict[str, float], WorstToken | None]:
+        """Sum the last stage's metrics over micro-batches and data-parallel ranks, for all ranks."""
+        mesh = self.mesh
+        speaks = mesh.is_last_stage and mesh.tensor_rank == 0
+        mine: dict[str, float] = {}
+        worst: list[float] | None = None
+        for result in results if speaks else []:
+            for name, value in result.items():
+                if name == "worst":
+                    row = value.tolist()
+                    worst = row if worst is None or row[0] > worst[0] else worst
+                elif name.endswith("_max"):
+                    mine[name] = max(mine.get(name, 0.0), float(value))
+                else:
+                    mine[name] = mine.get(name, 0.0) + float(value)
+        gathered: list[Any] = [None] * mesh.world_size
+        dist.all_gather_object(gathered, (mine, worst))
+        sums: dict[str, float] = {}
+        for other, _ in gathered:
+            for name, value in other.items():
+                both = (sums.get(name, 0.0), value)
+                sums[name] = max(both) if name.endswith("_max") else sum(both)
+        rows = [row for _, row in gathered if row is not None]
+        return sums, _worst(max(rows, key=lambda row: row[0])) if rows else None
+
+
+def _worst(row: list[float]) -> WorstToken:
+    return WorstToken(
+        gap=row[0],
+        sequence=int(row[1]),
+        position=int(row[2]),
+        token=int(row[3]),
+        rollout_logprob=row[4],
+        trainer_logprob=row[5],
+    )
+
+
+def _to(batch: PackedBatch, device: torch.device) -> PackedBatch:
+    """Move every tensor of a batch."""
+    if device.type == "cpu":
+        return batch
+    moved = {
+        name: value.to(device, non_blocking=True)
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(batch, **moved)
