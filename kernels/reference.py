@@ -37,8 +37,8 @@ class PolicyLoss:
     """Weight of the KL term to the reference policy; 0 is off."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Schulman's estimators. As a loss term only k2 has the gradient of the reverse KL in
-    expectation: k1's gradient is zero in expectation, k3's is that of the forward KL at first
-    order."""
+    expectation over the policy's own samples: k1's gradient is zero, k3's is that of
+    KL(reference || policy)."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus; 0 is off."""
 
