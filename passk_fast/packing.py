@@ -13,6 +13,9 @@ import torch
 
 from passk_fast.batch import PackedBatch, Sequence
 
+_EMPTY_PIECE = 64
+"""Length in tokens of the padding sequences of a micro-batch that has no real one."""
+
 
 def plan(
     lengths: SequenceOf[int], data_size: int, max_tokens: int, divisor: int = 1
@@ -58,11 +61,14 @@ def pack(
     """Pack `sequences[i] for i in indices` into one row of T tokens, T a multiple of `multiple`.
 
     Position t of a sequence predicts its token t + 1; the last position of each predicts nothing.
+    Padding is cut into sequences no longer than the longest real one, so it costs no attention.
     """
     chosen = [sequences[i] for i in indices]
     total = sum(len(s.token_ids) for s in chosen)
     padding = -total % multiple or (multiple if total == 0 else 0)
-    lengths = [len(s.token_ids) for s in chosen] + ([padding] if padding else [])
+    lengths = [len(s.token_ids) for s in chosen]
+    piece = max(lengths, default=_EMPTY_PIECE)
+    lengths += [piece] * (padding // piece) + ([padding % piece] if padding % piece else [])
     size = total + padding
     tokens = torch.full((size,), pad_id, dtype=torch.int64)
     targets = torch.full((size,), pad_id, dtype=torch.int64)

@@ -158,14 +158,15 @@ class Actor:
     def pack(self, sequences: SequenceOf[Sequence]) -> list[PackedBatch]:
         """This data-parallel rank's micro-batches of `sequences` (the same list on all ranks)."""
         mesh = self.mesh
-        divisor = mesh.pipeline_size if mesh.virtual_pipeline_size > 1 else 1
+        interleaved = mesh.virtual_pipeline_size > 1
         plan = packing.plan(
             [len(s.token_ids) for s in sequences],
             mesh.data_size,
             self.config.micro_batch_tokens,
-            divisor,
+            mesh.pipeline_size if interleaved else 1,
         )
-        multiple = max(1, mesh.tensor_size)
+        # Megatron's interleaved schedule exchanges tensors of one fixed length.
+        multiple = self._even_length() if interleaved else mesh.tensor_size
         return [
             _to(
                 packing.pack(sequences, indices, multiple=multiple, pad_id=0),
@@ -173,6 +174,11 @@ class Actor:
             )
             for indices in plan[mesh.data_rank]
         ]
+
+    def _even_length(self) -> int:
+        """Micro-batch tokens, rounded up to a multiple of the tensor-parallel size."""
+        size = self.mesh.tensor_size
+        return -(-self.config.micro_batch_tokens // size) * size
 
     # ---- forward and backward ------------------------------------------------------------------
 
@@ -203,7 +209,7 @@ class Actor:
                 data_iterator=iterators if len(chunks) > 1 else iterators[0],
                 model=chunks if len(chunks) > 1 else chunks[0],
                 num_microbatches=len(batches),
-                seq_length=self.config.micro_batch_tokens,
+                seq_length=self._even_length(),
                 micro_batch_size=1,
                 forward_only=forward_only,
             )

@@ -104,7 +104,10 @@ def transformer_config(
         params_dtype=params_dtype,
         pipeline_dtype=params_dtype,
         bf16=dtype == "bfloat16",
-        variable_seq_lengths=True,  # packed micro-batches differ in length
+        variable_seq_lengths=parallel.virtual_pipeline == 1,  # packed micro-batches differ
+        # With two stages both neighbours are one rank; batched sends over gloo would be mistaken for
+        # one another, while the unbatched calls use a group a direction.
+        batch_p2p_comm=device != "cpu",
         moe_token_dispatcher_type="alltoall",  # Megatron wants it with the line above, dense too
         attention_dropout=0.0,
         hidden_dropout=0.0,
