@@ -1,0 +1,229 @@
+"""One step of Pass@k training, readable as the algorithm in the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from passk_fast.actor.actor import Actor, StepResult
+from passk_fast.actor.schedule import learning_rate
+from passk_fast.advantage import advantages, dead_rows, pass_at_k, table
+from passk_fast.advantage.metrics import evaluation
+from passk_fast.batch import Prompt, RolloutGroup, Sequence
+from passk_fast.clock import Clock
+from passk_fast.config import RunConfig
+from passk_fast.errors import DivergedError
+from passk_fast.rollout.collect import collect_groups
+from passk_fast.rollout.engine import RolloutEngine
+from passk_fast.seeding import seed_for
+from passk_fast.tasks import PromptOrder
+
+_LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
+_LOGPROB_GAP_BF16 = 0.5
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps besides tensors."""
+
+    step: int = 0
+    """Batches trained on so far."""
+    optimizer_step: int = 0
+    """Optimizer steps tried so far: the position in the learning-rate schedule."""
+    bad_steps: int = 0
+    """Steps in a row whose gradient was not finite."""
+    skipped: int = 0
+    """All steps whose gradient was not finite."""
+    order: dict[str, int] = field(default_factory=dict)
+    """Position in the prompt order."""
+
+
+@dataclass
+class Trainer:
+    """The parts of a run and the step that uses them. All ranks call everything together."""
+
+    config: RunConfig
+    actor: Actor
+    engine: RolloutEngine
+    tokenizer: Any
+    prompts: SequenceOf[Prompt]
+    test_prompts: SequenceOf[Prompt]
+    verify: Callable[[Prompt, str], float]
+    order: PromptOrder
+    progress: Progress
+    checked: bool = False
+    """True once rollout and trainer log-probs have been compared in this process."""
+
+    def sync_weights(self) -> None:
+        """Hand the actor's weights to the engine."""
+        self.engine.load_weights(self.actor.full_tensors())
+
+    def step(self, clock: Clock) -> tuple[dict[str, Any], list[RolloutGroup]]:
+        """Sample, score, update, sync. Returns the step's record and its rollouts."""
+        algorithm, state = self.config.algorithm, self.progress
+        with clock.span("sample"):
+            chosen = [self.prompts[i] for i in self.order.take(self.config.prompts_per_step)]
+            groups, failures = self._sample(chosen, algorithm.num_rollouts, "sampling")
+        rewards_PN = np.stack([group.rewards for group in groups])
+        advantages_PN = advantages(algorithm.estimator, rewards_PN, algorithm.k)
+        with clock.span("train"):
+            results = self._update(groups, advantages_PN)
+        with clock.span("sync"):
+            self.engine.wake_up()
+            self.sync_weights()
+        state.step += 1
+        state.order = self.order.state_dict()
+        record = {"step": state.step, **self._rollout_metrics(groups, rewards_PN)}
+        record |= self._update_metrics(results)
+        record["verifier_failures"] = failures
+        return record, groups
+
+    def _sample(
+        self, prompts: SequenceOf[Prompt], num_rollouts: int, purpose: str
+    ) -> tuple[list[RolloutGroup], int]:
+        groups, stats = collect_groups(
+            self.engine,
+            prompts,
+            self.tokenizer,
+            self.verify,
+            num_rollouts=num_rollouts,
+            seed=seed_for(self.config.seed, purpose, self.progress.step),
+        )
+        return groups, stats.verifier_failures
+
+    def _update(self, groups: list[RolloutGroup], advantages_PN: np.ndarray) -> list[StepResult]:
+        """One optimizer step a minibatch of prompts."""
+        self.engine.sleep()
+        count = self.config.algorithm.minibatches
+        size = len(groups) // count
+        parts = []
+        for m in range(count):
+            part = slice(m * size, (m + 1) * size)
+            sequences = to_sequences(groups[part], advantages_PN[part])
+            batches = self.actor.pack(sequences)
+            # Log-probs of the sampling policy are needed once the weights have moved.
+            parts.append((sequences, self.actor.prepare(batches, old_logprobs=count > 1)))
+        results = []
+        for sequences, batches in parts:
+            lr = learning_rate(self.config.optim, self.progress.optimizer_step, self.total_updates)
+            denominator = self._denominator(sequences)
+            result = self.actor.policy_step(batches, denominator=denominator, lr=lr)
+            result.sums["lr"] = lr
+            result.sums["loss"] = result.sums["loss_sum"] / denominator
+            self._guard(result, sequences)
+            results.append(result)
+        return results
+
+    @property
+    def total_updates(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.steps * self.config.algorithm.minibatches
+
+    def _denominator(self, sequences: list[Sequence]) -> float:
+        kind = self.config.algorithm.loss_denominator
+        if kind == "sequences":
+            return float(len(sequences))
+        counted = [s for s in sequences if kind == "response_tokens" or s.advantage != 0.0]
+        return float(max(1, sum(s.response_length for s in counted)))
+
+    def _guard(self, result: StepResult, sequences: list[Sequence]) -> None:
+        """Compare log-probs once, and count steps with gradients that are not finite."""
+        state = self.progress
+        if not self.checked and result.worst is not None:
+            self._check_logprobs(result, sequences)
+            self.checked = True
+        state.optimizer_step += 1
+        state.bad_steps = 0 if result.applied else state.bad_steps + 1
+        state.skipped += not result.applied
+        if state.bad_steps >= self.config.optim.max_bad_steps:
+            raise DivergedError(
+                f"{state.bad_steps} optimizer steps in a row had a NaN or inf gradient "
+                f"(optim.max_bad_steps = {self.config.optim.max_bad_steps}). The last checkpoint "
+                "is intact; lower optim.lr or look at the samples."
+            )
+
+    def _check_logprobs(self, result: StepResult, sequences: list[Sequence]) -> None:
+        bound = logprob_bound(self.config, self.actor.mesh.device)
+        worst = result.worst
+        assert worst is not None
+        if worst.gap <= bound:
+            return
+        token = self.tokenizer.decode([worst.token])
+        raise DivergedError(
+            f"Rollout and trainer disagree: |difference of log-probs| is {worst.gap:.3g}, above "
+            f"{bound:.3g} (algorithm.max_logprob_gap). Worst token: {token!r} (id {worst.token}) at "
+            f"position {worst.position} of sequence {worst.sequence}, rollout "
+            f"{worst.rollout_logprob:.6f}, trainer {worst.trainer_logprob:.6f}, prompt of "
+            f"{sequences[worst.sequence].prompt_length} tokens."
+        )
+
+    def _rollout_metrics(
+        self, groups: list[RolloutGroup], rewards_PN: np.ndarray
+    ) -> dict[str, float]:
+        algorithm = self.config.algorithm
+        correct_P = (rewards_PN == 1.0).sum(axis=1)
+        dead = dead_rows(table(algorithm.estimator, algorithm.num_rollouts, algorithm.k))
+        lengths = [len(r.token_ids) for group in groups for r in group.rollouts]
+        finished = [r.finished for group in groups for r in group.rollouts]
+        return {
+            "reward": float(rewards_PN.mean()),
+            "pass@1": float(correct_P.mean() / algorithm.num_rollouts),
+            "pass@k": float(pass_at_k(correct_P, algorithm.num_rollouts, algorithm.k).mean()),
+            "dead_share": float(dead[correct_P].mean()),
+            "response_tokens": int(sum(lengths)),
+            "response_length": float(np.mean(lengths)),
+            "truncated_share": 1.0 - float(np.mean(finished)),
+        }
+
+    def _update_metrics(self, results: list[StepResult]) -> dict[str, float]:
+        total = {key: sum(r.sums[key] for r in results) for key in results[0].sums}
+        tokens = max(1.0, total["tokens"])
+        means = ("entropy", "ppo_kl", "kl", "logprob_gap", "tis_weight")
+        shares = ("clipped_low", "clipped_high", "dual_clipped", "tis_truncated")
+        record = {name: total[f"{name}_sum"] / tokens for name in means}
+        record |= {name: total[name] / tokens for name in shares}
+        record["logprob_gap_max"] = max(r.sums["logprob_gap_max"] for r in results)
+        record["loss"] = total["loss"] / len(results)
+        record["lr"] = results[-1].sums["lr"]
+        norms = [r.grad_norm for r in results if math.isfinite(r.grad_norm)]
+        record["grad_norm"] = sum(norms) / len(norms) if norms else math.nan
+        record["skipped_steps"] = self.progress.skipped
+        record["micro_batches"] = sum(r.micro_batches for r in results)
+        return record
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Held-out pass@1 and pass@k with 95 % intervals; None without held-out prompts."""
+        settings = self.config.eval
+        prompts = self.test_prompts[: settings.num_prompts]
+        if not prompts:
+            return None
+        self.engine.wake_up()
+        groups, _ = self._sample(prompts, settings.num_rollouts, "evaluation")
+        correct_P = np.array([(group.rewards == 1.0).sum() for group in groups])
+        return evaluation(correct_P, settings.num_rollouts, self.config.algorithm.k)
+
+
+def to_sequences(groups: list[RolloutGroup], advantages_PN: np.ndarray) -> list[Sequence]:
+    """P groups and their advantages [P, N] -> P * N sequences, in order."""
+    return [
+        Sequence(
+            token_ids=group.prompt_ids + rollout.token_ids,
+            prompt_length=len(group.prompt_ids),
+            rollout_logprobs=rollout.logprobs,
+            advantage=float(advantage),
+        )
+        for group, advantages_N in zip(groups, advantages_PN, strict=True)
+        for rollout, advantage in zip(group.rollouts, advantages_N, strict=True)
+    ]
+
+
+def logprob_bound(config: RunConfig, device: str) -> float:
+    """The first-step bound on |rollout - trainer log-prob| in nats."""
+    if config.algorithm.max_logprob_gap > 0:
+        return config.algorithm.max_logprob_gap
+    return _LOGPROB_GAP.get((config.model.dtype, device), _LOGPROB_GAP_BF16)

@@ -1,0 +1,44 @@
+"""SIGTERM and SIGINT: ranks agree on them at the end of a step, save and leave.
+
+If the running phase does not end within the grace, the process is ended hard, so that a scheduler
+never waits for a rank that hangs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import torch
+import torch.distributed as dist
+
+from passk_fast.errors import ExitCode
+
+
+class StopFlag:
+    """Raised by a signal, read by all ranks together."""
+
+    def __init__(self, grace_s: float) -> None:
+        """`grace_s`: seconds between the signal and the hard exit."""
+        self._grace_s = grace_s
+        self._raised = False
+
+    def install(self) -> None:
+        """Take over SIGTERM and SIGINT of this process."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._raised:
+            return
+        self._raised = True
+        timer = threading.Timer(self._grace_s, os._exit, (int(ExitCode.LOST_RANK),))
+        timer.daemon = True
+        timer.start()
+
+    def agreed(self, device: torch.device) -> bool:
+        """True on every rank if any rank was signalled. A collective."""
+        flag = torch.tensor(float(self._raised), device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag > 0)
