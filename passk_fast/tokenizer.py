@@ -1,77 +1,113 @@
-"""Tokenizers: a character one for models made from scratch, and encoding that refuses silently
-lost text. Also makes the folder of such a model."""
+"""A character tokenizer and a random model of a given shape, for runs that start from nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from passk_fast.config import ShapeConfig
-from passk_fast.errors import DataError
+from passk_fast.errors import ConfigError, DataError
 
-PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+_VOCAB_MULTIPLE = 8
 
 
-def character_tokenizer(alphabet: str) -> Any:
-    """A `PreTrainedTokenizerFast` with one token a character of `alphabet` and four special ones."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
+    """One token a character of `alphabet` (sorted, repeats ignored), after pad, eos and unknown.
+
+    ConfigError for an empty alphabet. Encode with `encode_checked`, which refuses characters
+    outside the alphabet. Example: "ab" makes ids <pad> 0, <eos> 1, <unk> 2, a 3, b 4.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    symbols = [PAD, BOS, EOS, UNK, *sorted(set(alphabet))]
-    model = models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=UNK)
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    if not alphabet:
+        raise ConfigError("A character tokenizer needs at least one character.")
+    tokens = [PAD, EOS, UNKNOWN, *sorted(set(alphabet))]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNK
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
     )
 
 
-def encode_checked(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of `text` without special tokens; DataError where a part would become unknown."""
-    ids = tokenizer.encode(text, add_special_tokens=False)
+def encode_checked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of `text` without special tokens added; DataError where one is unknown."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown in ids:
-        lost = sorted({c for c in text if tokenizer.encode(c, add_special_tokens=False) == [unknown]})
-        raise DataError(f"the tokenizer has no token for {lost} in the text {text[:60]!r}.")
-    return ids
+    if unknown is None or unknown not in ids or tokenizer.unk_token in text:
+        return ids
+    for position, character in enumerate(text):
+        if unknown in tokenizer.encode(character, add_special_tokens=False):
+            raise DataError(
+                f"Character {character!r} at position {position} of the text "
+                f"{_shorten(text)!r} is not in the tokenizer's vocabulary."
+            )
+    raise DataError(f"The text {_shorten(text)!r} holds tokens that the tokenizer does not know.")
 
 
-def make_tiny_model(shape: ShapeConfig, tokenizer: Any, seed: int, out: Path) -> None:
-    """Write a Hugging Face folder with a random model of `shape`, the same for the same seed."""
+def make_tiny_model(
+    shape: ShapeConfig, tokenizer: PreTrainedTokenizerBase, seed: int, out_dir: str | Path
+) -> Path:
+    """Write a Hugging Face folder with random float32 weights of `shape`; returns the folder.
+
+    The vocabulary is len(tokenizer) rounded up to a multiple of 8. Equal arguments give equal
+    files. ConfigError where the architecture cannot have the shape.
+    """
     import torch
-    from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-        Qwen3Config,
-        Qwen3ForCausalLM,
-    )
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    kinds = {
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-        "llama": (LlamaConfig, LlamaForCausalLM),
-    }
-    make_config, make_model = kinds[shape.architecture]
-    config = make_config(
-        vocab_size=-(-len(tokenizer) // 8) * 8,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=shape.max_positions,
-        tie_word_embeddings=shape.tie_embeddings,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    out = Path(out_dir)
+    config = _model_config(shape, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make_model(config).float()
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out, is_main_process=True)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.generation_config = GenerationConfig(
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+    )
+    model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    return out
+
+
+def _model_config(shape: ShapeConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    fields: dict[str, Any] = {
+        "vocab_size": -(-len(tokenizer) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "max_position_embeddings": shape.max_positions,
+        "tie_word_embeddings": shape.tie_embeddings,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": (
+            tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        ),
+    }
+    if shape.architecture != "qwen2":
+        fields["head_dim"] = shape.head_dim
+    elif shape.num_heads * shape.head_dim != shape.hidden_size:
+        raise ConfigError(
+            "model.shape.architecture = 'qwen2' needs num_heads x head_dim = hidden_size, got "
+            f"{shape.num_heads} x {shape.head_dim} and {shape.hidden_size}."
+        )
+    return AutoConfig.for_model(shape.architecture, **fields)
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -114,3 +114,15 @@ def read(actor: Actor, folder: Path) -> dict[str, Any]:
             chunk.load_state_dict(loaded["model" if len(chunks) == 1 else f"model{i}"])
         _load_optimizer(actor.optimizer, loaded["optimizer"])
     return json.loads((folder / "state.json").read_text())
+
+
+def read_weights(chunks: list[Any], folder: Path, device: str) -> None:
+    """Load the model alone, without an optimizer, from a verified folder. A collective."""
+    with megatron_scope(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (chunk,) = chunks
+        state = {"model": chunk.sharded_state_dict(metadata=_METADATA)}
+        loaded = dist_checkpointing.load(
+            state, str(folder), validate_access_integrity=False, strict="assume_ok_unexpected"
+        )
+        chunk.load_state_dict(loaded["model"])

@@ -1,0 +1,68 @@
+"""`passk-fast convert`: a checkpoint of any mesh -> a Hugging Face folder, on one CPU process."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from passk_fast.config import ParallelConfig, RunConfig
+from passk_fast.errors import ConfigError
+
+
+def convert(source: str, out: str) -> Path:
+    """Write the checkpoint `source` (its folder, or a run folder: the newest good) to `out`.
+
+    Weights are written in the run's dtype, with its config and tokenizer files.
+
+    Raises:
+        ConfigError: `source` is neither, or `out` exists and is not empty.
+        CorruptCheckpointError: the checkpoint's files do not match its manifest.
+    """
+    from transformers import AutoConfig
+
+    from passk_fast.actor import checkpoint
+    from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab
+    from passk_fast.actor.store import verify_checkpoint
+    from passk_fast.config_file import load_config
+    from passk_fast.distributed import make_mesh, start_process_group
+    from passk_fast.weights.hf import write_folder
+    from passk_fast.weights.layout import ModelShape
+    from passk_fast.weights.megatron import full_tensors
+
+    run, folder = _locate(Path(source))
+    target = Path(out)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} exists and is not empty; name a new folder.")
+    verify_checkpoint(folder)
+    config: RunConfig = load_config(run / "config.toml")
+    hf = AutoConfig.from_pretrained(run / "model")
+    start_process_group("cpu", 600)
+    parallel = ParallelConfig()
+    mesh = make_mesh(parallel, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chunks = build_chunks(hf, parallel, config.model.dtype, mesh, config.seed)
+        checkpoint.read_weights(chunks, folder, mesh.device)
+    shape = ModelShape.from_hf(hf, padded_vocab(hf.vocab_size, 1))
+    write_folder(
+        full_tensors(chunks, shape, mesh),
+        target,
+        like=run / "model",
+        dtype=DTYPES[config.model.dtype],
+    )
+    return target
+
+
+def _locate(source: Path) -> tuple[Path, Path]:
+    """(run folder, checkpoint folder) of a run folder or a checkpoint folder."""
+    from passk_fast.actor.store import CheckpointStore
+
+    if (source / "config.toml").is_file():
+        newest = CheckpointStore(source / "checkpoints", keep=1).newest_good()
+        if newest is None:
+            raise ConfigError(f"{source} holds no good checkpoint.")
+        return source, newest[1]
+    run = source.resolve().parent.parent
+    if (source / "state.json").is_file() and (run / "config.toml").is_file():
+        return run, source
+    raise ConfigError(f"{source} is neither a run folder nor a checkpoint of one.")

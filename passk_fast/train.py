@@ -1,0 +1,101 @@
+"""torchrun's entry: builds the parts, runs the loop, exits with a meaning.
+
+    torchrun --nproc-per-node 2 -m passk_fast.train configs/maze_cpu.toml --optim.lr 2e-4
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from passk_fast.config import RunConfig
+from passk_fast.errors import ExitCode, LostRankError, PasskError
+
+_LOST = ("gloo", "Connection closed by peer", "Timed out", "NCCL", "Broken pipe")
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore")
+    logging.getLogger().setLevel(logging.WARNING)
+    for name in ("megatron", "torch.distributed", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def run(config: RunConfig) -> ExitCode:
+    """Train as `config` says, in this torchrun process. A collective over all ranks."""
+    from passk_fast.rollout.engine import prepare_environment
+
+    prepare_environment(config)
+    import torch.distributed as dist
+
+    from passk_fast.build import build_run
+    from passk_fast.distributed import make_mesh, pick_device, start_process_group
+
+    device = pick_device(config.device)
+    if not dist.is_initialized():
+        start_process_group(device, config.timeout_s)
+    mesh = make_mesh(config.parallel, device)
+    return build_run(config, mesh).train()
+
+
+def _as_user_error(error: BaseException) -> PasskError | None:
+    if isinstance(error, PasskError):
+        return error
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(word in text for word in _LOST):
+        return LostRankError(f"A rank was lost or a collective timed out: {text.splitlines()[0]}")
+    return None
+
+
+def _report(error: BaseException, rank: int) -> ExitCode:
+    """Print a user's error as one paragraph (once), anything else as a traceback."""
+    known = _as_user_error(error)
+    if known is None:
+        traceback.print_exception(error)
+        return ExitCode.LOST_RANK
+    if rank == 0 or isinstance(known, LostRankError):
+        print(f"error: {known}", file=sys.stderr, flush=True)
+    return known.exit_code
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse `CONFIG --key value ...`, train, and leave without waiting for other threads."""
+    from passk_fast.config_file import load_config
+    from passk_fast.exit_status import write_exit_code
+    from passk_fast.preflight import check_run
+
+    _quiet()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    rank = int(os.environ.get("RANK", "0"))
+    output_dir: Path | None = None
+    try:
+        if not arguments:
+            raise PasskError("usage: torchrun ... -m passk_fast.train CONFIG [--key value ...]")
+        config = load_config(arguments[0], arguments[1:])
+        check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
+        output_dir = Path(config.output_dir)
+        code = run(config)
+    except BaseException as error:
+        code = _report(error, rank)
+    if output_dir is not None and (rank == 0 or code not in (ExitCode.DONE, ExitCode.PREEMPTED)):
+        write_exit_code(output_dir, code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(code))  # gloo's destructors may hang once a peer has left
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain values, for logs."""
+    return asdict(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Supervised steps on task solutions before reinforcement learning, cached by what determines them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from passk_fast import __version__
+from passk_fast.actor.actor import Actor
+from passk_fast.actor.model import DTYPES
+from passk_fast.actor.schedule import learning_rate
+from passk_fast.batch import Sequence
+from passk_fast.config import OptimConfig, RunConfig
+from passk_fast.distributed import Mesh
+from passk_fast.errors import DivergedError
+from passk_fast.tasks import fresh_solutions
+from passk_fast.tokenizer import encode_checked
+from passk_fast.weights.hf import write_folder
+
+_LOG_EVERY = 20
+
+
+def cache_folder(config: RunConfig) -> Path:
+    """Where the warm-started model of this configuration is kept."""
+    key = {
+        "version": __version__,
+        "model": dataclasses.asdict(config.model),
+        "warm_start": {**dataclasses.asdict(config.warm_start), "cache_dir": ""},
+        "data": dataclasses.asdict(config.data),
+        "seed": config.seed,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(config.warm_start.cache_dir) / f"warm-{digest}"
+
+
+def warm_start(
+    config: RunConfig,
+    hf: Any,
+    mesh: Mesh,
+    tokenizer: Any,
+    folder: str,
+    say: Callable[[str], None],
+) -> str:
+    """Train `folder`'s model on solutions and return the folder of the result.
+
+    A cached result is used when there is one. A collective.
+    """
+    target = cache_folder(config)
+    found = [target.is_dir()]
+    dist.broadcast_object_list(found, src=0)
+    if found[0]:
+        say(f"Warm start: using the cached model in {target}")
+        return str(target)
+    settings = config.warm_start
+    optim = OptimConfig(
+        lr=settings.lr, lr_warmup_steps=settings.lr_warmup_steps, beta2=0.95, grad_clip=1.0
+    )
+    actor = Actor(config, hf, mesh, optim=optim)
+    actor.load_folder(folder)
+    start = time.monotonic()
+    for step, sequences in enumerate(_batches(config, tokenizer)):
+        batches = actor.pack(sequences)
+        denominator = float(sum(s.response_length for s in sequences))
+        lr = learning_rate(optim, step, settings.steps)
+        result = actor.supervised_step(batches, denominator=denominator, lr=lr)
+        if not result.applied:
+            raise DivergedError(
+                f"Warm start: the gradient of step {step + 1} is not finite; lower warm_start.lr."
+            )
+        if (step + 1) % _LOG_EVERY == 0 or step + 1 == settings.steps:
+            loss = result.sums["loss_sum"] / denominator
+            spent = time.monotonic() - start
+            left = spent / (step + 1) * (settings.steps - step - 1)
+            say(
+                f"Warm start: step {step + 1}/{settings.steps}, loss {loss:.3f}, "
+                f"{left:.0f} s left"
+            )
+    _keep(actor, target, Path(folder), config)
+    return str(target)
+
+
+def _batches(config: RunConfig, tokenizer: Any) -> Iterator[list[Sequence]]:
+    """Batches of fresh problems with their solutions as responses."""
+    solutions = fresh_solutions(config.data, config.seed)
+    end = tokenizer.eos_token_id
+    for _ in range(config.warm_start.steps):
+        batch = []
+        for _ in range(config.warm_start.batch_size):
+            prompt, solution = next(solutions)
+            prompt_ids = encode_checked(tokenizer, prompt)
+            response = [*encode_checked(tokenizer, solution), end]
+            batch.append(
+                Sequence(
+                    token_ids=(*prompt_ids, *response),
+                    prompt_length=len(prompt_ids),
+                    rollout_logprobs=(0.0,) * len(response),
+                    advantage=1.0,
+                )
+            )
+        yield batch
+
+
+def _keep(actor: Actor, target: Path, like: Path, config: RunConfig) -> None:
+    """Write the model where the next run finds it; the folder appears complete or not at all."""
+    tensors = actor.full_tensors()
+    if actor.mesh.rank == 0:
+        staging = target.with_name(f".{target.name}-{os.getpid()}")
+        write_folder(tensors, staging, like=like, dtype=DTYPES[config.model.dtype])
+        if target.exists():  # another run finished the same warm start meanwhile
+            shutil.rmtree(staging)
+        else:
+            staging.rename(target)
+    else:
+        for _ in tensors:
+            pass
+    dist.barrier()
