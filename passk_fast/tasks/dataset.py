@@ -1,0 +1,115 @@
+"""Prompts from files: JSONL, Parquet, or a folder saved by the `datasets` library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from passk_fast.batch import Prompt
+from passk_fast.errors import DataError
+
+_REQUIRED = ("prompt", "answer", "task")
+
+
+def load_prompts(path: str | Path, tasks: Iterable[str]) -> list[Prompt]:
+    """Prompts of a file or folder with columns `prompt`, `answer`, `task` and optionally `id`.
+
+    Raises:
+        DataError: missing or malformed, naming `file:line` (JSONL) or `file: row`.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder.")
+    if source.is_dir():
+        rows = _folder_rows(source)
+    elif source.suffix == ".parquet":
+        rows = _parquet_rows(source)
+    elif source.suffix in (".jsonl", ".json"):
+        rows = _jsonl_rows(source)
+    else:
+        raise DataError(
+            f"{source}: the name must end in .jsonl or .parquet, or be a folder saved by `datasets`."
+        )
+    known = set(tasks)
+    prompts = [_prompt(where, row, i, known) for i, (where, row) in enumerate(rows)]
+    if not prompts:
+        raise DataError(f"{source}: it holds no prompts.")
+    first: dict[str, int] = {}
+    for i, prompt in enumerate(prompts):
+        if prompt.id in first:
+            raise DataError(
+                f"{rows[i][0]}: id {prompt.id!r} was used before, in {rows[first[prompt.id]][0]}."
+            )
+        first[prompt.id] = i
+    return prompts
+
+
+def _jsonl_rows(source: Path) -> list[tuple[str, Any]]:
+    """(place, row) of each non-empty line; parsed here, so that an error can name its line."""
+    rows = []
+    try:
+        text = source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: not UTF-8 text: {error}.") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((f"{source}:{number}", json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{source}:{number}: not JSON: {error.msg}.") from None
+    return rows
+
+
+def _quiet_datasets() -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _parquet_rows(source: Path) -> list[tuple[str, Any]]:
+    datasets = _quiet_datasets()
+    try:
+        table = datasets.Dataset.from_parquet(str(source), keep_in_memory=True)
+    except Exception as error:
+        raise DataError(f"{source}: not a readable Parquet file: {error}") from None
+    return [(f"{source}: row {i}", row) for i, row in enumerate(table)]
+
+
+def _folder_rows(source: Path) -> list[tuple[str, Any]]:
+    datasets = _quiet_datasets()
+    try:
+        loaded = datasets.load_from_disk(str(source), keep_in_memory=True)
+    except Exception as error:
+        raise DataError(f"{source}: not a folder saved by `datasets`: {error}") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        names = ", ".join(sorted(loaded))
+        raise DataError(f"{source}: it holds several splits ({names}); name one, {source}/SPLIT.")
+    return [(f"{source}: row {i}", row) for i, row in enumerate(loaded)]
+
+
+def _prompt(where: str, row: Any, index: int, tasks: set[str]) -> Prompt:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be an object with {', '.join(_REQUIRED)}.")
+    for name in _REQUIRED:
+        if row.get(name) is None:
+            raise DataError(f"{where}: field {name!r} is missing.")
+        if not isinstance(row[name], str):
+            kind = type(row[name]).__name__
+            raise DataError(f"{where}: field {name!r} must be text, got {kind}.")
+    if not row["prompt"]:
+        raise DataError(f"{where}: field 'prompt' is empty.")
+    if row["task"] not in tasks:
+        raise DataError(
+            f"{where}: field 'task' is {row['task']!r}; known: {', '.join(sorted(tasks))}."
+        )
+    identity = row.get("id")
+    return Prompt(
+        id=str(index) if identity is None else str(identity),
+        text=row["prompt"],
+        answer=row["answer"],
+        task=row["task"],
+    )

@@ -1,0 +1,181 @@
+"""Mazes (arXiv 2508.10751, section 3.1): generator, prompts and verifier.
+
+A text grid n x n of `*` wall, `.` free, `S` start, `E` end; the answer is a string of moves U D L R.
+Mazes are trees carved by depth-first search, so exactly one simple path joins S and E.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import deque
+from collections.abc import Iterator
+
+from passk_fast.config import MazeConfig
+from passk_fast.errors import ConfigError
+
+MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
+COMPACT_END = ">"
+"""Ends a compact prompt; the response is the moves alone."""
+
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_WORD = re.compile(r"\b(up|down|left|right)\b", re.IGNORECASE)
+_MAX_TRIES_IN_A_ROW = 2000
+
+_PROSE = """\
+You are in a maze drawn as a text grid: `*` is a wall, `.` is free, `S` is the start and `E` is the \
+end. A move is U (up), D (down), L (left) or R (right) by one cell; walls cannot be entered.
+
+{grid}
+
+Think, then give the moves from S to E inside tags, for example <answer>UURD</answer>.
+"""
+
+
+def carve(size: int, rng: random.Random) -> tuple[str, str]:
+    """(grid text of `size` lines, its shortest solution). `size` is odd, 5 to 21."""
+    grid = [["*"] * size for _ in range(size)]
+    grid[1][1] = "."
+    stack = [(1, 1)]
+    while stack:
+        y, x = stack[-1]
+        options = [
+            (dy, dx)
+            for dy, dx in MOVES.values()
+            if 0 < y + 2 * dy < size - 1
+            and 0 < x + 2 * dx < size - 1
+            and grid[y + 2 * dy][x + 2 * dx] == "*"
+        ]
+        if not options:
+            stack.pop()
+            continue
+        dy, dx = rng.choice(options)
+        grid[y + dy][x + dx] = grid[y + 2 * dy][x + 2 * dx] = "."
+        stack.append((y + 2 * dy, x + 2 * dx))
+    free = [(y, x) for y in range(size) for x in range(size) if grid[y][x] == "."]
+    start, end = rng.sample(free, 2)
+    grid[start[0]][start[1]], grid[end[0]][end[1]] = "S", "E"
+    lines = ["".join(row) for row in grid]
+    return "\n".join(lines), solve(lines)
+
+
+def _find(lines: list[str], symbol: str) -> tuple[int, int]:
+    for y, line in enumerate(lines):
+        if symbol in line:
+            return y, line.index(symbol)
+    raise ValueError(f"the maze has no {symbol!r}")
+
+
+def solve(lines: list[str]) -> str:
+    """Moves of the shortest path from S to E; ValueError where there is none."""
+    start, end = _find(lines, "S"), _find(lines, "E")
+    paths = {start: ""}
+    queue = deque([start])
+    while queue:
+        here = queue.popleft()
+        if here == end:
+            return paths[here]
+        for move, (dy, dx) in MOVES.items():
+            there = (here[0] + dy, here[1] + dx)
+            if _cell(lines, there) not in ("*", "") and there not in paths:
+                paths[there] = paths[here] + move
+                queue.append(there)
+    raise ValueError("the maze has no path from S to E")
+
+
+def _cell(lines: list[str], at: tuple[int, int]) -> str:
+    y, x = at
+    return lines[y][x] if 0 <= y < len(lines) and 0 <= x < len(lines[y]) else ""
+
+
+def render_prompt(style: str, grid: str) -> str:
+    """The prompt of a grid in a style of `MazeConfig.style`."""
+    return grid + COMPACT_END if style == "compact" else _PROSE.format(grid=grid)
+
+
+def render_solution(style: str, moves: str) -> str:
+    """The response that a perfect solver gives."""
+    return moves if style == "compact" else f"<answer>{moves}</answer>"
+
+
+def grid_of(prompt: str) -> list[str]:
+    """The maze inside a prompt of either style: its lines of maze symbols holding S and E."""
+    lines = [line.rstrip(COMPACT_END) for line in prompt.split("\n")]
+    return [line for line in lines if len(line) >= 5 and set(line) <= set("*.SE")]
+
+
+def verify(prompt: str, response: str, *, style: str, lenient: bool) -> float:
+    """1.0 if the response solves the prompt's maze, else 0.0.
+
+    Strict: the last `<answer>` tag is required (prose style), holds only LRUD in any case, spaces
+    and commas, every step is legal and the last ends on E. Lenient, as the paper's released code:
+    other characters are ignored, without a tag words such as "up" are taken from the prose, and
+    only the final cell is checked.
+    """
+    lines = grid_of(prompt)
+    moves = _lenient_moves(response, style) if lenient else _strict_moves(response, style)
+    if not moves:
+        return 0.0
+    y, x = _find(lines, "S")
+    for move in moves:
+        dy, dx = MOVES[move]
+        y, x = y + dy, x + dx
+        if not lenient and _cell(lines, (y, x)) in ("*", ""):
+            return 0.0
+    return float((y, x) == _find(lines, "E"))
+
+
+def _strict_moves(response: str, style: str) -> str:
+    """The moves, or "" where the answer is malformed."""
+    if style == "compact":
+        answer = response
+    else:
+        tags = _TAG.findall(response)
+        if not tags:
+            return ""
+        answer = tags[-1]
+    moves = re.sub(r"[ ,]", "", answer.strip()).upper()
+    return moves if moves and set(moves) <= set(MOVES) else ""
+
+
+def _lenient_moves(response: str, style: str) -> str:
+    tags = _TAG.findall(response)
+    if tags:
+        answer = tags[-1]
+    elif style == "compact":
+        answer = response
+    else:
+        return "".join(word[0].upper() for word in _WORD.findall(response))
+    return "".join(c for c in answer.upper() if c in MOVES)
+
+
+def distinct(
+    size: int, count: int, rng: random.Random, seen: set[str]
+) -> Iterator[tuple[str, str]]:
+    """`count` mazes of one size, none in `seen`, which grows by them.
+
+    Raises:
+        ConfigError: there seem to be too few distinct mazes of this size.
+    """
+    misses = 0
+    for i in range(count):
+        grid, moves = carve(size, rng)
+        while grid in seen:
+            misses += 1
+            if misses > _MAX_TRIES_IN_A_ROW:
+                raise ConfigError(
+                    f"data.maze: only {i} of {count} distinct {size}x{size} mazes were found; ask "
+                    "for fewer, or for larger ones."
+                )
+            grid, moves = carve(size, rng)
+        misses = 0
+        seen.add(grid)
+        yield grid, moves
+
+
+def test_count(config: MazeConfig, size: int) -> int:
+    """Held-out mazes of a size: the paper has 75 of 7x7 and 100 of the others."""
+    return 75 if size == 7 and config.test_per_size == 100 else config.test_per_size
+
+
+test_count.__test__ = False  # type: ignore[attr-defined]  # a count, not a test

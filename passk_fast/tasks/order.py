@@ -1,0 +1,47 @@
+"""The order in which prompts are drawn: epochs of seeded shuffles that a checkpoint can resume."""
+
+from __future__ import annotations
+
+import random
+
+from passk_fast.seeding import seed_for
+
+
+class PromptOrder:
+    """Every prompt once an epoch, in an order that depends on (seed, epoch) alone."""
+
+    def __init__(self, num_prompts: int, seed: int) -> None:
+        """ValueError for an empty data set."""
+        if num_prompts < 1:
+            raise ValueError(f"num_prompts must be at least 1, got {num_prompts}.")
+        self._num_prompts = num_prompts
+        self._seed = seed
+        self._epoch = 0
+        self._position = 0
+        self._shuffled = self._shuffle(0)
+
+    def _shuffle(self, epoch: int) -> list[int]:
+        order = list(range(self._num_prompts))
+        random.Random(seed_for(self._seed, "order", epoch)).shuffle(order)
+        return order
+
+    def take(self, count: int) -> list[int]:
+        """The next `count` prompt indices, going on into the next epoch where one ends."""
+        taken: list[int] = []
+        while len(taken) < count:
+            if self._position == self._num_prompts:
+                self._epoch, self._position = self._epoch + 1, 0
+                self._shuffled = self._shuffle(self._epoch)
+            part = self._shuffled[self._position : self._position + count - len(taken)]
+            taken += part
+            self._position += len(part)
+        return taken
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and position in it."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a saved position."""
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._shuffled = self._shuffle(self._epoch)
