@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from passk_fast.batch import Rollout
@@ -64,13 +64,13 @@ class RolloutEngine:
         self.max_prompt_tokens = rollout.max_prompt_tokens
         self._max_response_tokens = rollout.max_response_tokens
         self._temperature = rollout.temperature
+        self._on_cpu = device == "cpu"
         self._sleeps = rollout.sleep and device == "cuda"
         self._asleep = False
         self._has_weights = True
         prepare_environment()
         self.llm: LLM = _start(config, model_dir, device)
         self.tokenizer: Any = self.llm.get_tokenizer()
-        self._stop_token_ids = _stop_token_ids(self.llm)
 
     def sample(
         self,
@@ -91,17 +91,21 @@ class RolloutEngine:
         `temperature` and `max_tokens` default to rollout.temperature and max_response_tokens.
         DataError for an empty prompt or one above rollout.max_prompt_tokens.
         """
-        assert self._has_weights and not self._asleep, "wake the engine and load weights first"
+        assert self._has_weights, "wake the engine and load weights first"
         keys = range(len(prompts)) if prompt_keys is None else prompt_keys
         assert len(keys) == len(prompts), "one key a prompt"
         for key, prompt in zip(keys, prompts, strict=True):
             check_prompt(len(prompt), f"number {key}", self.max_prompt_tokens)
         params = [
-            self._params(num_rollouts, seed_for(seed, "rollout", key), temperature, top_p, max_tokens)
+            self._params(
+                num_rollouts, seed_for(seed, "rollout", key), temperature, top_p, max_tokens
+            )
             for key in keys
         ]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return self._rollouts(self.llm.generate(inputs, params, use_tqdm=False))
+        with self._stance():
+            outputs = self.llm.generate(inputs, params, use_tqdm=False)
+        return self._rollouts(outputs, num_rollouts)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace the weights in place with full tensors under Hugging Face names.
@@ -130,12 +134,16 @@ class RolloutEngine:
 
     def close(self) -> None:
         """Shut the engine down; the default process group stays, another engine may start."""
-        from vllm.distributed.parallel_state import destroy_model_parallel
-
-        self.llm.llm_engine.engine_core.shutdown()
+        with _default_group_kept():
+            self.llm.llm_engine.engine_core.shutdown()
         del self.llm
-        destroy_model_parallel()
         gc.collect()
+
+    def _stance(self) -> AbstractContextManager[Any]:
+        """On CPU vLLM compiles one helper with inductor: 20 s of work for nothing measurable."""
+        import torch
+
+        return torch.compiler.set_stance("force_eager") if self._on_cpu else nullcontext()
 
     def _params(
         self,
@@ -157,10 +165,109 @@ class RolloutEngine:
             temperature=self._temperature if temperature is None else temperature,
             top_p=1.0 if greedy else top_p,
             max_tokens=self._max_response_tokens if max_tokens is None else max_tokens,
-            stop_token_ids=self._stop_token_ids,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
             skip_clone=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+
+    def _rollouts(self, outputs: list[RequestOutput], num_rollouts: int) -> list[list[Rollout]]:
+        """vLLM's outputs as Rollouts [P][N]; all texts are decoded in one call."""
+        completions = [completion for output in outputs for completion in output.outputs]
+        texts = self.tokenizer.batch_decode(
+            [completion.token_ids for completion in completions], skip_special_tokens=True
+        )
+        rollouts = [
+            Rollout(
+                token_ids=tuple(completion.token_ids),
+                logprobs=tuple(completion.logprobs.logprobs),
+                text=text,
+                finished=completion.finish_reason == "stop",
+            )
+            for completion, text in zip(completions, texts, strict=True)
+        ]
+        size = len(rollouts) // max(1, len(outputs))
+        groups = [rollouts[i : i + size] for i in range(0, len(rollouts), max(1, size))]
+        return groups if size == num_rollouts else [group * num_rollouts for group in groups]
+
+
+def check_prompt(num_tokens: int, name: str, limit: int) -> None:
+    """DataError unless a prompt has between 1 and `limit` tokens; `name` says which it is."""
+    if num_tokens == 0:
+        raise DataError(f"Prompt {name} has no tokens.")
+    if num_tokens > limit:
+        raise DataError(
+            f"Prompt {name} has {num_tokens} tokens, more than rollout.max_prompt_tokens = "
+            f"{limit}. Raise the limit or leave the prompt out."
+        )
+
+
+@contextmanager
+def _default_group_kept() -> Iterator[None]:
+    """vLLM's shutdown would destroy the default process group, which is the trainer's."""
+    from vllm.distributed import parallel_state
+
+    destroy = parallel_state.destroy_distributed_environment
+    parallel_state.destroy_distributed_environment = lambda: None
+    try:
+        yield
+    finally:
+        parallel_state.destroy_distributed_environment = destroy
+
+
+def _start(config: RunConfig, model_dir: str, device: str) -> LLM:
+    """vLLM's LLM; start-up failures that the configuration can mend become ConfigErrors."""
+    import torch
+    from vllm import LLM
+
+    rollout = config.rollout
+    options: dict[str, Any] = {
+        "model": model_dir,
+        "dtype": config.model.dtype,
+        "seed": config.seed,
+        "tensor_parallel_size": rollout.tensor,
+        "distributed_executor_backend": "external_launcher",
+        "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
+        "max_num_seqs": rollout.max_num_seqs,
+        "enable_prefix_caching": rollout.prefix_caching,
+        # Log-probs of the distribution that is sampled from: temperature and top_p applied.
+        "logprobs_mode": "processed_logprobs",
+        "use_tqdm_on_load": False,
+        "enforce_eager": device == "cpu" or rollout.enforce_eager,
+    }
+    if device == "cpu":
+        options["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * _GIB)
+        # With seeds, vLLM rewinds a request's generator after a partial prefill, which torch's CPU
+        # generator cannot do: prefill every prompt whole.
+        options["enable_chunked_prefill"] = False
+    else:
+        options["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+        options["enable_sleep_mode"] = rollout.sleep
+    try:
+        return LLM(**options)
+    except (ValueError, RuntimeError, torch.OutOfMemoryError) as error:
+        raise _explain(error, config, device) from error
+
+
+def _explain(error: Exception, config: RunConfig, device: str) -> Exception:
+    """A ConfigError for the failures that a setting can mend, else the error itself."""
+    text, rollout = str(error), config.rollout
+    if any(phrase in text.lower() for phrase in _NO_MEMORY):
+        setting = (
+            f"rollout.kv_cache_gib = {rollout.kv_cache_gib:g}"
+            if device == "cpu"
+            else f"rollout.gpu_memory_utilization = {rollout.gpu_memory_utilization:g}"
+        )
+        return ConfigError(
+            f"vLLM could not start with {setting}: keys and values of one sequence of "
+            f"{rollout.max_prompt_tokens + rollout.max_response_tokens} tokens must fit, and the "
+            f"memory must be free. vLLM says: {text}"
+        )
+    if "max_model_len" in text:
+        return ConfigError(
+            f"rollout.max_prompt_tokens + rollout.max_response_tokens = "
+            f"{rollout.max_prompt_tokens + rollout.max_response_tokens} is more than the model "
+            f"allows. vLLM says: {text}"
+        )
+    return error
