@@ -163,7 +163,9 @@ def build_run(config: RunConfig, mesh: Mesh) -> Run:
         say(f"Resuming from step {progress.step} ({newest[1]})")
     if config.algorithm.kl_coef > 0:
         actor.load_reference(model_dir)
-    engine = RolloutEngine(config, model_dir, rank=mesh.rank, world_size=mesh.world_size)
+    engine = RolloutEngine(
+        config, model_dir, rank=mesh.rank, world_size=mesh.world_size, device=mesh.device
+    )
     order = PromptOrder(len(prompts), config.data.seed)
     if progress.order:
         order.load_state_dict(progress.order)

@@ -56,8 +56,9 @@ class Trainer:
     verify: Callable[[Prompt, str], float]
     order: PromptOrder
     progress: Progress
-    checked: bool = False
-    """True once rollout and trainer log-probs have been compared in this process."""
+    unchecked: int = 2
+    """Steps whose rollout and trainer log-probs must still be compared: the first of this process,
+    and the first after a weight sync."""
 
     def sync_weights(self) -> None:
         """Hand the actor's weights to the engine."""
@@ -115,7 +116,10 @@ class Trainer:
             result = self.actor.policy_step(batches, denominator=denominator, lr=lr)
             result.sums["lr"] = lr
             result.sums["loss"] = result.sums["loss_sum"] / denominator
-            self._guard(result, sequences)
+            if self.unchecked and not results:
+                self._check_logprobs(result, sequences)
+                self.unchecked -= 1
+            self._count(result)
             results.append(result)
         return results
 
@@ -131,12 +135,9 @@ class Trainer:
         counted = [s for s in sequences if kind == "response_tokens" or s.advantage != 0.0]
         return float(max(1, sum(s.response_length for s in counted)))
 
-    def _guard(self, result: StepResult, sequences: list[Sequence]) -> None:
-        """Compare log-probs once, and count steps with gradients that are not finite."""
+    def _count(self, result: StepResult) -> None:
+        """Count optimizer steps, and those with gradients that are not finite."""
         state = self.progress
-        if not self.checked and result.worst is not None:
-            self._check_logprobs(result, sequences)
-            self.checked = True
         state.optimizer_step += 1
         state.bad_steps = 0 if result.applied else state.bad_steps + 1
         state.skipped += not result.applied
@@ -150,8 +151,7 @@ class Trainer:
     def _check_logprobs(self, result: StepResult, sequences: list[Sequence]) -> None:
         bound = logprob_bound(self.config, self.actor.mesh.device)
         worst = result.worst
-        assert worst is not None
-        if worst.gap <= bound:
+        if worst is None or worst.gap <= bound:
             return
         token = self.tokenizer.decode([worst.token])
         raise DivergedError(

@@ -33,7 +33,7 @@ def run(config: RunConfig) -> ExitCode:
     """Train as `config` says, in this torchrun process. A collective over all ranks."""
     from passk_fast.rollout.engine import prepare_environment
 
-    prepare_environment(config)
+    prepare_environment()
     import torch.distributed as dist
 
     from passk_fast.build import build_run

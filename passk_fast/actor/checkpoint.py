@@ -8,6 +8,7 @@ initialisation are functions of (seed, step), so these numbers are the whole ran
 from __future__ import annotations
 
 import json
+import queue
 import warnings
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,21 @@ def _sharded_state(actor: Actor, *, is_loading: bool) -> dict[str, Any]:
     return state
 
 
+def _write_in_process() -> None:
+    """Hand Megatron's writer a plain queue; its own lives in a server process, which costs seconds
+    to start and outlives a run. Saving is synchronous, so nothing leaves this process."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    if getattr(filesystem_async, "_results_queue", None) is None:
+        filesystem_async._results_queue = queue.Queue()
+
+
 def write(actor: Actor, folder: Path, extra: dict[str, Any]) -> None:
     """Write model, optimizer and `extra` (JSON values) into an existing folder. A collective."""
     with megatron_scope(actor.mesh.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         state = _sharded_state(actor, is_loading=False)
+        _write_in_process()
         dist_checkpointing.save(state, str(folder), validate_access_integrity=False)
     if actor.mesh.rank == 0:
         (folder / "state.json").write_text(json.dumps(extra, sort_keys=True, indent=1))

@@ -68,6 +68,7 @@ class RolloutEngine:
         self._sleeps = rollout.sleep and device == "cuda"
         self._asleep = False
         self._has_weights = True
+        self._refresh_output_layer = device == "cpu"
         prepare_environment()
         self.llm: LLM = _start(config, model_dir, device)
         self.tokenizer: Any = self.llm.get_tokenizer()
@@ -92,6 +93,8 @@ class RolloutEngine:
         DataError for an empty prompt or one above rollout.max_prompt_tokens.
         """
         assert self._has_weights, "wake the engine and load weights first"
+        if not prompts:
+            return []
         keys = range(len(prompts)) if prompt_keys is None else prompt_keys
         assert len(keys) == len(prompts), "one key a prompt"
         for key, prompt in zip(keys, prompts, strict=True):
@@ -114,6 +117,8 @@ class RolloutEngine:
         """
         assert not self._asleep, "wake the engine before loading weights"
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_tensors)})
+        if self._refresh_output_layer:
+            self.llm.apply_model(_repack_tied_output_layer)
         self.llm.reset_prefix_cache()
         self._has_weights = True
 
@@ -187,9 +192,18 @@ class RolloutEngine:
             )
             for completion, text in zip(completions, texts, strict=True)
         ]
-        size = len(rollouts) // max(1, len(outputs))
-        groups = [rollouts[i : i + size] for i in range(0, len(rollouts), max(1, size))]
+        size = len(rollouts) // len(outputs)
+        groups = [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
         return groups if size == num_rollouts else [group * num_rollouts for group in groups]
+
+
+def _repack_tied_output_layer(model: Any) -> None:
+    """CPU: a tied output layer keeps a packed copy of the embedding, which reloading leaves stale."""
+    head = getattr(model, "lm_head", None)
+    if head is None or not model.config.tie_word_embeddings:
+        return
+    head.tie_weights(model.model.embed_tokens)
+    head.quant_method.process_weights_after_loading(head)
 
 
 def check_prompt(num_tokens: int, name: str, limit: int) -> None:
@@ -218,8 +232,10 @@ def _default_group_kept() -> Iterator[None]:
 
 def _start(config: RunConfig, model_dir: str, device: str) -> LLM:
     """vLLM's LLM; start-up failures that the configuration can mend become ConfigErrors."""
-    import torch
     from vllm import LLM
+    from vllm.distributed.parallel_state import destroy_model_parallel
+
+    from passk_fast.rollout.shared_memory import own_segments
 
     rollout = config.rollout
     options: dict[str, Any] = {
@@ -237,6 +253,7 @@ def _start(config: RunConfig, model_dir: str, device: str) -> LLM:
         "enforce_eager": device == "cpu" or rollout.enforce_eager,
     }
     if device == "cpu":
+        _check_head_dim(model_dir)
         options["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * _GIB)
         # With seeds, vLLM rewinds a request's generator after a partial prefill, which torch's CPU
         # generator cannot do: prefill every prompt whole.
@@ -245,9 +262,26 @@ def _start(config: RunConfig, model_dir: str, device: str) -> LLM:
         options["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         options["enable_sleep_mode"] = rollout.sleep
     try:
-        return LLM(**options)
-    except (ValueError, RuntimeError, torch.OutOfMemoryError) as error:
+        with own_segments() if device == "cpu" else nullcontext():
+            return LLM(**options)
+    except (ValueError, RuntimeError) as error:
+        destroy_model_parallel()
         raise _explain(error, config, device) from error
+
+
+def _check_head_dim(model_dir: str) -> None:
+    """vLLM on CPU finds an unsupported head_dim only at the first sample: ask before."""
+    from transformers import AutoConfig
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    hf = AutoConfig.from_pretrained(model_dir)
+    size = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+    allowed = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in allowed:
+        raise ConfigError(
+            f"The model in {model_dir} has head_dim {size}; vLLM on CPU takes one of "
+            f"{', '.join(map(str, allowed))}."
+        )
 
 
 def _explain(error: Exception, config: RunConfig, device: str) -> Exception:

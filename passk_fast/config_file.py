@@ -1,0 +1,257 @@
+"""Reads a run's configuration: strict TOML with one level of `base`, then the command line.
+
+Every error is a ConfigError that says `file:line: section.field: what`, with the nearest right name
+for a wrong one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import io
+import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from passk_fast.config import RunConfig
+from passk_fast.errors import ConfigError
+
+_FREE_FIELDS = (
+    "output_dir",
+    "steps",
+    "timeout_s",
+    "device",
+    "micro_batch_tokens",
+    "checkpoint.",
+    "eval.",
+    "parallel.tensor",
+    "parallel.pipeline",
+    "parallel.virtual_pipeline",
+    "parallel.context",
+    "parallel.recompute",
+    "rollout.tensor",
+    "rollout.max_num_seqs",
+    "rollout.kv_cache_gib",
+    "rollout.gpu_memory_utilization",
+    "rollout.sleep",
+    "rollout.enforce_eager",
+    "warm_start.cache_dir",
+)
+"""What may change when a run is resumed: where and how it runs, not what it computes."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of `path` with command-line `overrides` (`--optim.lr 2e-4`) on top.
+
+    Raises:
+        ConfigError: missing file, bad TOML, unknown key, wrong type, or a rule that is broken.
+    """
+    file = Path(path)
+    values = _read(file)
+    if "base" in values:
+        base = file.parent / str(values.pop("base"))
+        below = _read(base)
+        if "base" in below:
+            raise ConfigError(f"{base}: a base file cannot have a base itself.")
+        _build(RunConfig, below, "", _Source(base))
+        values = _merge(below, values)
+    config = _build(RunConfig, values, "", _Source(file))
+    return apply_overrides(config, overrides) if overrides else config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        match = re.search(r"at line (\d+)", str(error))
+        place = f"{file}:{match[1]}" if match else str(file)
+        raise ConfigError(f"{place}: not valid TOML: {error}") from None
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merge(out[key], value) if both else value
+    return out
+
+
+class _Source:
+    """Finds the line of a field in a TOML file, for error messages."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lines = file.read_text(encoding="utf-8").splitlines()
+
+    def place(self, field: str) -> str:
+        """`file:line` of "section.field", or the file alone where it is not written there."""
+        section, _, name = field.rpartition(".")
+        current = ""
+        for number, line in enumerate(self._lines, start=1):
+            header = re.match(r"\s*\[([\w.\-\" ]+)\]", line)
+            if header:
+                current = header[1].strip()
+                if current == field:
+                    return f"{self._file}:{number}"
+            key = re.match(r"\s*([\w.\-]+)\s*=", line)
+            if key and f"{current}.{key[1]}".lstrip(".") == field:
+                return f"{self._file}:{number}"
+            if key and current == section and key[1] == name:
+                return f"{self._file}:{number}"
+        return str(self._file)
+
+
+def _build(cls: type, values: dict[str, Any], prefix: str, source: _Source) -> Any:
+    """A dataclass from a TOML table; `prefix` ends with a dot below the top level."""
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    arguments = {}
+    for key, value in values.items():
+        field = prefix + key
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f" Did you mean {prefix + near[0]!r}?" if near else f" Known: {', '.join(names)}."
+            raise ConfigError(f"{source.place(field)}: {field}: unknown key.{hint}")
+        arguments[key] = _convert(hints[key], value, field, source)
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        if str(error).startswith(("/", str(source._file))):
+            raise
+        named = re.search(r"[a-z_]+(\.[a-z_0-9]+)+|^[a-z_]+", str(error))
+        place = source.place(named[0].removeprefix("run.")) if named else str(source._file)
+        raise ConfigError(f"{place}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, field: str, source: _Source) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise _wrong(field, "a table", value, source)
+        return _build(typing.cast(type, hint), value, field + ".", source)
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise _wrong(field, f"one of {', '.join(map(repr, allowed))}", value, source)
+        return value
+    if origin is tuple:
+        (item, _) = typing.get_args(hint)
+        if not isinstance(value, list):
+            raise _wrong(field, f"a list of {item.__name__}", value, source)
+        return tuple(_convert(item, entry, field, source) for entry in value)
+    assert not isinstance(origin, types.UnionType), "no unions in the configuration"
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise _wrong(field, hint.__name__, value, source)
+    return value
+
+
+def _wrong(field: str, wanted: str, value: Any, source: _Source) -> ConfigError:
+    kind = type(value).__name__
+    return ConfigError(
+        f"{source.place(field)}: {field}: must be {wanted}, got {value!r} of type {kind}."
+    )
+
+
+# ---- command line --------------------------------------------------------------------------------
+
+
+def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """`config` with tyro's flags on top; ConfigError instead of an exit for a bad one."""
+    import tyro
+
+    known = dict(flatten(config))
+    for flag in overrides:
+        name = flag[2:].split("=")[0].replace("-", "_").replace(".no_", ".")
+        if not flag.startswith("--") or name in known or name in ("help", "h"):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean --{near[0]}?" if near else ""
+        raise ConfigError(f"command line: {flag.split('=')[0]}: unknown option.{hint}")
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return tyro.cli(RunConfig, args=list(overrides), default=config, prog="passk-fast train")
+    except ConfigError as error:
+        raise ConfigError(f"command line: {error}") from None
+    except SystemExit as stop:
+        text = " ".join(re.sub(r"[─│╭╮╰╯]", " ", printed.getvalue()).split())
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(f"command line: {text}") from None
+
+
+def help_text() -> str:
+    """All options of a run with their documentation."""
+    import tyro
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        tyro.cli(RunConfig, args=["--help"], prog="passk-fast train CONFIG")
+    return printed.getvalue()
+
+
+# ---- writing and comparing -----------------------------------------------------------------------
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field, depth first."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, value
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, str):
+        return json.dumps(value)
+    return repr(value)
+
+
+def dump_toml(config: RunConfig) -> str:
+    """The full configuration as TOML that `load_config` reads back to an equal one."""
+    sections: dict[str, list[str]] = {"": []}
+    for name, value in flatten(config):
+        section, _, key = name.rpartition(".")
+        sections.setdefault(section, []).append(f"{key} = {_toml_value(value)}")
+    blocks = []
+    for section, lines in sections.items():
+        header = [f"[{section}]"] if section else []
+        blocks.append("\n".join(header + lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _defining(config: RunConfig) -> dict[str, Any]:
+    return {
+        name: value for name, value in flatten(config) if not name.startswith(_FREE_FIELDS)
+    }
+
+
+def config_digest(config: RunConfig) -> str:
+    """Digest of what a run computes; equal for configurations that may share a run folder."""
+    text = json.dumps(_defining(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing_fields(a: RunConfig, b: RunConfig) -> list[str]:
+    """Fields that define a run and differ."""
+    first, second = _defining(a), _defining(b)
+    return [name for name in first if first[name] != second[name]]
