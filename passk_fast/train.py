@@ -10,9 +10,7 @@ import os
 import sys
 import traceback
 import warnings
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from passk_fast.config import RunConfig
 from passk_fast.errors import ExitCode, LostRankError, PasskError
@@ -20,7 +18,8 @@ from passk_fast.errors import ExitCode, LostRankError, PasskError
 _LOST = ("gloo", "Connection closed by peer", "Timed out", "NCCL", "Broken pipe")
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Keep libraries from talking over the progress display."""
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.WARNING)
     for name in ("megatron", "torch.distributed", "transformers"):
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     from passk_fast.exit_status import write_exit_code
     from passk_fast.preflight import check_run
 
-    _quiet()
+    quiet()
     arguments = sys.argv[1:] if arguments is None else arguments
     rank = int(os.environ.get("RANK", "0"))
     output_dir: Path | None = None
@@ -90,11 +89,6 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(int(code))  # gloo's destructors may hang once a peer has left
-
-
-def describe(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain values, for logs."""
-    return asdict(config)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""The command line: `passk-fast train | convert`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from passk_fast import __version__
+from passk_fast.config import RunConfig
+from passk_fast.errors import ConfigError, ExitCode, LostRankError, PasskError
+
+_USAGE = f"""\
+passk-fast {__version__}: train language models with Pass@k advantages
+
+  passk-fast train CONFIG [--nproc N] [--dry-run] [--key value ...]
+      Train on this machine. CONFIG is a TOML file; `--optim.lr 2e-4` overrides a field.
+      `passk-fast train --help` lists all of them.
+  passk-fast convert RUN OUT
+      Write a run's newest checkpoint (or the checkpoint folder RUN) as a Hugging Face folder.
+"""
+
+
+def _take(arguments: list[str], name: str) -> str | None:
+    """Remove `name VALUE` or `name=VALUE` from the arguments and return the value."""
+    for i, argument in enumerate(arguments):
+        if argument == name:
+            if i + 1 == len(arguments):
+                raise ConfigError(f"command line: {name} needs a value.")
+            del arguments[i]
+            return arguments.pop(i)
+        if argument.startswith(name + "="):
+            return arguments.pop(i).partition("=")[2]
+    return None
+
+
+def _num_gpus() -> int:
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+
+
+def _num_processes(config: RunConfig, wanted: str | None) -> int:
+    """Processes to start: as asked, else one a GPU, else the smallest number the meshes allow."""
+    if wanted is not None:
+        if not wanted.isdigit() or int(wanted) < 1:
+            raise ConfigError(f"command line: --nproc must be a positive number, got {wanted!r}.")
+        return int(wanted)
+    parallel = config.parallel
+    product = parallel.tensor * parallel.pipeline * parallel.context
+    gpus = 0 if config.device == "cpu" else _num_gpus()
+    if gpus:
+        return max(product, gpus // product * product)
+    return max(product, config.rollout.tensor)
+
+
+def _train(arguments: list[str]) -> ExitCode:
+    from passk_fast.config_file import dump_toml, help_text, load_config
+    from passk_fast.exit_status import clear_exit_code, read_exit_code
+    from passk_fast.preflight import check_run
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return ExitCode.DONE
+    dry_run = "--dry-run" in arguments
+    arguments = [a for a in arguments if a != "--dry-run"]
+    wanted = _take(arguments, "--nproc")
+    config = load_config(arguments[0], arguments[1:])
+    processes = _num_processes(config, wanted)
+    check_run(config, processes)
+    if dry_run:
+        text = dump_toml(config)
+        (Path(config.output_dir) / "resolved.toml").write_text(text)
+        print(text, end="")
+        return ExitCode.DONE
+    clear_exit_code(Path(config.output_dir))
+    returned = _launch(processes, arguments)
+    code = read_exit_code(Path(config.output_dir))
+    if returned != 0 and code in (None, ExitCode.DONE):
+        raise LostRankError(
+            "A rank ended without saying why (killed, or out of memory). Run the same command "
+            "again to resume from the last checkpoint."
+        )
+    return ExitCode.DONE if code is None else code
+
+
+def _launch(processes: int, arguments: list[str]) -> int:
+    """Run torchrun's launcher and hand it the signals that this process gets."""
+    cores = len(os.sched_getaffinity(0))
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, cores // processes)),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "PYTHONWARNINGS": "ignore",
+    } | dict(os.environ)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "-m",
+        "passk_fast.train",
+        *arguments,
+    ]
+    # Workers report for themselves; torchrun's own account of a failure is noise on top.
+    environment.setdefault("TORCHELASTIC_ERROR_FILE", os.devnull)
+    environment.setdefault("LOGLEVEL", "CRITICAL")
+    with subprocess.Popen(command, env=environment, start_new_session=True) as child:
+
+        def forward(number: int, frame: object) -> None:
+            child.send_signal(number)
+
+        previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return child.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _convert(arguments: list[str]) -> ExitCode:
+    if len(arguments) != 2:
+        raise ConfigError("usage: passk-fast convert RUN_OR_CHECKPOINT OUT")
+    from passk_fast.train import quiet
+
+    quiet()
+    from passk_fast.actor.convert import convert
+
+    print(f"Wrote {convert(arguments[0], arguments[1])}")
+    return ExitCode.DONE
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit with its code; a user's error is one paragraph on stderr."""
+    commands: dict[str, Callable[[list[str]], ExitCode]] = {"train": _train, "convert": _convert}
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        sys.exit(0)
+    try:
+        if arguments[0] not in commands:
+            raise ConfigError(f"unknown command {arguments[0]!r}; known: {', '.join(commands)}.")
+        code = commands[arguments[0]](arguments[1:])
+    except PasskError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    sys.stdout.flush()
+    sys.exit(int(code))
