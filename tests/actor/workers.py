@@ -1,0 +1,225 @@
+"""What the ranks of the actor tests run; every function is called on all ranks of a RankPool."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from passk_fast.batch import Sequence
+from passk_fast.config import AlgorithmConfig, OptimConfig, ParallelConfig, RolloutConfig, RunConfig
+
+VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of the softmax
+
+
+def hf_config(kind: str) -> Any:
+    """A tiny random transformers config of an architecture."""
+    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
+    if kind == "qwen3":
+        return Qwen3Config(**sizes, head_dim=32, tie_word_embeddings=True)
+    if kind == "qwen2":
+        return Qwen2Config(**sizes, tie_word_embeddings=False)
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    return LlamaConfig(**sizes, tie_word_embeddings=False, rope_parameters=rope)
+
+
+def make_folder(kind: str, folder: str) -> None:
+    """Write a random model, with biases and norms moved off their initial zeros and ones."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(hf_config(kind), dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+
+
+def make_sequences(count: int = 24, seed: int = 0) -> list[Sequence]:
+    """Random sequences of 2 to 50 tokens with random advantages."""
+    rng = random.Random(seed)
+    out = []
+    for _ in range(count):
+        prompt, response = rng.randint(1, 20), rng.randint(1, 30)
+        out.append(
+            Sequence(
+                token_ids=tuple(rng.randrange(VOCAB) for _ in range(prompt + response)),
+                prompt_length=prompt,
+                rollout_logprobs=tuple(-5 * rng.random() for _ in range(response)),
+                advantage=rng.gauss(0, 1),
+            )
+        )
+    return out
+
+
+def run_config(parallel: dict[str, Any], micro_batch_tokens: int, **algorithm: Any) -> RunConfig:
+    """The configuration of an actor under test."""
+    return RunConfig(
+        parallel=ParallelConfig(**parallel),
+        micro_batch_tokens=micro_batch_tokens,
+        optim=OptimConfig(lr=1e-3),
+        rollout=RolloutConfig(max_prompt_tokens=25, max_response_tokens=31),
+        algorithm=AlgorithmConfig(**algorithm),
+    )
+
+
+def build(kind: str, folder: str, parallel: dict[str, Any], micro_batch_tokens: int = 4096) -> Any:
+    """An actor with the folder's weights, on a mesh over all ranks."""
+    warnings.simplefilter("ignore")
+    from passk_fast.actor.actor import Actor
+    from passk_fast.distributed import drop_mesh, make_mesh
+
+    drop_mesh()
+    config = run_config(parallel, micro_batch_tokens)
+    mesh = make_mesh(config.parallel, "cpu")
+    actor = Actor(config, hf_config(kind), mesh)
+    actor.load_folder(folder)
+    return actor
+
+
+def logits_gap(kind: str, folder: str, parallel: dict[str, Any]) -> float:
+    """max |actor - transformers| of the logits of packed sequences; 0.0 off the last stage."""
+    from transformers import AutoModelForCausalLM
+
+    actor = build(kind, folder, parallel)
+    sequences = make_sequences(6)
+    batches = actor.pack(sequences)
+    captured: list[torch.Tensor] = []
+
+    def capture(batch: Any) -> Any:
+        def loss(logits: torch.Tensor) -> Any:
+            captured.append(logits[0].detach())
+            return logits.sum() * 0, torch.zeros((), dtype=torch.int), {}
+
+        return loss
+
+    with torch.no_grad():
+        actor._run(actor.chunks, batches, capture, forward_only=True)
+    if not captured:
+        return 0.0
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    owner = batches[0].sequence_index_T
+    reference = torch.zeros(len(owner), VOCAB)
+    with torch.no_grad():
+        for i, sequence in enumerate(sequences):
+            reference[owner == i] = model(torch.tensor([sequence.token_ids])).logits[0]
+    width = captured[0].shape[1]
+    first = actor.mesh.tensor_rank * width
+    real = captured[0][owner >= 0][:, : max(0, min(width, VOCAB - first))]
+    return float((real - reference[owner >= 0][:, first : first + width]).abs().max())
+
+
+def gradients(
+    kind: str, folder: str, parallel: dict[str, Any], micro_batch_tokens: int
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """(loss, gradient of every parameter under its Hugging Face name), on rank 0; off it, empty."""
+    from passk_fast.actor import loss as losses
+    from passk_fast.weights.megatron import named_parameters
+
+    actor = build(kind, folder, {**parallel, "distributed_optimizer": False}, micro_batch_tokens)
+    sequences = make_sequences()
+    denominator = float(sum(s.response_length for s in sequences))
+    from dataclasses import replace
+
+    batches = [
+        replace(b, old_logprobs_T=b.rollout_logprobs_T) for b in actor.pack(sequences)
+    ]  # off-policy, so that the loss is not a constant and clipping is at work
+    make = partial(losses.policy_loss, settings=actor.settings, denominator=denominator)
+    results = actor.backward(batches, make)
+    sums, _ = actor._reduce(results)
+    for parameter in named_parameters(actor.chunks).values():
+        parameter.data.copy_(parameter.main_grad)  # full_tensors then gathers gradients
+    full = {name: tensor.clone() for name, tensor in actor.full_tensors()}
+    dist.barrier()
+    return sums["loss_sum"] / denominator, full if dist.get_rank() == 0 else {}
+
+
+def train_steps(
+    kind: str,
+    folder: str,
+    parallel: dict[str, Any],
+    steps: int,
+    load: str = "",
+    save: str = "",
+) -> dict[str, torch.Tensor]:
+    """Weights after some policy steps, from a checkpoint and into one if asked; on rank 0."""
+    from passk_fast.actor import checkpoint
+
+    actor = build(kind, folder, parallel)
+    start = checkpoint.read(actor, Path(load))["step"] if load else 0
+    for step in range(start, start + steps):
+        sequences = make_sequences(seed=step)
+        denominator = float(sum(s.response_length for s in sequences))
+        result = actor.policy_step(actor.pack(sequences), denominator=denominator, lr=1e-2)
+        assert result.applied
+        assert result.sums["ppo_kl_sum"] == 0.0  # strictly on-policy
+    if save:
+        checkpoint.write(actor, Path(save), {"step": start + steps})
+    full = {name: tensor.clone() for name, tensor in actor.full_tensors()}
+    dist.barrier()
+    return full if dist.get_rank() == 0 else {}
+
+
+def non_finite_step(kind: str, folder: str, bad_rank: int) -> tuple[bool, float]:
+    """(applied, largest change of a weight) of a step in which one rank has a NaN advantage."""
+    actor = build(kind, folder, {})
+    before = {name: tensor.clone() for name, tensor in actor.full_tensors()}
+    batches = actor.pack(make_sequences())
+    if dist.get_rank() == bad_rank:
+        batches[0].advantages_T[batches[0].mask_T] = float("nan")
+    result = actor.policy_step(batches, denominator=100.0, lr=1e-2)
+    change = max(
+        float((tensor - before[name]).abs().max()) for name, tensor in actor.full_tensors()
+    )
+    return result.applied, change
+
+
+def same_logprobs(kind: str, folder: str, parallel: dict[str, Any]) -> float:
+    """Largest difference between `logprobs` (no gradient) and the training pass's log-probs."""
+    from passk_fast.actor import loss as losses
+
+    actor = build(kind, folder, parallel, 256)
+    batches = actor.prepare(actor.pack(make_sequences()), old_logprobs=True)
+    make = partial(losses.policy_loss, settings=actor.settings, denominator=100.0)
+    sums, _ = actor._reduce(actor.backward(batches, make))
+    return abs(sums["ppo_kl_sum"])
+
+
+def reference_kl(kind: str, folder: str) -> tuple[float, float]:
+    """KL to the reference before and after a step: zero first, positive then."""
+    warnings.simplefilter("ignore")
+    from passk_fast.actor.actor import Actor
+    from passk_fast.distributed import drop_mesh, make_mesh
+
+    drop_mesh()
+    config = run_config({}, 4096, kl_coef=0.1, kl_estimator="k3")
+    actor = Actor(config, hf_config(kind), make_mesh(config.parallel, "cpu"))
+    actor.load_folder(folder)
+    actor.load_reference(folder)
+    values = []
+    for _ in range(2):
+        batches = actor.prepare(actor.pack(make_sequences()))
+        result = actor.policy_step(batches, denominator=100.0, lr=1e-2)
+        values.append(result.sums["kl_sum"])
+    return values[0], values[1]
