@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +78,23 @@ def make_tiny_model(
         pad_token_id=config.pad_token_id,
         bos_token_id=config.bos_token_id,
     )
-    model.save_pretrained(out)
+    with _without_progress_bars():
+        model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _model_config(shape: ShapeConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:

@@ -1,137 +1,251 @@
-"""Prompts -> rollout groups: split over engines, sample, verify, and give every rank all of them."""
+"""Prompts -> rollout groups: split over engines, sample, verify, give every rank all of them.
+
+The engines' ranks share the verifying too: each rank verifies and sends its own part of its
+block's prompts, so the parts of all ranks, in rank order, are the whole list.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from passk_fast.batch import Prompt, Rollout, RolloutGroup
-from passk_fast.rollout.engine import RolloutEngine
+from passk_fast.errors import DataError
+from passk_fast.rollout.engine import check_prompt
 from passk_fast.tokenizer import encode_checked
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Sampler(Protocol):
+    """What collecting needs of `RolloutEngine`."""
+
+    data_rank: int
+    data_size: int
+    tensor_rank: int
+    tensor_size: int
+    max_prompt_tokens: int
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_rollouts: int,
+        seed: int,
+        prompt_keys: Sequence[int] | None = None,
+        temperature: float | None = None,
+    ) -> list[list[Rollout]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectStats:
-    """What went wrong while collecting, summed over engines."""
+    """What went wrong while collecting, over all ranks."""
 
     verifier_failures: int
     """Samples whose verifier raised or gave no reward in [0, 1]; they count as wrong."""
+    first_failure: str
+    """The first of them in the order of prompts, in words; empty when there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """One rank's verified rollouts, prompt after prompt."""
+
+    rollouts: list[Rollout]
+    rewards: list[float]
+    failures: int
+    first_failure: str
 
 
 def collect_groups(
-    engine: RolloutEngine,
+    engine: Sampler,
     prompts: Sequence[Prompt],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     verify: Callable[[Prompt, str], float],
     *,
     num_rollouts: int,
     seed: int,
+    temperature: float | None = None,
 ) -> tuple[list[RolloutGroup], CollectStats]:
-    """N verified responses to each of P prompts, the same list in the same order on all ranks.
+    """N verified responses to each of P prompts: the same list, in order, on every rank.
 
-    Raises:
-        DataError: a prompt holds text that the tokenizer cannot encode, or is too long.
+    All ranks call this together with the same prompts. `temperature` defaults to
+    rollout.temperature. DataError, on all ranks alike, names a prompt that the tokenizer cannot
+    encode or that is above rollout.max_prompt_tokens.
     """
-    encoded = [tuple(encode_checked(tokenizer, prompt.text)) for prompt in prompts]
-    bounds = [len(prompts) * r // engine.data_size for r in range(engine.data_size + 1)]
-    mine = range(bounds[engine.data_rank], bounds[engine.data_rank + 1])
+    prompt_ids = [_encode(prompt, tokenizer, engine.max_prompt_tokens) for prompt in prompts]
+    block = split_evenly(range(len(prompts)), engine.data_size, engine.data_rank)
     sampled = engine.sample(
-        [encoded[i] for i in mine], num_rollouts=num_rollouts, seed=seed, prompt_keys=list(mine)
+        [prompt_ids[i] for i in block],
+        num_rollouts=num_rollouts,
+        seed=seed,
+        prompt_keys=list(block),
+        temperature=temperature,
     )
-    rewards: list[list[float]] = []
-    failures = 0
-    for i, rollouts in zip(mine, sampled, strict=True):
-        row = [_reward(verify, prompts[i], rollout.text) for rollout in rollouts]
-        failures += row.count(None)
-        rewards.append([0.0 if reward is None else reward for reward in row])
-    if dist.get_world_size() > 1 and engine.data_size > 1:
-        sampled, rewards, failures = _exchange(engine, sampled, rewards, failures, num_rollouts)
-    groups = [
-        RolloutGroup(
-            prompt=prompt,
-            prompt_ids=ids,
-            rollouts=tuple(rollouts),
-            rewards=np.array(row, dtype=np.float64),
-        )
-        for prompt, ids, rollouts, row in zip(prompts, encoded, sampled, rewards, strict=True)
-    ]
-    return groups, CollectStats(verifier_failures=failures)
+    mine = split_evenly(range(len(block)), engine.tensor_size, engine.tensor_rank)
+    samples = _verified([prompts[block[i]] for i in mine], [sampled[i] for i in mine], verify)
+    world = engine.data_size * engine.tensor_size
+    parts = [samples]
+    if world > 1:
+        parts = [decode_samples(data) for data in gather(encode_samples(samples))]
+    return _groups(prompts, prompt_ids, parts, num_rollouts), CollectStats(
+        verifier_failures=sum(part.failures for part in parts),
+        first_failure=next((part.first_failure for part in parts if part.failures), ""),
+    )
 
 
-def _reward(verify: Callable[[Prompt, str], float], prompt: Prompt, text: str) -> float | None:
-    """The verdict, or None where the verifier raised or gave something other than [0, 1]."""
+def split_evenly(items: range, num_parts: int, part: int) -> range:
+    """The `part`-th of `num_parts` consecutive parts whose sizes differ by at most one.
+
+    Example: range(5) in two parts is 0, 1 and 2, 3, 4.
+    """
+    return items[len(items) * part // num_parts : len(items) * (part + 1) // num_parts]
+
+
+def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[int, ...]:
+    try:
+        ids = encode_checked(tokenizer, prompt.text)
+    except DataError as error:
+        raise DataError(f"Prompt {prompt.id!r}: {error}") from None
+    check_prompt(len(ids), repr(prompt.id), limit)
+    return tuple(ids)
+
+
+def _verified(
+    prompts: Sequence[Prompt],
+    sampled: Sequence[Sequence[Rollout]],
+    verify: Callable[[Prompt, str], float],
+) -> Samples:
+    rollouts: list[Rollout] = []
+    rewards: list[float] = []
+    failures: list[str] = []
+    for prompt, responses in zip(prompts, sampled, strict=True):
+        for rollout in responses:
+            reward, failure = _reward(verify, prompt, rollout.text)
+            rollouts.append(rollout)
+            rewards.append(reward)
+            failures += [failure] if failure else []
+    return Samples(
+        rollouts=rollouts,
+        rewards=rewards,
+        failures=len(failures),
+        first_failure=failures[0] if failures else "",
+    )
+
+
+def _reward(verify: Callable[[Prompt, str], float], prompt: Prompt, text: str) -> tuple[float, str]:
+    """The verifier's reward, or 0 and the reason why there is none."""
     try:
         value = float(verify(prompt, text))
-    except Exception:  # a user's verifier may raise anything; the sample is counted, not hidden
-        return None
-    return value if math.isfinite(value) and 0.0 <= value <= 1.0 else None
+    except Exception as error:  # a user's verifier may raise anything; it is counted, not hidden
+        return 0.0, f"prompt {prompt.id!r}: {type(error).__name__}: {error}"
+    if math.isfinite(value) and 0.0 <= value <= 1.0:
+        return value, ""
+    return 0.0, f"prompt {prompt.id!r}: the verifier gave {value}, not a reward in [0, 1]"
 
 
-def _gather_rows(rows: Tensor, engine: RolloutEngine) -> list[Tensor]:
-    """All engines' 2-D float64 tables, in data-parallel order; row counts may differ."""
-    shape = torch.tensor(rows.shape, dtype=torch.int64)
-    shapes = [torch.zeros_like(shape) for _ in range(dist.get_world_size())]
-    dist.all_gather(shapes, shape)
-    height = max(int(s[0]) for s in shapes)
-    width = max(int(s[1]) for s in shapes)
-    padded = torch.zeros(height, width, dtype=rows.dtype)
-    padded[: rows.shape[0], : rows.shape[1]] = rows
-    gathered = [torch.empty_like(padded) for _ in shapes]
-    dist.all_gather(gathered, padded)
-    tensor_size = len(shapes) // engine.data_size
+def _groups(
+    prompts: Sequence[Prompt],
+    prompt_ids: Sequence[tuple[int, ...]],
+    parts: Sequence[Samples],
+    num_rollouts: int,
+) -> list[RolloutGroup]:
+    rollouts = [rollout for part in parts for rollout in part.rollouts]
+    rewards_PN = np.array([r for part in parts for r in part.rewards], dtype=np.float64)
+    rewards_PN = rewards_PN.reshape(len(prompts), num_rollouts)
     return [
-        gathered[r][: int(shapes[r][0]), : int(shapes[r][1])]
-        for r in range(0, len(shapes), tensor_size)
+        RolloutGroup(
+            prompt=prompt,
+            prompt_ids=prompt_ids[p],
+            rollouts=tuple(rollouts[p * num_rollouts : (p + 1) * num_rollouts]),
+            rewards=rewards_PN[p],
+        )
+        for p, prompt in enumerate(prompts)
     ]
 
 
-def _exchange(
-    engine: RolloutEngine,
-    sampled: list[list[Rollout]],
-    rewards: list[list[float]],
-    failures: int,
-    num_rollouts: int,
-) -> tuple[list[list[Rollout]], list[list[float]], int]:
-    """Every engine's rollouts on every rank. One row a rollout:
-    [length, finished, reward, tokens..., log-probs...]; float64 holds each exactly."""
-    flat = [rollout for group in sampled for rollout in group]
-    scores = [reward for row in rewards for reward in row]
-    width = max((len(r.token_ids) for r in flat), default=0)
-    rows = torch.zeros(len(flat), 3 + 2 * width, dtype=torch.float64)
-    for row, rollout, reward in zip(rows, flat, scores, strict=True):
-        length = len(rollout.token_ids)
-        row[:3] = torch.tensor([length, rollout.finished, reward], dtype=torch.float64)
-        row[3 : 3 + length] = torch.tensor(rollout.token_ids, dtype=torch.float64)
-        row[3 + width : 3 + width + length] = torch.tensor(rollout.logprobs, dtype=torch.float64)
-    everything: list[tuple[Rollout, float]] = []
-    for table in _gather_rows(rows, engine):
-        everything += _decode_rows(table, engine)
-    total = torch.tensor(float(failures if engine.tensor_rank == 0 else 0))
-    dist.all_reduce(total)
-    groups = [everything[i : i + num_rollouts] for i in range(0, len(everything), num_rollouts)]
-    return (
-        [[rollout for rollout, _ in group] for group in groups],
-        [[reward for _, reward in group] for group in groups],
-        int(total),
+def encode_samples(samples: Samples) -> np.ndarray:
+    """Samples as uint8 [bytes]: five int64 sizes, then one plain array after another.
+
+    Log-probs travel as float32, which is what vLLM computes; rewards as float64; texts as UTF-8.
+    """
+    rollouts = samples.rollouts
+    texts = [r.text.encode("utf-8", "surrogatepass") for r in rollouts]
+    failure = samples.first_failure.encode("utf-8", "replace")
+    tokens = np.concatenate([np.empty(0, "<i4"), *(np.array(r.token_ids, "<i4") for r in rollouts)])
+    logprobs = np.concatenate(
+        [np.empty(0, "<f4"), *(np.array(r.logprobs, "<f4") for r in rollouts)]
+    )
+    text_bytes = sum(map(len, texts))
+    sizes = [len(rollouts), len(tokens), text_bytes, len(failure), samples.failures]
+    sections = [
+        np.array(sizes, "<i8").tobytes(),
+        np.array(samples.rewards, "<f8").tobytes(),
+        np.array([len(r.token_ids) for r in rollouts], "<i4").tobytes(),
+        np.array([len(text) for text in texts], "<i4").tobytes(),
+        tokens.astype("<i4").tobytes(),
+        logprobs.astype("<f4").tobytes(),
+        np.array([r.finished for r in rollouts], "u1").tobytes(),
+        *texts,
+        failure,
+    ]
+    return np.frombuffer(b"".join(sections), dtype=np.uint8)
+
+
+def decode_samples(data: np.ndarray) -> Samples:
+    """The inverse of `encode_samples`."""
+    raw, offset = data.tobytes(), 0
+
+    def take(count: int, dtype: str) -> np.ndarray:
+        nonlocal offset
+        part = np.frombuffer(raw, dtype, count, offset)
+        offset += part.nbytes
+        return part
+
+    count, num_tokens, text_bytes, failure_bytes, failures = take(5, "<i8").tolist()
+    rewards = take(count, "<f8").tolist()
+    token_ends = np.cumsum(take(count, "<i4")).tolist()
+    text_ends = np.cumsum(take(count, "<i4")).tolist()
+    tokens = take(num_tokens, "<i4").tolist()
+    logprobs = take(num_tokens, "<f4").tolist()
+    finished = take(count, "u1").astype(bool).tolist()
+    texts = take(text_bytes, "u1").tobytes()
+    rollouts = []
+    for r in range(count):
+        span = slice(token_ends[r - 1] if r else 0, token_ends[r])
+        text = texts[text_ends[r - 1] if r else 0 : text_ends[r]]
+        rollouts.append(
+            Rollout(
+                token_ids=tuple(tokens[span]),
+                logprobs=tuple(logprobs[span]),
+                text=text.decode("utf-8", "surrogatepass"),
+                finished=finished[r],
+            )
+        )
+    return Samples(
+        rollouts=rollouts,
+        rewards=rewards,
+        failures=failures,
+        first_failure=take(failure_bytes, "u1").tobytes().decode("utf-8"),
     )
 
 
-def _decode_rows(table: Tensor, engine: RolloutEngine) -> list[tuple[Rollout, float]]:
-    width = (table.shape[1] - 3) // 2
-    decoded = []
-    for row in table.tolist():
-        length = int(row[0])
-        tokens = tuple(int(t) for t in row[3 : 3 + length])
-        decoded.append((tokens, tuple(row[3 + width : 3 + width + length]), bool(row[1]), row[2]))
-    texts = engine.decode([tokens for tokens, *_ in decoded])
-    return [
-        (Rollout(token_ids=tokens, logprobs=logprobs, text=text, finished=finished), reward)
-        for (tokens, logprobs, finished, reward), text in zip(decoded, texts, strict=True)
-    ]
+def gather(data: np.ndarray) -> list[np.ndarray]:
+    """uint8 [bytes] of every rank of the default group, in rank order; lengths may differ."""
+    world = dist.get_world_size()
+    size = torch.tensor([len(data)])
+    all_sizes = [torch.empty_like(size) for _ in range(world)]
+    dist.all_gather(all_sizes, size)
+    sizes = [int(size) for size in all_sizes]
+    padded = torch.zeros(max(sizes), dtype=torch.uint8)
+    padded[: len(data)] = torch.from_numpy(data.copy())
+    everything = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(everything, padded)
+    return [part[:size].numpy() for part, size in zip(everything, sizes, strict=True)]

@@ -198,7 +198,7 @@ class RolloutEngine:
 
 
 def _repack_tied_output_layer(model: Any) -> None:
-    """CPU: a tied output layer keeps a packed copy of the embedding, which reloading leaves stale."""
+    """CPU: a tied output layer has a packed copy of the embedding, which reloading leaves old."""
     head = getattr(model, "lm_head", None)
     if head is None or not model.config.tie_word_embeddings:
         return

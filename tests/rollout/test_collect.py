@@ -1,0 +1,170 @@
+"""Collecting groups: splits, verifying, messages between ranks, and the same list everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from passk_fast.batch import Prompt, Rollout
+from passk_fast.errors import DataError
+from passk_fast.rollout.collect import (
+    Samples,
+    collect_groups,
+    decode_samples,
+    encode_samples,
+    split_evenly,
+)
+from passk_fast.tokenizer import character_tokenizer
+from tests.ranks import RankPool
+
+W = "tests.rollout.workers:"
+TEXTS = ["abc", "b", "hgfe", "a\nb", "  c"]
+PROMPTS = [
+    Prompt(id=f"p{i}", text=text, answer=str(i), task="test") for i, text in enumerate(TEXTS)
+]
+
+
+class FakeSampler:
+    """One engine of one rank: response n to a prompt of L tokens is L, n."""
+
+    data_rank, data_size, tensor_rank, tensor_size = 0, 1, 0, 1
+    max_prompt_tokens = 4
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_rollouts: int,
+        seed: int,
+        prompt_keys: Sequence[int] | None = None,
+        temperature: float | None = None,
+    ) -> list[list[Rollout]]:
+        return [
+            [
+                Rollout(
+                    token_ids=(len(prompt), n), logprobs=(-0.5, -1.0), text=f"{n}", finished=True
+                )
+                for n in range(num_rollouts)
+            ]
+            for prompt in prompts
+        ]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return character_tokenizer("abcdefgh\n ")
+
+
+def test_groups_hold_prompts_rollouts_and_rewards(tokenizer: PreTrainedTokenizerBase) -> None:
+    def verify(prompt: Prompt, text: str) -> float:
+        return float(prompt.answer == text)
+
+    groups, stats = collect_groups(
+        FakeSampler(), PROMPTS, tokenizer, verify, num_rollouts=3, seed=0
+    )
+    assert [group.prompt.id for group in groups] == ["p0", "p1", "p2", "p3", "p4"]
+    assert tokenizer.decode(list(groups[2].prompt_ids)) == "hgfe"
+    assert groups[2].rollouts[1].token_ids == (4, 1)
+    assert groups[2].rewards.dtype == np.float64
+    assert np.stack([group.rewards for group in groups]).tolist() == [
+        [1, 0, 0],
+        [0, 1, 0],
+        [0, 0, 1],
+        [0, 0, 0],
+        [0, 0, 0],
+    ]
+    assert stats.verifier_failures == 0
+    assert stats.first_failure == ""
+
+
+def test_a_verifier_that_fails_counts_as_wrong(tokenizer: PreTrainedTokenizerBase) -> None:
+    answers = {"0": 1.5, "1": math.nan, "2": 0.25}
+
+    def verify(prompt: Prompt, text: str) -> float:
+        return answers[text]
+
+    groups, stats = collect_groups(
+        FakeSampler(), PROMPTS[:2], tokenizer, verify, num_rollouts=4, seed=0
+    )
+    assert groups[0].rewards.tolist() == [0.0, 0.0, 0.25, 0.0]
+    assert stats.verifier_failures == 6
+    assert stats.first_failure == "prompt 'p0': the verifier gave 1.5, not a reward in [0, 1]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("abcde", r"Prompt 'x' has 5 tokens, more than rollout.max_prompt_tokens = 4"),
+        ("", r"Prompt 'x' has no tokens"),
+        ("aZ", r"Prompt 'x': Character 'Z' at position 1"),
+    ],
+)
+def test_bad_prompts_are_named(tokenizer: PreTrainedTokenizerBase, text: str, message: str) -> None:
+    prompts = [*PROMPTS, Prompt(id="x", text=text, answer="", task="test")]
+    with pytest.raises(DataError, match=message):
+        collect_groups(FakeSampler(), prompts, tokenizer, lambda *_: 1.0, num_rollouts=1, seed=0)
+
+
+def test_parts_are_consecutive_and_balanced() -> None:
+    for count in range(12):
+        for parts in range(1, 6):
+            split = [split_evenly(range(count), parts, part) for part in range(parts)]
+            assert [i for part in split for i in part] == list(range(count))
+            assert max(map(len, split)) - min(map(len, split)) <= 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_samples_survive_the_wire(count: int) -> None:
+    samples = Samples(
+        rollouts=[
+            Rollout(
+                token_ids=tuple(range(n)),
+                logprobs=tuple(float(np.float32(-0.1 * t)) for t in range(n)),
+                text="né日𝄞"[:n],
+                finished=n % 2 == 0,
+            )
+            for n in range(count)
+        ],
+        rewards=[n / 7 for n in range(count)],
+        failures=count,
+        first_failure="wrong: ü" if count else "",
+    )
+    assert decode_samples(encode_samples(samples)) == samples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("count", [1, 5])
+def test_every_rank_has_what_one_rank_would_have(
+    pool: RankPool, model_a: str, tensor: int, count: int
+) -> None:
+    prompts = PROMPTS[:count]
+    pool.run(W + "start", model_a, tensor)
+    (groups, stats), (others, other_stats) = pool.run(
+        W + "collect", prompts, num_rollouts=6, seed=7
+    )
+    ids = [list(group.prompt_ids) for group in groups]
+    pool.run(W + "start", model_a, 1)
+    alone = pool.run(W + "sample", ids, num_rollouts=6, seed=7)[0]
+    assert stats == other_stats
+    for group, other, rollouts in zip(groups, others, alone, strict=True):
+        assert group.rollouts == other.rollouts
+        assert group.rewards.tolist() == other.rewards.tolist()
+        assert [r.token_ids for r in group.rollouts] == [r.token_ids for r in rollouts]
+        assert [r.text for r in group.rollouts] == [r.text for r in rollouts]
+        expected = [r.text.count("a") / len(r.text) if r.text else 0.0 for r in rollouts]
+        assert group.rewards.tolist() == expected
+    empty = sum(not r.text for rollouts in alone for r in rollouts)
+    assert stats.verifier_failures == empty
+
+
+@pytest.mark.slow
+def test_a_bad_prompt_stops_every_rank(pool: RankPool, model_a: str) -> None:
+    pool.run(W + "start", model_a, 1)
+    prompts = [*PROMPTS, Prompt(id="long", text="a" * 17, answer="", task="test")]
+    for text in pool.run(W + "collect_error", prompts, num_rollouts=1, seed=0, timeout_s=60):
+        assert text.startswith("DataError: Prompt 'long' has 17 tokens")

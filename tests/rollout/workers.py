@@ -1,0 +1,83 @@
+"""What the ranks of a pool run: one engine a process, kept between calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from passk_fast.batch import Prompt, Rollout, RolloutGroup
+from passk_fast.config import ModelConfig, RolloutConfig, RunConfig
+from passk_fast.errors import PasskError
+from passk_fast.rollout.collect import CollectStats, collect_groups
+from passk_fast.rollout.engine import RolloutEngine
+
+_RUNNING: dict[str, Any] = {"key": None, "engine": None}
+
+
+def start(folder: str, tensor: int, **rollout: Any) -> None:
+    """An engine on the weights of `folder`; replaces the one before unless it is the same."""
+    key = (folder, tensor, *sorted(rollout.items()))
+    if _RUNNING["key"] == key:
+        return
+    if _RUNNING["engine"] is not None:
+        _RUNNING["engine"].close()
+    _RUNNING.update(key=None, engine=None)
+    limits = {"max_prompt_tokens": 16, "max_response_tokens": 24, "kv_cache_gib": 0.25}
+    config = RunConfig(
+        model=ModelConfig(path=folder),
+        rollout=RolloutConfig(tensor=tensor, **{**limits, **rollout}),
+    )
+    engine = RolloutEngine(
+        config, folder, rank=dist.get_rank(), world_size=dist.get_world_size(), device="cpu"
+    )
+    _RUNNING.update(key=key, engine=engine)
+
+
+def start_error(folder: str, tensor: int, **rollout: Any) -> str:
+    """The user's message of a start that must fail."""
+    return _message(start, folder, tensor, **rollout)
+
+
+def sample(prompts: list[list[int]], **options: Any) -> list[list[Rollout]]:
+    result: list[list[Rollout]] = _RUNNING["engine"].sample(prompts, **options)
+    return result
+
+
+def sample_error(prompts: list[list[int]], **options: Any) -> str:
+    return _message(sample, prompts, **options)
+
+
+def load(folder: str) -> None:
+    """New weights for the running engine, from a Hugging Face folder."""
+    _RUNNING["key"] = None
+    _RUNNING["engine"].load_weights(load_file(Path(folder) / "model.safetensors").items())
+
+
+def sleep_and_wake() -> None:
+    _RUNNING["engine"].sleep()
+    _RUNNING["engine"].wake_up()
+
+
+def collect(prompts: list[Prompt], **options: Any) -> tuple[list[RolloutGroup], CollectStats]:
+    engine = _RUNNING["engine"]
+    return collect_groups(engine, prompts, engine.tokenizer, count_a, **options)
+
+
+def collect_error(prompts: list[Prompt], **options: Any) -> str:
+    return _message(collect, prompts, **options)
+
+
+def count_a(prompt: Prompt, text: str) -> float:
+    """A verifier: the share of a's in the response; raises on an empty one."""
+    return text.count("a") / len(text)
+
+
+def _message(function: Any, *args: Any, **kwargs: Any) -> str:
+    try:
+        function(*args, **kwargs)
+    except PasskError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
