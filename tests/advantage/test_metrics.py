@@ -1,0 +1,109 @@
+"""Unbiased pass@k and the intervals of an evaluation."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passk_fast.advantage import evaluation, pass_at_k, wilson
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_pass_at_k_is_the_share_of_subsets_with_a_success(n: int) -> None:
+    for k in range(1, n + 1):
+        subsets = list(combinations(range(n), k))
+        want = [sum(min(s) < c for s in subsets) / len(subsets) for c in range(n + 1)]
+        np.testing.assert_allclose(pass_at_k(np.arange(n + 1), n, k), want, rtol=1e-13, atol=1e-16)
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
+def test_pass_at_k_grows_from_0_to_1(size: tuple[int, int]) -> None:
+    n, k = size
+    got = pass_at_k(np.arange(n + 1), n, k)
+    assert got[0] == 0.0
+    assert (got[n - k + 1 :] == 1.0).all()
+    assert (np.diff(got) >= 0).all()
+
+
+def test_pass_at_k_of_large_n_matches_exact_integers() -> None:
+    n, k, c = 4096, 1500, 3
+    want = float(1 - Fraction(math.comb(n - c, k), math.comb(n, k)))
+    assert pass_at_k(np.array([c]), n, k)[0] == pytest.approx(want, rel=1e-12)
+
+
+def test_pass_at_k_is_unbiased() -> None:
+    """E over c ~ Binomial(n, p) is 1 - (1 - p)^k, by exact enumeration."""
+    n, k, p = 10, 4, 0.3
+    weights = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
+    assert np.dot(weights, pass_at_k(np.arange(n + 1), n, k)) == pytest.approx(1 - (1 - p) ** k)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "k", "words"),
+    [
+        ([1], 4, 0, "k must be"),
+        ([1], 4, 5, "k must be"),
+        ([5], 4, 2, "correct must be between"),
+        ([-1], 4, 2, "correct must be between"),
+        ([1.5], 4, 2, "whole numbers"),
+        ([math.nan], 4, 2, "whole numbers"),
+    ],
+)
+def test_bad_counts(correct: list[float], n: int, k: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        pass_at_k(np.array(correct), n, k)
+
+
+def test_wilson_solves_its_equation() -> None:
+    """The ends are where |p - share| is z standard errors of p (Wilson 1927)."""
+    z = 1.959963984540054
+    for share, trials in ((0.0, 10.0), (0.3, 10.0), (0.5, 1.0), (1.0, 40.0), (0.017, 512.5)):
+        low, high = wilson(share, trials)
+        assert 0 <= low <= share <= high <= 1
+        for end in (low, high):
+            assert (end - share) ** 2 == pytest.approx(
+                z * z * end * (1 - end) / trials, rel=1e-9, abs=1e-15
+            )
+
+
+@pytest.mark.parametrize(
+    ("share", "trials"), [(-0.1, 5.0), (1.1, 5.0), (math.nan, 5.0), (0.5, 0.0)]
+)
+def test_wilson_refuses(share: float, trials: float) -> None:
+    with pytest.raises(ValueError, match=r"share|trials"):
+        wilson(share, trials)
+
+
+def test_evaluation() -> None:
+    got = evaluation(np.array([0, 4, 8, 8]), 8, 4)
+    assert (got["k"], got["prompts"], got["rollouts"]) == (4, 4, 8)
+    assert got["pass@1"] == pytest.approx(20 / 32)
+    assert got["pass@k"] == pytest.approx((0 + 69 / 70 + 1 + 1) / 4)
+    for name in ("pass@1", "pass@k"):
+        assert (got[f"{name}_low"], got[f"{name}_high"]) == wilson(got[name], 4)
+
+
+def test_interval_covers_under_clustering() -> None:
+    """Prompts are all right or all wrong: an interval on P x n samples would miss often."""
+    rng = np.random.default_rng(0)
+    p, num_prompts, n, runs = 0.4, 64, 16, 400
+    hits = {"prompts": 0, "samples": 0}
+    for _ in range(runs):
+        correct = n * (rng.random(num_prompts) < p)
+        got = evaluation(correct, n, 4)
+        hits["prompts"] += got["pass@1_low"] <= p <= got["pass@1_high"]
+        low, high = wilson(got["pass@1"], num_prompts * n)
+        hits["samples"] += low <= p <= high
+    assert hits["prompts"] / runs > 0.92
+    assert hits["samples"] / runs < 0.6
+
+
+def test_evaluation_without_prompts() -> None:
+    with pytest.raises(ValueError, match="no prompts"):
+        evaluation(np.array([], dtype=np.int64), 8, 4)
