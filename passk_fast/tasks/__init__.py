@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -12,7 +11,7 @@ from passk_fast.config import DataConfig
 from passk_fast.errors import ConfigError
 from passk_fast.seeding import seed_for
 from passk_fast.tasks import maze
-from passk_fast.tasks.dataset import load_prompts
+from passk_fast.tasks.dataset import TASKS, load_prompts
 from passk_fast.tasks.order import PromptOrder
 
 __all__ = [
@@ -26,14 +25,11 @@ __all__ = [
     "verifier_for",
 ]
 
-TASKS = ("maze", "exact")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-
 
 def _verify_exact(prompt: Prompt, response: str) -> float:
-    """1.0 if the last `<answer>` tag (or, without one, the response) equals the answer, stripped."""
-    tags = _TAG.findall(response)
-    return float((tags[-1] if tags else response).strip() == prompt.answer.strip())
+    """1.0 if the last `<answer>` tag (without one, the response) equals the answer, stripped."""
+    tagged = maze.last_answer(response)
+    return float((response if tagged is None else tagged).strip() == prompt.answer.strip())
 
 
 def _verify_maze(prompt: Prompt, response: str, *, style: str, lenient: bool) -> float:
@@ -41,7 +37,7 @@ def _verify_maze(prompt: Prompt, response: str, *, style: str, lenient: bool) ->
 
 
 def verifier_for(task: str, config: DataConfig) -> Callable[[Prompt, str], float]:
-    """The verifier of a task: (prompt, response text) -> reward in [0, 1]. ConfigError if unknown."""
+    """The verifier of a task: (prompt, response text) -> reward, 0 or 1. ConfigError if unknown."""
     if task == "maze":
         return partial(_verify_maze, style=config.maze.style, lenient=config.maze.lenient)
     if task == "exact":
@@ -68,7 +64,7 @@ def _maze_prompt(config: DataConfig, name: str, grid: str, moves: str) -> Prompt
 def test_prompts(config: DataConfig) -> Sequence[Prompt]:
     """Held-out prompts: of the file `test`, else generated mazes of all test sizes in turn."""
     if config.test:
-        return load_prompts(config.test, TASKS)
+        return load_prompts(config.test)
     if config.train:
         return []
     by_size: dict[int, list[Prompt]] = {}
@@ -85,27 +81,41 @@ test_prompts.__test__ = False  # type: ignore[attr-defined]  # a loader, not a t
 def train_prompts(config: DataConfig) -> Sequence[Prompt]:
     """Training prompts: of the file `train`, else generated mazes that the test split has not."""
     if config.train:
-        return load_prompts(config.train, TASKS)
+        return load_prompts(config.train)
     seen = {grid for _, grid, _ in _held_out_mazes(config)}
     rng = random.Random(seed_for(config.seed, "maze-train"))
+    mazes = [
+        (size, grid, moves)
+        for size in config.maze.train_sizes
+        for grid, moves in maze.distinct(size, config.maze.train_per_size, rng, seen)
+    ]
     return [
         _maze_prompt(config, f"maze-train-{size}-{i}", grid, moves)
-        for size in config.maze.train_sizes
-        for i, (grid, moves) in enumerate(
-            maze.distinct(size, config.maze.train_per_size, rng, seen)
-        )
+        for i, (size, grid, moves) in enumerate(mazes)
     ]
 
 
 def fresh_solutions(config: DataConfig, seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, solution) texts of fresh mazes, none of them in the test split."""
+    """Endless (prompt, solution) texts of fresh mazes, none of them in the test split.
+
+    Raises:
+        ConfigError: the test split seems to hold every maze of a training size.
+    """
     held_out = {grid for _, grid, _ in _held_out_mazes(config)}
     rng = random.Random(seed_for(seed, "warm-start"))
     style = config.maze.style
     while True:
-        grid, moves = maze.carve(rng.choice(config.maze.train_sizes), rng)
-        if grid not in held_out:
-            yield maze.render_prompt(style, grid), maze.render_solution(style, moves)
+        size = rng.choice(config.maze.train_sizes)
+        for _ in range(maze.MAX_TRIES_IN_A_ROW):
+            grid, moves = maze.carve(size, rng)
+            if grid not in held_out:
+                break
+        else:
+            raise ConfigError(
+                f"data.maze: the test split seems to hold every {size}x{size} maze, so none is "
+                "left to train on; lower data.maze.test_per_size, or take larger ones."
+            )
+        yield maze.render_prompt(style, grid), maze.render_solution(style, moves)
 
 
 def alphabet(config: DataConfig) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from passk_fast.batch import Prompt
 from passk_fast.errors import DataError
+from passk_fast.tasks.maze import grid_of
 
+TASKS = ("maze", "exact")
 _REQUIRED = ("prompt", "answer", "task")
 
 
-def load_prompts(path: str | Path, tasks: Iterable[str]) -> list[Prompt]:
+def load_prompts(path: str | Path, tasks: Iterable[str] = TASKS) -> list[Prompt]:
     """Prompts of a file or folder with columns `prompt`, `answer`, `task` and optionally `id`.
 
     Raises:
@@ -30,7 +33,7 @@ def load_prompts(path: str | Path, tasks: Iterable[str]) -> list[Prompt]:
         rows = _jsonl_rows(source)
     else:
         raise DataError(
-            f"{source}: the name must end in .jsonl or .parquet, or be a folder saved by `datasets`."
+            f"{source}: must be a .jsonl or .parquet file, or a folder saved by `datasets`."
         )
     known = set(tasks)
     prompts = [_prompt(where, row, i, known) for i, (where, row) in enumerate(rows)]
@@ -51,6 +54,8 @@ def _jsonl_rows(source: Path) -> list[tuple[str, Any]]:
     rows = []
     try:
         text = source.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: not UTF-8 text: {error}.") from None
     for number, line in enumerate(text.split("\n"), start=1):
@@ -72,10 +77,11 @@ def _quiet_datasets() -> Any:
 
 def _parquet_rows(source: Path) -> list[tuple[str, Any]]:
     datasets = _quiet_datasets()
-    try:
-        table = datasets.Dataset.from_parquet(str(source), keep_in_memory=True)
-    except Exception as error:
-        raise DataError(f"{source}: not a readable Parquet file: {error}") from None
+    with tempfile.TemporaryDirectory() as cache:  # `datasets` always writes a copy; not for keeps
+        try:
+            table = datasets.Dataset.from_parquet(str(source), cache_dir=cache, keep_in_memory=True)
+        except Exception as error:
+            raise DataError(f"{source}: not a readable Parquet file: {error}") from None
     return [(f"{source}: row {i}", row) for i, row in enumerate(table)]
 
 
@@ -106,7 +112,14 @@ def _prompt(where: str, row: Any, index: int, tasks: set[str]) -> Prompt:
         raise DataError(
             f"{where}: field 'task' is {row['task']!r}; known: {', '.join(sorted(tasks))}."
         )
+    if row["task"] == "maze":
+        grid = "".join(grid_of(row["prompt"]))
+        if grid.count("S") != 1 or grid.count("E") != 1:
+            raise DataError(f"{where}: field 'prompt' holds no maze with one S and one E.")
     identity = row.get("id")
+    if identity is not None and (isinstance(identity, bool) or not isinstance(identity, str | int)):
+        kind = type(identity).__name__
+        raise DataError(f"{where}: field 'id' must be text or a whole number, got {kind}.")
     return Prompt(
         id=str(index) if identity is None else str(identity),
         text=row["prompt"],

@@ -1,6 +1,6 @@
 """Mazes (arXiv 2508.10751, section 3.1): generator, prompts and verifier.
 
-A text grid n x n of `*` wall, `.` free, `S` start, `E` end; the answer is a string of moves U D L R.
+A text grid n x n of `*` wall, `.` free, `S` start, `E` end; the answer is a string of U D L R.
 Mazes are trees carved by depth-first search, so exactly one simple path joins S and E.
 """
 
@@ -18,18 +18,25 @@ MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
 COMPACT_END = ">"
 """Ends a compact prompt; the response is the moves alone."""
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _WORD = re.compile(r"\b(up|down|left|right)\b", re.IGNORECASE)
-_MAX_TRIES_IN_A_ROW = 2000
+MAX_TRIES_IN_A_ROW = 2000
+"""So many repeats in a row, and a size is taken to have no new maze left."""
 
 _PROSE = """\
-You are in a maze drawn as a text grid: `*` is a wall, `.` is free, `S` is the start and `E` is the \
-end. A move is U (up), D (down), L (left) or R (right) by one cell; walls cannot be entered.
+You are in a maze drawn as a text grid: `*` is a wall, `.` is free, `S` is the start and `E` is \
+the end. A move is U (up), D (down), L (left) or R (right) by one cell; walls cannot be entered.
 
 {grid}
 
 Think, then give the moves from S to E inside tags, for example <answer>UURD</answer>.
 """
+
+
+def last_answer(text: str) -> str | None:
+    """Content of the last complete `<answer>` tag (any case; of nested ones the inner), or None."""
+    tags = _TAG.findall(text)
+    return tags[-1] if tags else None
 
 
 def carve(size: int, rng: random.Random) -> tuple[str, str]:
@@ -110,7 +117,10 @@ def verify(prompt: str, response: str, *, style: str, lenient: bool) -> float:
     Strict: the last `<answer>` tag is required (prose style), holds only LRUD in any case, spaces
     and commas, every step is legal and the last ends on E. Lenient, as the paper's released code:
     other characters are ignored, without a tag words such as "up" are taken from the prose, and
-    only the final cell is checked.
+    only the final cell is checked. `prompt` may also be a bare grid.
+
+    Raises:
+        ValueError: the prompt holds no maze.
     """
     lines = grid_of(prompt)
     moves = _lenient_moves(response, style) if lenient else _strict_moves(response, style)
@@ -130,23 +140,21 @@ def _strict_moves(response: str, style: str) -> str:
     if style == "compact":
         answer = response
     else:
-        tags = _TAG.findall(response)
-        if not tags:
+        tagged = last_answer(response)
+        if tagged is None:
             return ""
-        answer = tags[-1]
+        answer = tagged
     moves = re.sub(r"[ ,]", "", answer.strip()).upper()
     return moves if moves and set(moves) <= set(MOVES) else ""
 
 
 def _lenient_moves(response: str, style: str) -> str:
-    tags = _TAG.findall(response)
-    if tags:
-        answer = tags[-1]
-    elif style == "compact":
+    answer = last_answer(response)
+    if answer is None and style == "compact":
         answer = response
-    else:
+    if answer is None:
         return "".join(word[0].upper() for word in _WORD.findall(response))
-    return "".join(c for c in answer.upper() if c in MOVES)
+    return "".join(c.upper() for c in answer if c in "LRUDlrud")
 
 
 def distinct(
@@ -158,14 +166,15 @@ def distinct(
         ConfigError: there seem to be too few distinct mazes of this size.
     """
     misses = 0
+    excluded = sum(len(grid) == size * (size + 1) - 1 for grid in seen)
     for i in range(count):
         grid, moves = carve(size, rng)
         while grid in seen:
             misses += 1
-            if misses > _MAX_TRIES_IN_A_ROW:
+            if misses > MAX_TRIES_IN_A_ROW:
                 raise ConfigError(
-                    f"data.maze: only {i} of {count} distinct {size}x{size} mazes were found; ask "
-                    "for fewer, or for larger ones."
+                    f"data.maze: only {i} of {count} distinct {size}x{size} mazes were found "
+                    f"beside the {excluded} already taken; ask for fewer, or for larger ones."
                 )
             grid, moves = carve(size, rng)
         misses = 0

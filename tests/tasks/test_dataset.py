@@ -1,0 +1,172 @@
+"""Prompt files: what is read, and how a bad one is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from passk_fast.batch import Prompt
+from passk_fast.errors import DataError
+from passk_fast.tasks import load_prompts
+
+MAZE = "*****\n*S.E*\n*.*.*\n*...*\n*****"
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "1 + 1?", "answer": "2", "task": "exact", "id": "sum"},
+    {"prompt": MAZE, "answer": "RR", "task": "maze", "id": "m"},
+    {"prompt": "“ü\u2028” 日本", "answer": "", "task": "exact", "id": "unicode"},
+]
+WANT = [Prompt(id=r["id"], text=r["prompt"], answer=r["answer"], task=r["task"]) for r in ROWS]
+
+
+def _jsonl(path: Path, rows: list[Any]) -> Path:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    assert load_prompts(_jsonl(tmp_path / "a.jsonl", ROWS)) == WANT
+
+
+def test_parquet_leaves_nothing_beside_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(ROWS).to_parquet(str(tmp_path / "a.parquet"))
+    capfd.readouterr()
+    assert load_prompts(tmp_path / "a.parquet") == WANT
+    assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_parquet_is_read_anew_after_it_changed(tmp_path: Path) -> None:
+    datasets.disable_progress_bars()
+    path = tmp_path / "a.parquet"
+    for rows, want in ((ROWS, WANT), (ROWS[:1], WANT[:1])):
+        datasets.Dataset.from_list(rows).to_parquet(str(path))
+        assert load_prompts(path) == want
+
+
+def test_saved_folder(tmp_path: Path) -> None:
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "set"))
+    before = sorted(p.name for p in (tmp_path / "set").iterdir())
+    assert load_prompts(str(tmp_path / "set")) == WANT
+    assert sorted(p.name for p in (tmp_path / "set").iterdir()) == before
+
+
+def test_folder_of_splits_names_them(tmp_path: Path) -> None:
+    datasets.disable_progress_bars()
+    one = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": one, "extra": one}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(DataError, match=r"several splits \(extra, train\); name one"):
+        load_prompts(tmp_path / "set")
+    assert load_prompts(tmp_path / "set" / "train") == WANT
+
+
+def test_blank_lines_and_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\r\n".join(json.dumps(row).encode() for row in ROWS) + b"\r\n\r\n")
+    assert load_prompts(path) == WANT
+
+
+def test_ids_default_to_the_row(tmp_path: Path) -> None:
+    rows = [{**ROWS[0], "id": None}, {**ROWS[0], "id": 7}, {**ROWS[2], "extra": [1]}]
+    assert [p.id for p in load_prompts(_jsonl(tmp_path / "a.jsonl", rows))] == ["0", "7", "unicode"]
+
+
+GOOD = ROWS[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "x"', "a.jsonl:2: not JSON"),
+        ("[1]", "a.jsonl:2: must be an object"),
+        ({"answer": "2", "task": "exact"}, "a.jsonl:2: field 'prompt' is missing"),
+        ({"prompt": "p", "task": "exact"}, "a.jsonl:2: field 'answer' is missing"),
+        ({"prompt": "p", "answer": "2"}, "a.jsonl:2: field 'task' is missing"),
+        ({**GOOD, "answer": None, "id": 1}, "a.jsonl:2: field 'answer' is missing"),
+        ({**GOOD, "answer": 2, "id": 1}, "a.jsonl:2: field 'answer' must be text, got int"),
+        ({**GOOD, "prompt": ["p"], "id": 1}, "a.jsonl:2: field 'prompt' must be text, got list"),
+        ({**GOOD, "prompt": "", "id": 1}, "a.jsonl:2: field 'prompt' is empty"),
+        ({**GOOD, "task": "chess", "id": 1}, "a.jsonl:2: field 'task' is 'chess'; known: exact"),
+        ({**GOOD, "task": "maze", "id": 1}, "a.jsonl:2: field 'prompt' holds no maze"),
+        ({**GOOD, "id": True}, "a.jsonl:2: field 'id' must be text or a whole number, got bool"),
+        ({**GOOD, "id": [1]}, "a.jsonl:2: field 'id' must be text or a whole number, got list"),
+        (GOOD, "a.jsonl:2: id 'sum' was used before, in .*a.jsonl:1"),
+    ],
+)
+def test_bad_line(tmp_path: Path, line: str | dict[str, Any], words: str) -> None:
+    second = line if isinstance(line, str) else json.dumps(line)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + second + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        load_prompts(path)
+
+
+def test_bad_row_of_parquet(tmp_path: Path) -> None:
+    datasets.disable_progress_bars()
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_list([{"prompt": "p", "answer": 2, "task": "exact"}]).to_parquet(
+        str(path)
+    )
+    with pytest.raises(DataError, match=r"a.parquet: row 0: field 'answer' must be text, got int"):
+        load_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("no.jsonl", None, "no such file"),
+        ("a.jsonl", b"", "holds no prompts"),
+        ("a.jsonl", b"\n \n", "holds no prompts"),
+        ("a.jsonl", b"\xff\xfe", "not UTF-8"),
+        ("a.parquet", b"not parquet", "not a readable Parquet file"),
+        ("a.csv", b"prompt,answer\n", "must be a .jsonl or .parquet file"),
+    ],
+)
+def test_bad_file(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        load_prompts(tmp_path / name)
+
+
+def test_folder_that_is_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a folder saved by `datasets`"):
+        load_prompts(tmp_path)
+
+
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.binary(max_size=200))
+def test_any_bytes_load_or_are_a_data_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "fuzz.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"fuzz\.jsonl"):
+        load_prompts(path)
+
+
+values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.none())
+
+
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(GOOD, values)), max_size=4))
+def test_any_rows_load_or_are_a_data_error(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    path = _jsonl(tmp_path / "rows.jsonl", [{**GOOD, "id": None, **row} for row in rows])
+    try:
+        prompts = load_prompts(path)
+    except DataError:
+        return  # that the message names the place is the business of the tests above
+    else:
+        assert len({p.id for p in prompts}) == len(rows) > 0

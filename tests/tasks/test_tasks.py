@@ -1,0 +1,173 @@
+"""Splits, verifiers by task, the alphabet, and the order of prompts."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passk_fast import tasks
+from passk_fast.batch import Prompt
+from passk_fast.config import DataConfig, MazeConfig
+from passk_fast.errors import ConfigError
+from passk_fast.tasks import PromptOrder, maze
+
+SMALL = MazeConfig(train_sizes=(7, 9), train_per_size=60, test_sizes=(7, 11), test_per_size=20)
+
+
+def _grids(prompts: list[Prompt]) -> set[str]:
+    return {"\n".join(maze.grid_of(p.text)) for p in prompts}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_splits_are_distinct_and_disjoint(seed: int) -> None:
+    config = DataConfig(maze=SMALL, seed=seed)
+    train, test = list(tasks.train_prompts(config)), list(tasks.test_prompts(config))
+    assert (len(train), len(test)) == (120, 40)
+    assert len(_grids(train) | _grids(test)) == 160
+    assert len({p.id for p in train + test}) == 160
+    verify = tasks.verifier_for("maze", config)
+    assert all(verify(p, maze.render_solution("prose", p.answer)) == 1.0 for p in train + test)
+
+
+def test_splits_depend_on_the_seed_alone() -> None:
+    config = DataConfig(maze=SMALL)
+    assert tasks.train_prompts(config) == tasks.train_prompts(config)
+    assert tasks.test_prompts(config) == tasks.test_prompts(config)
+    other = DataConfig(maze=SMALL, seed=1)
+    assert tasks.test_prompts(config) != tasks.test_prompts(other)
+
+
+def test_held_out_split_ignores_the_training_settings() -> None:
+    bigger = MazeConfig(train_sizes=(13,), train_per_size=2, test_sizes=(7, 11), test_per_size=20)
+    assert tasks.test_prompts(DataConfig(maze=SMALL)) == tasks.test_prompts(DataConfig(maze=bigger))
+
+
+def test_paper_split_sizes() -> None:
+    test = tasks.test_prompts(DataConfig())
+    sizes = [len(maze.grid_of(p.text)) for p in test]
+    assert [sizes.count(size) for size in range(7, 22, 2)] == [75, *[100] * 7]
+    assert sizes[:16] == [*range(7, 22, 2)] * 2, "sizes take turns"
+
+
+def test_a_size_named_twice_keeps_ids_apart() -> None:
+    config = DataConfig(maze=MazeConfig(train_sizes=(7, 7), train_per_size=5, test_sizes=(7,)))
+    assert len({p.id for p in tasks.train_prompts(config)}) == 10
+
+
+def test_too_small_a_space_is_an_error() -> None:
+    settings = MazeConfig(train_sizes=(5,), train_per_size=50, test_sizes=(5,), test_per_size=40)
+    config = DataConfig(maze=settings)
+    with pytest.raises(ConfigError, match=r"only 44 of 50 distinct 5x5 .* beside the 40 already"):
+        tasks.train_prompts(config)
+
+
+@pytest.mark.parametrize("style", ["prose", "compact"])
+def test_fresh_solutions(style: str) -> None:
+    settings = MazeConfig(train_sizes=(5,), test_sizes=(5,), test_per_size=40, style=style)
+    config = DataConfig(maze=settings)
+    fresh = list(islice(tasks.fresh_solutions(config, 3), 300))
+    assert fresh == list(islice(tasks.fresh_solutions(config, 3), 300))
+    assert fresh != list(islice(tasks.fresh_solutions(config, 4), 300))
+    held_out = {p.text for p in tasks.test_prompts(config)}
+    assert not held_out & {prompt for prompt, _ in fresh}
+    for prompt, solution in fresh:
+        assert maze.verify(prompt, solution, style=style, lenient=False) == 1.0
+
+
+def test_fresh_solutions_end_where_all_is_held_out() -> None:
+    config = DataConfig(maze=MazeConfig(train_sizes=(5,), test_sizes=(5,), test_per_size=84))
+    with pytest.raises(ConfigError, match="the test split seems to hold every 5x5 maze"):
+        next(tasks.fresh_solutions(config, 0))
+
+
+@pytest.mark.parametrize("style", ["prose", "compact"])
+def test_alphabet_covers_prompts_and_solutions(style: str) -> None:
+    settings = MazeConfig(train_sizes=(7,), train_per_size=30, test_sizes=(9,), style=style)
+    config = DataConfig(maze=settings)
+    alphabet = tasks.alphabet(config)
+    assert list(alphabet) == sorted(set(alphabet))
+    used = set()
+    for prompt in tasks.train_prompts(config):
+        used |= set(prompt.text + maze.render_solution(style, prompt.answer))
+    assert used == set(alphabet)
+
+
+def test_compact_alphabet() -> None:
+    assert tasks.alphabet(DataConfig(maze=MazeConfig(style="compact"))) == "\n*.>DELRSU"
+
+
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [
+        ("42", 1.0),
+        (" 42\n", 1.0),
+        ("so <answer> 42 </answer>.", 1.0),
+        ("<answer>41</answer> no, <answer>42</answer>", 1.0),
+        ("<answer>42</answer> no, <answer>41</answer>", 0.0),
+        ("it is 42", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_exact(response: str, reward: float) -> None:
+    prompt = Prompt(id="0", text="?", answer="42 ", task="exact")
+    assert tasks.verifier_for("exact", DataConfig())(prompt, response) == reward
+
+
+def test_verifier_takes_style_and_leniency_from_the_configuration() -> None:
+    prompt = Prompt(id="0", text="*****\n*S*E*\n*.*.*\n*...*\n*****", answer="", task="maze")
+    for style, lenient, reward in (("compact", True, 1.0), ("compact", False, 0.0)):
+        config = DataConfig(maze=MazeConfig(style=style, lenient=lenient))
+        assert tasks.verifier_for("maze", config)(prompt, "RR") == reward
+    assert tasks.verifier_for("maze", DataConfig())(prompt, "<answer>DDRRUU</answer>") == 1.0
+
+
+def test_unknown_task() -> None:
+    with pytest.raises(ConfigError, match="task 'chess' is unknown; known: maze, exact"):
+        tasks.verifier_for("chess", DataConfig())
+
+
+def test_prompts_from_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "answer": "a", "task": "exact"}) + "\n")
+    want = [Prompt(id="0", text="p", answer="a", task="exact")]
+    only_train = DataConfig(train=str(path))
+    assert tasks.train_prompts(only_train) == want
+    assert tasks.test_prompts(only_train) == [], "no evaluation without a test file"
+    assert tasks.test_prompts(DataConfig(train=str(path), test=str(path))) == want
+
+
+@given(st.integers(1, 30), st.integers(0, 5), st.lists(st.integers(0, 40), max_size=8))
+def test_order_visits_every_prompt_once_an_epoch(num: int, seed: int, takes: list[int]) -> None:
+    order = PromptOrder(num, seed)
+    drawn = [i for count in takes for i in order.take(count)]
+    assert len(drawn) == sum(takes)
+    for start in range(0, len(drawn) - num + 1, num):
+        assert sorted(drawn[start : start + num]) == list(range(num))
+    assert drawn == PromptOrder(num, seed).take(sum(takes))
+
+
+@given(st.integers(1, 30), st.integers(0, 70), st.integers(0, 70))
+def test_order_resumes_where_it_was_saved(num: int, before: int, after: int) -> None:
+    order = PromptOrder(num, 7)
+    order.take(before)
+    state = json.loads(json.dumps(order.state_dict()))
+    resumed = PromptOrder(num, 7)
+    resumed.load_state_dict(state)
+    assert resumed.take(after) == order.take(after)
+    assert resumed.state_dict() == order.state_dict()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    order = PromptOrder(50, 0)
+    assert order.take(50) != order.take(50)
+    assert PromptOrder(50, 0).take(50) != PromptOrder(50, 1).take(50)
+
+
+def test_order_of_nothing() -> None:
+    with pytest.raises(ValueError, match="num_prompts must be at least 1"):
+        PromptOrder(0, 0)
