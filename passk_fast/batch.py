@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One problem. Example: Prompt(id="maze-7-12", text="#######\\n...", answer="RRDD", task="maze")."""
+    """One problem. Example: Prompt(id="maze-7-12", text="*******\\n...", answer="RRDD", ...)."""
 
     id: str
     text: str

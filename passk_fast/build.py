@@ -107,7 +107,9 @@ class Run:
             return
         names: list[Any] = [None]
         if self.mesh.rank == 0:
-            count = sum(p.numel() for chunk in self.trainer.actor.chunks for p in chunk.parameters())
+            count = sum(
+                p.numel() for chunk in self.trainer.actor.chunks for p in chunk.parameters()
+            )
             ranks = self.mesh.tensor_size * self.mesh.pipeline_size
             self.store.check_space(count * ranks * _BYTES_PER_PARAMETER)
             names = [str(self.store.begin(step))]
@@ -141,7 +143,7 @@ class Run:
 
 
 def build_run(config: RunConfig, mesh: Mesh) -> Run:
-    """All parts of a run: data, model (warm-started if asked), engine, checkpoint to resume from."""
+    """All parts of a run: data, model (warm-started if asked), engine, resumed checkpoint."""
     from transformers import AutoConfig, AutoTokenizer
 
     folder = Path(config.output_dir)

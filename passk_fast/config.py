@@ -130,7 +130,7 @@ class ParallelConfig:
         )
 
     def data(self, world_size: int) -> int:
-        """Data-parallel size for `world_size` ranks; ConfigError when the mesh does not divide it."""
+        """Data-parallel size of `world_size` ranks; ConfigError when they do not divide."""
         product = self.tensor * self.pipeline * self.context
         require(
             world_size % product == 0,

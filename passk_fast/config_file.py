@@ -121,7 +121,9 @@ def _build(cls: type, values: dict[str, Any], prefix: str, source: _Source) -> A
         field = prefix + key
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
-            hint = f" Did you mean {prefix + near[0]!r}?" if near else f" Known: {', '.join(names)}."
+            hint = (
+                f" Did you mean {prefix + near[0]!r}?" if near else f" Known: {', '.join(names)}."
+            )
             raise ConfigError(f"{source.place(field)}: {field}: unknown key.{hint}")
         arguments[key] = _convert(hints[key], value, field, source)
     try:
@@ -183,7 +185,9 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return tyro.cli(RunConfig, args=list(overrides), default=config, prog="passk-fast train")
+            return tyro.cli(
+                RunConfig, args=list(overrides), default=config, prog="passk-fast train"
+            )
     except ConfigError as error:
         raise ConfigError(f"command line: {error}") from None
     except SystemExit as stop:
@@ -240,9 +244,7 @@ def dump_toml(config: RunConfig) -> str:
 
 
 def _defining(config: RunConfig) -> dict[str, Any]:
-    return {
-        name: value for name, value in flatten(config) if not name.startswith(_FREE_FIELDS)
-    }
+    return {name: value for name, value in flatten(config) if not name.startswith(_FREE_FIELDS)}
 
 
 def config_digest(config: RunConfig) -> str:

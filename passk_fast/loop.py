@@ -109,7 +109,7 @@ class Trainer:
             batches = self.actor.pack(sequences)
             # Log-probs of the sampling policy are needed once the weights have moved.
             parts.append((sequences, self.actor.prepare(batches, old_logprobs=count > 1)))
-        results = []
+        results: list[StepResult] = []
         for sequences, batches in parts:
             lr = learning_rate(self.config.optim, self.progress.optimizer_step, self.total_updates)
             denominator = self._denominator(sequences)
@@ -156,8 +156,8 @@ class Trainer:
         token = self.tokenizer.decode([worst.token])
         raise DivergedError(
             f"Rollout and trainer disagree: |difference of log-probs| is {worst.gap:.3g}, above "
-            f"{bound:.3g} (algorithm.max_logprob_gap). Worst token: {token!r} (id {worst.token}) at "
-            f"position {worst.position} of sequence {worst.sequence}, rollout "
+            f"{bound:.3g} (algorithm.max_logprob_gap). Worst token: {token!r} (id {worst.token}) "
+            f"at position {worst.position} of sequence {worst.sequence}, rollout "
             f"{worst.rollout_logprob:.6f}, trainer {worst.trainer_logprob:.6f}, prompt of "
             f"{sequences[worst.sequence].prompt_length} tokens."
         )

@@ -62,16 +62,15 @@ def _read_model_folder(folder: Path) -> dict[str, Any]:
     found = (hf.get("architectures") or ["none"])[0]
     require(
         found in ARCHITECTURES,
-        f"model.path: architecture {found} is not supported; supported: {', '.join(ARCHITECTURES)}.",
+        f"model.path: architecture {found} is not supported; supported: "
+        f"{', '.join(ARCHITECTURES)}.",
     )
     has_tokenizer = any(
         (folder / name).is_file()
         for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     )
     require(has_tokenizer, f"model.path: {folder} has no tokenizer (tokenizer.json).")
-    require(
-        any(folder.glob("*.safetensors")), f"model.path: {folder} holds no *.safetensors file."
-    )
+    require(any(folder.glob("*.safetensors")), f"model.path: {folder} holds no *.safetensors file.")
     _check_vocabulary(folder, hf)
     return hf
 

@@ -1,6 +1,6 @@
 """torchrun's entry: builds the parts, runs the loop, exits with a meaning.
 
-    torchrun --nproc-per-node 2 -m passk_fast.train configs/maze_cpu.toml --optim.lr 2e-4
+torchrun --nproc-per-node 2 -m passk_fast.train configs/maze_cpu.toml --optim.lr 2e-4
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Supervised steps on task solutions before reinforcement learning, cached by what determines them."""
+"""Supervised steps on task solutions before reinforcement learning, kept in a cache."""
 
 from __future__ import annotations
 
@@ -80,10 +80,7 @@ def warm_start(
             loss = result.sums["loss_sum"] / denominator
             spent = time.monotonic() - start
             left = spent / (step + 1) * (settings.steps - step - 1)
-            say(
-                f"Warm start: step {step + 1}/{settings.steps}, loss {loss:.3f}, "
-                f"{left:.0f} s left"
-            )
+            say(f"Warm start: step {step + 1}/{settings.steps}, loss {loss:.3f}, {left:.0f} s left")
     _keep(actor, target, Path(folder), config)
     return str(target)
 

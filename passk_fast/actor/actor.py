@@ -71,7 +71,7 @@ class Actor:
     def __init__(
         self, config: RunConfig, hf: Any, mesh: Mesh, *, optim: OptimConfig | None = None
     ) -> None:
-        """Random weights from `config.seed`; `load_folder` replaces them. `hf`: transformers config."""
+        """Random weights until `load_folder`. `hf` is the transformers config."""
         self.config = config
         self.mesh = mesh
         self.hf = hf
@@ -244,12 +244,10 @@ class Actor:
     def prepare(
         self, batches: list[PackedBatch], *, old_logprobs: bool = False
     ) -> list[PackedBatch]:
-        """Add the trainer's own log-probs (`old_logprobs`) and the reference's (KL) to the batches."""
+        """Add the trainer's own log-probs (`old_logprobs`) and the reference's (KL term)."""
         if old_logprobs:
             values = self.logprobs(batches)
-            batches = [
-                replace(b, old_logprobs_T=v) for b, v in zip(batches, values, strict=True)
-            ]
+            batches = [replace(b, old_logprobs_T=v) for b, v in zip(batches, values, strict=True)]
         if self.settings.policy.kl_coef > 0:
             values = self.logprobs(batches, reference=True)
             batches = [
@@ -308,7 +306,7 @@ class Actor:
         return not bool(bad > 0)
 
     def _reduce(self, results: list[Any]) -> tuple[dict[str, float], WorstToken | None]:
-        """Sum the last stage's metrics over micro-batches and data-parallel ranks, for all ranks."""
+        """Sum the last stage's metrics over micro-batches and data-parallel ranks, everywhere."""
         mesh = self.mesh
         speaks = mesh.is_last_stage and mesh.tensor_rank == 0
         mine: dict[str, float] = {}

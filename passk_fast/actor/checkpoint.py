@@ -1,7 +1,7 @@
 """Megatron's sharded state in a checkpoint folder: any TP x PP x DP writes it, any other reads it.
 
-`CheckpointStore` makes folders complete or absent; this file fills and reads one. `state.json` holds
-what is not a tensor: the step, the data position, the schedule. Sampling, data order and
+`CheckpointStore` makes folders complete or absent; this file fills and reads one. `state.json`
+holds what is not a tensor: the step, the data position, the schedule. Sampling, data order and
 initialisation are functions of (seed, step), so these numbers are the whole random state.
 """
 

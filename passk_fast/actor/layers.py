@@ -11,21 +11,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
 
 
 class RMSNorm(torch.nn.Module):
-    """Root mean square norm; marks its weight for sequence parallelism, as torch's wrapper cannot."""
+    """Root mean square norm; marks its weight for sequence parallelism (torch's cannot)."""
 
-    def __init__(
-        self, config: Any, hidden_size: int, eps: float = 1e-6, **kwargs: object
-    ) -> None:
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-6, **kwargs: object) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.weight.sequence_parallel = config.sequence_parallel
         self.eps = config.layernorm_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,11 +37,11 @@ class PackedParams(PackedSeqParams):
     """CPU path: (row, column) of every token in the [B, max_seqlen] layout."""
 
 
-def packed_params(cu_seqlens: Tensor, positions_T: Tensor, max_seqlen: int, te: bool) -> Any:
+def packed_params(cu_seqlens: Tensor, positions_T: Tensor, max_seqlen: int, thd: bool) -> Any:
     """PackedParams for B sequences; `cu_seqlens` int32 [B + 1], `positions_T` int64 [T]."""
     params = PackedParams(
         # Only "thd" takes Megatron's per-sequence rotary path; ours is one gather for all tokens.
-        qkv_format="thd" if te else "packed",
+        qkv_format="thd" if thd else "packed",
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_kv=cu_seqlens,
         max_seqlen_q=max_seqlen,

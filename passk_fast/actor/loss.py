@@ -79,7 +79,7 @@ def logprob_collector(
 def policy_loss(
     batch: PackedBatch, settings: LossSettings, denominator: float
 ) -> Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Loss function of a training pass; `denominator` is global, so losses and gradients just add."""
+    """Loss function of a training pass; `denominator` is global, so losses just add."""
 
     def loss(logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         logp, entropy = _logprobs(logits, batch, settings)

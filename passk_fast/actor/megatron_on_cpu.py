@@ -74,7 +74,7 @@ def _cuda_patches() -> dict[str, Any]:
 
 
 def _patch_megatron() -> None:
-    """Module attributes of Megatron alone; safe to leave in place, since only Megatron reads them."""
+    """Module attributes of Megatron; safe to leave in place, since only Megatron reads them."""
     import megatron.core.tensor_parallel.random as random_module
     import megatron.core.transformer.moe.moe_utils as moe_utils
 

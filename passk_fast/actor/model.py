@@ -51,7 +51,7 @@ def head_dim(hf: Any) -> int:
 
 
 def rotary_frequencies(hf: Any) -> torch.Tensor:
-    """Inverse frequencies [head_dim / 2] float32; ConfigError for a rope type that rescales logits."""
+    """Inverse frequencies [head_dim / 2] float32; ConfigError for an unsupported rope type."""
     rope = getattr(hf, "rope_parameters", None) or {}
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "linear", "llama3"):
@@ -105,8 +105,8 @@ def transformer_config(
         pipeline_dtype=params_dtype,
         bf16=dtype == "bfloat16",
         variable_seq_lengths=parallel.virtual_pipeline == 1,  # packed micro-batches differ
-        # With two stages both neighbours are one rank; batched sends over gloo would be mistaken for
-        # one another, while the unbatched calls use a group a direction.
+        # With two stages both neighbours are one rank; batched sends over gloo would be mistaken
+        # for one another, while the unbatched calls use a group a direction.
         batch_p2p_comm=device != "cpu",
         moe_token_dispatcher_type="alltoall",  # Megatron wants it with the line above, dense too
         attention_dropout=0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from passk_fast.errors import DataError
 from passk_fast.seeding import seed_for
 
 
@@ -38,10 +39,19 @@ class PromptOrder:
         return taken
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and position in it."""
-        return {"epoch": self._epoch, "position": self._position}
+        """Epoch, position in it, and the size of the data set."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "num_prompts": self._num_prompts,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a saved position."""
+        """Go to a saved position; DataError where the data set has another size now."""
+        if state["num_prompts"] != self._num_prompts:
+            raise DataError(
+                f"the checkpoint was made with {state['num_prompts']} training prompts, the data "
+                f"set has {self._num_prompts} now: its position cannot be found again."
+            )
         self._epoch, self._position = state["epoch"], state["position"]
         self._shuffled = self._shuffle(self._epoch)

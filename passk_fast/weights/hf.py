@@ -36,7 +36,9 @@ class HFReader:
                 with safe_open(file, framework="pt") as handle:
                     self._files.update(dict.fromkeys(handle.keys(), file.name))
             except SafetensorError as error:
-                raise ConfigError(f"model.path: {file} is not a safetensors file: {error}") from None
+                raise ConfigError(
+                    f"model.path: {file} is not a safetensors file: {error}"
+                ) from None
 
     def names(self) -> list[str]:
         """All tensor names."""

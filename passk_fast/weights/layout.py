@@ -143,7 +143,7 @@ def to_shard(
 
 
 def from_shards(split: Split, shards: list[Tensor], shape: ModelShape) -> list[Tensor]:
-    """The inverse of `to_shard`: full Hugging Face tensors from all ranks' shards, in rank order."""
+    """The inverse of `to_shard`: full tensors from all ranks' shards, in rank order."""
     if split is Split.NONE:
         return [shards[0]]
     if split is Split.GATE_UP:

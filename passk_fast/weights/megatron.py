@@ -18,6 +18,8 @@ from torch import Tensor
 from passk_fast.weights.hf import HFReader
 from passk_fast.weights.layout import ModelShape, Split, entry, from_shards, to_shard
 
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+
 
 class MeshLike(Protocol):
     """What this module needs of `distributed.Mesh`."""
@@ -43,14 +45,12 @@ def named_parameters(chunks: list[Any]) -> dict[str, torch.nn.Parameter]:
         module = chunk
         while hasattr(module, "module"):
             module = module.module
-        offsets = [layer.layer_number - 1 for layer in module.decoder.layers]
+        layers = [layer.layer_number - 1 for layer in module.decoder.layers]
         for name, parameter in module.named_parameters():
-            global_name = re.sub(
-                r"^decoder\.layers\.(\d+)\.",
-                lambda m: f"decoder.layers.{offsets[int(m[1])]}.",
-                name,
-            )
-            named[global_name] = parameter
+            match = _LAYER.match(name)
+            if match:
+                name = f"decoder.layers.{layers[int(match[1])]}.{name[match.end() :]}"
+            named[name] = parameter
     return named
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.actor.workers import make_folder
 from tests.ranks import RankPool
 

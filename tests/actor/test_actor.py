@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.megatron

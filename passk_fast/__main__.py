@@ -1,0 +1,5 @@
+"""`python -m passk_fast` is `passk-fast`."""
+
+from passk_fast.cli import main
+
+main()

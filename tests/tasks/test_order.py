@@ -1,0 +1,37 @@
+"""The order of prompts: every prompt once an epoch, resumable anywhere."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passk_fast.errors import DataError
+from passk_fast.tasks import PromptOrder
+
+
+@given(st.integers(1, 40), st.integers(0, 5), st.lists(st.integers(1, 30), max_size=6))
+def test_every_prompt_once_an_epoch(num_prompts: int, seed: int, counts: list[int]) -> None:
+    order = PromptOrder(num_prompts, seed)
+    drawn = [i for count in counts for i in order.take(count)]
+    for start in range(0, len(drawn) - num_prompts + 1, num_prompts):
+        assert sorted(drawn[start : start + num_prompts]) == list(range(num_prompts))
+
+
+@given(st.integers(1, 40), st.integers(0, 90), st.integers(1, 50))
+def test_a_saved_position_continues(num_prompts: int, before: int, after: int) -> None:
+    order = PromptOrder(num_prompts, 3)
+    order.take(before)
+    again = PromptOrder(num_prompts, 3)
+    again.load_state_dict(order.state_dict())
+    assert again.take(after) == order.take(after)
+
+
+def test_a_data_set_of_another_size_is_refused() -> None:
+    with pytest.raises(DataError, match="10 training prompts"):
+        PromptOrder(9, 0).load_state_dict(PromptOrder(10, 0).state_dict())
+
+
+def test_an_empty_data_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        PromptOrder(0, 0)

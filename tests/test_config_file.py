@@ -1,0 +1,139 @@
+"""Reading configurations: everything wrong is one clear ConfigError."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from passk_fast.config import RunConfig
+from passk_fast.config_file import (
+    config_digest,
+    differing_fields,
+    dump_toml,
+    help_text,
+    load_config,
+)
+from passk_fast.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+BAD_FILES = {
+    "steps = \nseed = 1": ("bad.toml:1", "not valid TOML"),
+    "stepz = 3": ("bad.toml:1: stepz: unknown key", "'steps'"),
+    "[optim]\nlearning_rate = 1.0": ("bad.toml:2: optim.learning_rate: unknown key", "Known:"),
+    "[optim]\nlrr = 1.0": ("bad.toml:2", "'optim.lr'"),
+    "optim.lrr = 1.0": ("bad.toml:1", "'optim.lr'"),
+    "[opttim]\nlr = 1.0": ("bad.toml:1: opttim: unknown key", "'optim'"),
+    'steps = "3"': ("bad.toml:1: steps: must be int", "'3'"),
+    "steps = 3.5": ("steps: must be int", "float"),
+    "steps = true": ("steps: must be int", "bool"),
+    "[optim]\nlr = true": ("optim.lr: must be float", "bool"),
+    '[optim]\nlr = "x"': ("optim.lr: must be float", "str"),
+    "optim = 3": ("optim: must be a table", "3"),
+    "output_dir = 3": ("output_dir: must be str", "3"),
+    '[optim]\nschedule = "linear"': ("optim.schedule: must be one of", "'cosine'"),
+    '[model]\ndtype = "fp16"': ("model.dtype: must be one of", "'bfloat16'"),
+    "[data.maze]\ntrain_sizes = 7": ("data.maze.train_sizes: must be a list", "7"),
+    '[data.maze]\ntrain_sizes = ["7"]': ("data.maze.train_sizes: must be int", "'7'"),
+    "[data.maze]\ntrain_sizes = []": ("bad.toml:2", "at least one size"),
+    "[data.maze]\ntrain_sizes = [8]": ("bad.toml:2", "odd sizes from 5 to 21, got 8"),
+    "[data.maze]\ntest_sizes = [23]": ("bad.toml:2", "got 23"),
+    "steps = 0": ("bad.toml:1", "must be positive, got 0"),
+    "[algorithm]\nk = 17\nnum_rollouts = 16": ("bad.toml:2", "between 1 and"),
+    "[algorithm]\nk = 16\nnum_rollouts = 16": ("bad.toml:2", "every analytic Pass@k advantage is"),
+    "[algorithm]\nk = 0": ("bad.toml:2", "got 0"),
+    "[algorithm]\nnum_rollouts = 1": ("bad.toml:2", "at least 2"),
+    '[algorithm]\nestimator = "grpo"\nk = 4': ("bad.toml:2", "ignores k"),
+    "[algorithm]\nclip_low = 1.5": ("bad.toml:2", "below 1"),
+    "[algorithm]\nclip_high = -0.1": ("bad.toml:2", "0 or more"),
+    "[algorithm]\ndual_clip = 0.5": ("bad.toml:2", "above 1"),
+    "[algorithm]\nminibatches = 5": ("minibatches", "multiple"),
+    "[optim]\nbeta2 = 1.5": ("bad.toml:2", "[0, 1]"),
+    "[optim]\nlr = 0": ("bad.toml:2", "must be positive"),
+    "[parallel]\nvirtual_pipeline = 2": ("bad.toml:2", "needs parallel.pipeline > 1"),
+    "[parallel]\ntensor = 0": ("bad.toml:2", "positive"),
+    "[model.shape]\nnum_heads = 3": ("bad.toml:2", "multiple of"),
+    "[rollout]\ngpu_memory_utilization = 1.5": ("bad.toml:2", "(0, 1]"),
+    "micro_batch_tokens = 10": ("bad.toml:1", "must hold the longest sequence"),
+    "[eval]\nnum_rollouts = 2": ("bad.toml:2", "at least algorithm.k"),
+    "[checkpoint]\nkeep = 0": ("bad.toml:2", "positive"),
+    'base = "missing.toml"': ("missing.toml", "no such file"),
+}
+
+
+@pytest.mark.parametrize("text", BAD_FILES)
+def test_bad_files_are_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    for part in BAD_FILES[text]:
+        assert part in str(caught.value)
+
+
+BAD_FLAGS = {
+    ("--optim.lrr", "1"): "Did you mean --optim.lr?",
+    ("--stepz", "1"): "Did you mean --steps?",
+    ("--optim.lr", "fast"): "fast",
+    ("--algorithm.k", "99"): "between 1 and",
+    ("--steps",): "steps",
+    ("--optim.schedule", "linear"): "cosine",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_bad_flags_are_named(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    (tmp_path / "c.toml").write_text("model.shape.max_positions = 2048\n")
+    with pytest.raises(ConfigError, match="command line") as caught:
+        load_config(tmp_path / "c.toml", flags)
+    assert BAD_FLAGS[flags] in str(caught.value)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config("nowhere.toml")
+
+
+def test_flags_go_on_top_of_the_file_and_the_file_on_top_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(
+        "steps = 3\n[optim]\nlr = 1.0\nbeta1 = 0.5\n[model.shape]\nmax_positions = 2048\n"
+    )
+    (tmp_path / "top.toml").write_text('base = "base.toml"\n[optim]\nlr = 2.0\n')
+    config = load_config(tmp_path / "top.toml", ["--optim.eps", "1e-6"])
+    assert (config.steps, config.optim.lr, config.optim.beta1) == (3, 2.0, 0.5)
+    assert config.optim.eps == 1e-6
+
+
+def test_a_base_of_a_base_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("")
+    (tmp_path / "b.toml").write_text('base = "a.toml"')
+    (tmp_path / "c.toml").write_text('base = "b.toml"')
+    with pytest.raises(ConfigError, match="cannot have a base itself"):
+        load_config(tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.name)
+def test_shipped_configs_load_and_round_trip(file: Path, tmp_path: Path) -> None:
+    config = load_config(file)
+    (tmp_path / "again.toml").write_text(dump_toml(config))
+    assert load_config(tmp_path / "again.toml") == config
+
+
+def test_the_digest_ignores_where_a_run_goes_and_how_it_is_split() -> None:
+    def config(**changes: object) -> RunConfig:
+        flags = [part for key, value in changes.items() for part in (f"--{key}", str(value))]
+        return load_config(CONFIGS[0], flags)
+
+    a = config()
+    same = config(**{"output-dir": "x", "steps": 7, "parallel.tensor": 2, "eval.every": 3})
+    other = config(**{"optim.lr": 0.5})
+    assert config_digest(a) == config_digest(same)
+    assert config_digest(a) != config_digest(other)
+    assert differing_fields(a, other) == ["optim.lr"]
+
+
+def test_help_documents_every_section() -> None:
+    text = help_text()
+    for name in ("--optim.lr", "--algorithm.k", "--data.maze.style", "--parallel.tensor"):
+        assert name in text

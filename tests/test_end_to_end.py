@@ -1,0 +1,216 @@
+"""The command line as a user calls it: a whole run, the same again, an interrupted one resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from passk_fast.errors import ExitCode
+from passk_fast.report.records import read_records, without_time
+
+CONFIG = Path(__file__).parents[1] / "configs" / "maze_cpu.toml"
+COMMAND = [sys.executable, "-m", "passk_fast"]
+SMALL = """
+    --prompts-per-step 4 --algorithm.num-rollouts 4 --algorithm.k 2 --warm-start.steps 8
+    --warm-start.batch-size 16 --eval.num-prompts 8 --eval.num-rollouts 4 --eval.every 2
+    --data.maze.train-per-size 64 --data.maze.test-per-size 8 --rollout.max-num-seqs 32
+    --checkpoint.every 2
+""".split()
+
+
+def call(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run `passk-fast ...` as a user would."""
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def train(folder: Path, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A few small steps into `folder`."""
+    where = ["--output-dir", str(folder), "--warm-start.cache-dir", str(cache)]
+    return call("train", str(CONFIG), *where, *SMALL, *arguments)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The run's records without their timings."""
+    return [without_time(record) for record in read_records(folder / "metrics.jsonl")]
+
+
+def test_help_and_unknown_commands() -> None:
+    assert "passk-fast train CONFIG" in call("--help").stdout
+    assert "--optim.lr" in call("train", "--help").stdout
+    wrong = call("trian")
+    assert wrong.returncode == ExitCode.BAD_CONFIG
+    assert "unknown command 'trian'" in wrong.stderr
+
+
+def test_dry_run_prints_the_resolved_config(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", tmp_path, "--dry-run", "--optim.lr", "0.125")
+    assert done.returncode == 0, done.stderr
+    assert "lr = 0.125" in done.stdout
+    assert (tmp_path / "run" / "resolved.toml").read_text() == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--optim.lrr", "1"], ExitCode.BAD_CONFIG, "Did you mean --optim.lr?"),
+        (["--nproc", "3", "--parallel.tensor", "2"], ExitCode.BAD_CONFIG, "World size 3"),
+        (["--data.test", "gone.jsonl"], ExitCode.BAD_DATA, "gone.jsonl"),
+    ],
+)
+def test_errors_are_one_paragraph_with_a_code(
+    tmp_path: Path, arguments: list[str], code: ExitCode, message: str
+) -> None:
+    done = train(tmp_path / "run", tmp_path, *arguments)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """(folder, cache, output) of four uninterrupted steps."""
+    root = tmp_path_factory.mktemp("runs")
+    done = train(root / "whole", root / "cache", "--steps", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root / "whole", root / "cache", done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+@pytest.mark.megatron
+def test_a_run_leaves_what_it_promises(whole: tuple[Path, Path, str]) -> None:
+    folder, _, output = whole
+    records = metrics(folder)
+    assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
+    assert [record["step"] for record in records if "eval" in record] == [0, 2, 4]
+    for record in records[1:]:
+        assert record["ppo_kl"] == 0.0
+        assert record["logprob_gap_max"] <= 1e-4  # every step: every weight sync was complete
+    for name in ("config.toml", "curve.png", "tensorboard", "samples", "checkpoints/LATEST"):
+        assert (folder / name).exists(), name
+    assert "Where to look" in output
+    assert "pass@2" in output
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+@pytest.mark.megatron
+def test_resumed_equals_uninterrupted_and_converts(
+    whole: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    folder, cache, _ = whole
+    resumed = tmp_path / "resumed"
+    for steps in ("2", "4"):
+        done = train(resumed, cache, "--steps", steps)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "Resuming from step 2" in done.stdout
+    # the first call evaluated at its own last step, as the whole run did at step 2
+    assert metrics(resumed) == metrics(folder)
+
+    from safetensors.torch import load_file
+
+    for run, name in ((folder, "a"), (resumed, "b")):
+        done = call("convert", str(run), str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+    a = load_file(tmp_path / "a" / "model.safetensors")
+    b = load_file(tmp_path / "b" / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    assert AutoTokenizer.from_pretrained(tmp_path / "a").eos_token == "<eos>"
+
+
+@pytest.mark.slow
+@pytest.mark.megatron
+def test_two_runs_with_one_seed_agree(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    folder, cache, _ = whole
+    again = tmp_path / "again"
+    assert train(again, cache, "--steps", "4").returncode == 0
+    assert metrics(again) == metrics(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+@pytest.mark.megatron
+def test_tensor_parallel_trainer_with_two_rollout_engines(
+    whole: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    folder, cache, _ = whole
+    done = train(tmp_path / "tp2", cache, "--steps", "2", "--parallel.tensor", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for got, want in zip(metrics(tmp_path / "tp2"), metrics(folder), strict=False):
+        if got["step"] == 1:  # the same samples, from the same weights
+            assert got["reward"] == want["reward"]
+            assert got["response_tokens"] == want["response_tokens"]
+            assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.megatron
+def test_sigterm_saves_and_says_so(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, cache, _ = whole
+    folder = tmp_path / "stopped"
+    where = ["--output-dir", str(folder), "--warm-start.cache-dir", str(cache)]
+    child = subprocess.Popen(
+        [*COMMAND, "train", str(CONFIG), *where, *SMALL, "--steps", "5000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        path = folder / "metrics.jsonl"
+        if path.exists() and len(path.read_text().splitlines()) > 2:
+            break
+        time.sleep(0.2)
+    child.send_signal(signal.SIGTERM)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == ExitCode.PREEMPTED, stderr
+    assert (folder / "PREEMPTED").exists()
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    latest = (folder / "checkpoints" / "LATEST").read_text().strip()
+    assert latest == f"step_{steps[-1]:08d}"
+
+
+@pytest.mark.slow
+@pytest.mark.megatron
+def test_a_killed_rank_is_a_lost_rank(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, cache, _ = whole
+    folder = tmp_path / "killed"
+    where = ["--output-dir", str(folder), "--warm-start.cache-dir", str(cache)]
+    child = subprocess.Popen(
+        [*COMMAND, "train", str(CONFIG), *where, *SMALL, "--steps", "5000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.2)
+    for pid in _workers_of(child.pid):
+        os.kill(pid, signal.SIGKILL)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == ExitCode.LOST_RANK, stderr
+
+
+def _workers_of(pid: int) -> list[int]:
+    """Processes two levels below: the launcher's workers."""
+    import psutil
+
+    launchers = psutil.Process(pid).children()
+    return [child.pid for launcher in launchers for child in launcher.children()]
