@@ -182,7 +182,8 @@ def test_sigterm_saves_and_says_so(whole: tuple[Path, Path, str], tmp_path: Path
     _, stderr = child.communicate(timeout=60)
     assert child.returncode == ExitCode.PREEMPTED, stderr
     assert (folder / "PREEMPTED").exists()
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     latest = (folder / "checkpoints" / "LATEST").read_text().strip()
     assert latest == f"step_{steps[-1]:08d}"
 

