@@ -1,0 +1,123 @@
+"""The step's arithmetic that needs no model: denominators, guards, records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from passk_fast.actor.actor import StepResult, WorstToken
+from passk_fast.batch import Prompt, Rollout, RolloutGroup
+from passk_fast.config import AlgorithmConfig, ModelConfig, OptimConfig, RunConfig, ShapeConfig
+from passk_fast.errors import DivergedError
+from passk_fast.loop import Progress, Trainer, logprob_bound, to_sequences
+
+pytestmark = pytest.mark.megatron
+
+
+class Mesh:
+    """A place in the world."""
+
+    device = "cpu"
+
+
+class Actor:
+    """Only its mesh is asked for here."""
+
+    mesh = Mesh()
+
+
+class Tokenizer:
+    """Decodes a token to its number."""
+
+    def decode(self, ids: list[int]) -> str:
+        return f"t{ids[0]}"
+
+
+def trainer(**algorithm: Any) -> Trainer:
+    """A trainer whose parts are absent: the functions under test use none of them."""
+    parts: dict[str, Any] = dict.fromkeys(("engine", "verify", "order"), None)
+    config = RunConfig(
+        model=ModelConfig(shape=ShapeConfig(max_positions=2048)),
+        algorithm=AlgorithmConfig(num_rollouts=4, k=2, **algorithm),
+        optim=OptimConfig(max_bad_steps=2),
+    )
+    return Trainer(
+        config=config,
+        actor=Actor(),  # type: ignore[arg-type]
+        tokenizer=Tokenizer(),
+        prompts=[],
+        test_prompts=[],
+        progress=Progress(),
+        **parts,
+    )
+
+
+def group(rewards: list[float]) -> RolloutGroup:
+    """Responses of 1, 2, 3, ... tokens."""
+    rollouts = tuple(
+        Rollout(token_ids=(7,) * n, logprobs=(-0.5,) * n, text="", finished=True)
+        for n in range(1, len(rewards) + 1)
+    )
+    prompt = Prompt(id="0", text="x", answer="", task="exact")
+    return RolloutGroup(
+        prompt=prompt, prompt_ids=(1, 2), rollouts=rollouts, rewards=np.array(rewards)
+    )
+
+
+def step(applied: bool, gap: float = 0.0) -> StepResult:
+    """The result of one optimizer step."""
+    worst = WorstToken(
+        gap=gap, sequence=1, position=9, token=5, rollout_logprob=-1.0, trainer_logprob=-1.0 - gap
+    )
+    return StepResult(sums={}, grad_norm=1.0, applied=applied, worst=worst, micro_batches=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "want"), [("response_tokens", 10.0), ("live_tokens", 7.0), ("sequences", 4.0)]
+)
+def test_denominators(kind: str, want: float) -> None:
+    sequences = to_sequences([group([0, 1, 0, 1])], np.array([[0.0, 0.0, 1.0, -2.0]]))
+    assert [s.token_ids[:2] for s in sequences] == [(1, 2)] * 4
+    assert [s.response_length for s in sequences] == [1, 2, 3, 4]
+    assert trainer(loss_denominator=kind)._denominator(sequences) == want
+
+
+def test_non_finite_steps_in_a_row_stop_the_run() -> None:
+    run = trainer()
+    run._count(step(False))
+    run._count(step(True))  # a good step forgives
+    run._count(step(False))
+    assert run.progress.skipped == 2
+    with pytest.raises(DivergedError, match="2 optimizer steps in a row"):
+        run._count(step(False))
+
+
+def test_disagreeing_logprobs_stop_the_run_and_name_the_token() -> None:
+    run = trainer()
+    sequences = to_sequences([group([0, 1, 0, 1])], np.zeros((1, 4)))
+    run._check_logprobs(step(True, gap=5e-5), sequences)
+    with pytest.raises(DivergedError) as caught:
+        run._check_logprobs(step(True, gap=2e-4), sequences)
+    for part in ("'t5' (id 5)", "position 9 of sequence 1", "0.0002", "0.0001"):
+        assert part in str(caught.value)
+    with pytest.raises(DivergedError):
+        run._check_logprobs(step(True, gap=float("inf")), sequences)
+
+
+def test_the_bound_follows_the_dtype_and_can_be_set() -> None:
+    run = trainer(max_logprob_gap=0.25)
+    assert logprob_bound(run.config, "cpu") == 0.25
+    assert logprob_bound(trainer().config, "cpu") == 1e-4
+    assert logprob_bound(trainer().config, "cuda") == 1e-2
+
+
+def test_rollout_metrics_count_dead_groups() -> None:
+    rewards = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=float)
+    groups = [group(list(row)) for row in rewards]
+    record = trainer()._rollout_metrics(groups, rewards)
+    assert record["dead_share"] == 0.75  # N = 4, k = 2: signal at 1 <= c <= 2 only
+    assert record["pass@1"] == 0.5
+    assert record["pass@k"] == pytest.approx((0 + 0.5 + 1 + 1) / 4)
+    assert record["response_tokens"] == 40
