@@ -11,21 +11,21 @@ from tests.actor.workers import make_folder
 from tests.ranks import RankPool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_rank() -> Iterator[RankPool]:
     """A world of one."""
     with RankPool(1) as pool:
         yield pool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def two_ranks() -> Iterator[RankPool]:
     """A world of two."""
     with RankPool(2) as pool:
         yield pool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny random model folder of every architecture."""
     root: Path = tmp_path_factory.mktemp("models")
