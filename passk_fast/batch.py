@@ -69,13 +69,16 @@ class PackedBatch:
     """One packed (THD) micro-batch of T tokens, padded to a multiple the mesh asks for.
 
     Position t predicts `targets_T[t]` (the next token of the same sequence). `mask_T` is 1 where
-    that target is a response token. Padding is one last sequence of its own, masked out.
+    that target is a response token. Padding comes last, in segments of its own, masked out.
+
+    A segment is a whole sequence, or with shared prompts either the prompt of a group without its
+    last token, or one response: from the prompt's last token to the last but one of the response.
     """
 
     tokens_T: torch.Tensor
     """int64 [T]"""
     positions_T: torch.Tensor
-    """int64 [T], from 0 in every sequence"""
+    """int64 [T]: place in the sequence, prompt included"""
     targets_T: torch.Tensor
     """int64 [T]"""
     mask_T: torch.Tensor
@@ -85,10 +88,14 @@ class PackedBatch:
     rollout_logprobs_T: torch.Tensor
     """float32 [T], 0 outside the mask"""
     cu_seqlens: torch.Tensor
-    """int32 [B + 1], first entry 0, last entry T"""
+    """int32 [B + 1]: borders of the segments, first entry 0, last entry T"""
     max_seqlen: int
+    """Tokens of the longest segment."""
     sequence_index_T: torch.Tensor
-    """int64 [T]: which of the step's sequences a token belongs to; -1 for padding"""
+    """int64 [T]: which of the step's sequences a token belongs to; -1 for padding and shared
+    prompts"""
+    prefix_B: tuple[int, ...] | None = None
+    """Segment whose keys and values a segment sees before its own, or -1; None: nothing shared."""
     old_logprobs_T: torch.Tensor | None = None
     """float32 [T]: the trainer's own log-probs before the update; None when strictly on-policy"""
     reference_logprobs_T: torch.Tensor | None = None

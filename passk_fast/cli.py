@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from passk_fast import __version__
 from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError, ExitCode, LostRankError, PasskError
 
+_MAX_CPU_RANKS = 4
 _USAGE = f"""\
 passk-fast {__version__}: train language models with Pass@k advantages
 
@@ -48,7 +50,11 @@ def _num_gpus() -> int:
 
 
 def _num_processes(config: RunConfig, wanted: str | None) -> int:
-    """Processes to start: as asked, else one a GPU, else the smallest number the meshes allow."""
+    """Processes to start: as asked, else one a GPU, else one a CPU core.
+
+    On a CPU two ranks of one thread beat one of two: half of decoding a small model is Python.
+    Each has an engine's memory, hence at most _MAX_CPU_RANKS.
+    """
     if wanted is not None:
         if not wanted.isdigit() or int(wanted) < 1:
             raise ConfigError(f"command line: --nproc must be a positive number, got {wanted!r}.")
@@ -58,7 +64,9 @@ def _num_processes(config: RunConfig, wanted: str | None) -> int:
     gpus = 0 if config.device == "cpu" else _num_gpus()
     if gpus:
         return max(product, gpus // product * product)
-    return max(product, config.rollout.tensor)
+    smallest = math.lcm(product, config.rollout.tensor)
+    most = min(len(os.sched_getaffinity(0)), _MAX_CPU_RANKS)
+    return max(smallest, most // smallest * smallest)
 
 
 def _train(arguments: list[str]) -> ExitCode:

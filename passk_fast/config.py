@@ -364,6 +364,8 @@ class RunConfig:
     """P, prompts a step over all ranks."""
     micro_batch_tokens: int = 8192
     """Tokens of one packed micro-batch on one rank."""
+    share_prompts: bool = False
+    """Train a prompt's tokens once for its N responses; same gradients up to rounding."""
     timeout_s: int = 1800
     """Deadline of a collective; a rank that misses it is called lost."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

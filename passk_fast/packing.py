@@ -3,18 +3,22 @@
 Every rank computes the same plan from the lengths alone, so nothing is communicated. All
 data-parallel ranks get the same number of micro-batches (the pipeline needs it); a rank that has
 too few sequences gets an empty one, which packs to padding that carries no loss.
+
+With shared prompts what is planned and packed is a unit, responses to one prompt: the prompt's
+tokens stand in the micro-batch once, and every response attends to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
+import numpy as np
 import torch
 
 from passk_fast.batch import PackedBatch, Sequence
 
 _EMPTY_PIECE = 64
-"""Length in tokens of the padding sequences of a micro-batch that has no real one."""
+"""Length in tokens of the padding segments of a micro-batch that has no real one."""
 
 
 def plan(
@@ -55,51 +59,152 @@ def _first_fit(indices: list[int], lengths: SequenceOf[int], max_tokens: int) ->
     return bins
 
 
+# ---- shared prompts ----------------------------------------------------------------------------
+
+
+def shared_units(
+    sequences: SequenceOf[Sequence], data_size: int, max_tokens: int
+) -> list[list[int]]:
+    """Indices of sequences by unit: neighbours with one prompt, that fit in `max_tokens`.
+
+    Groups are cut where there would be fewer units than data-parallel ranks, or micro-batches.
+    """
+    groups: list[list[int]] = []
+    for i, s in enumerate(sequences):
+        if groups and _same_prompt(sequences[groups[-1][0]], s):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    pieces = -(-data_size // max(1, len(groups)))
+    units: list[list[int]] = []
+    for group in groups:
+        size = -(-len(group) // pieces)
+        room = 0
+        for n, i in enumerate(group):
+            if n % size == 0 or room < sequences[i].response_length:
+                units.append([])
+                room = max_tokens - sequences[i].prompt_length + 1
+            units[-1].append(i)
+            room -= sequences[i].response_length
+    return units
+
+
+def _same_prompt(a: Sequence, b: Sequence) -> bool:
+    size = a.prompt_length
+    return size == b.prompt_length and a.token_ids[:size] == b.token_ids[:size]
+
+
+def unit_length(sequences: SequenceOf[Sequence], unit: SequenceOf[int]) -> int:
+    """Packed tokens of a unit: the prompt but its last token, then each response's."""
+    return sequences[unit[0]].prompt_length - 1 + sum(sequences[i].response_length for i in unit)
+
+
+# ---- packing -----------------------------------------------------------------------------------
+
+
+class _Rows:
+    """The columns of a micro-batch, filled segment by segment."""
+
+    def __init__(self, size: int, pad_id: int) -> None:
+        self.tokens = np.full(size, pad_id, np.int64)
+        self.targets = np.full(size, pad_id, np.int64)
+        self.positions = np.zeros(size, np.int64)
+        self.mask = np.zeros(size, np.bool_)
+        self.advantages = np.zeros(size, np.float32)
+        self.rollout = np.zeros(size, np.float32)
+        self.owner = np.full(size, -1, np.int64)
+        self.lengths: list[int] = []
+        self.prefix: list[int] = []
+        self.filled = 0
+
+    def segment(self, s: Sequence, owner: int, first: int, last: int, prefix: int = -1) -> None:
+        """Tokens first..last - 1 of a sequence, and their targets where there are any."""
+        length = last - first
+        at = slice(self.filled, self.filled + length)
+        self.tokens[at] = s.token_ids[first:last]
+        targets = s.token_ids[first + 1 : last + 1]
+        self.targets[self.filled : self.filled + len(targets)] = targets
+        self.positions[at] = np.arange(first, last)
+        self.owner[at] = owner
+        # The first response token is predicted at position prompt_length - 1.
+        begin = self.filled + s.prompt_length - 1 - first
+        end = min(begin + s.response_length, self.filled + length)
+        if begin < end:
+            self.mask[begin:end] = True
+            self.advantages[begin:end] = s.advantage
+            self.rollout[begin:end] = s.rollout_logprobs[: end - begin]
+        self._close(length, prefix)
+
+    def pad(self, piece: int) -> None:
+        """Fill up with segments of at most `piece` tokens, which attend to themselves alone."""
+        while left := len(self.tokens) - self.filled:
+            length = min(piece, left)
+            self.positions[self.filled : self.filled + length] = np.arange(length)
+            self._close(length, -1)
+
+    def _close(self, length: int, prefix: int) -> None:
+        self.lengths.append(length)
+        self.prefix.append(prefix)
+        self.filled += length
+
+    def batch(self, *, shared: bool) -> PackedBatch:
+        borders = np.concatenate(([0], np.cumsum(self.lengths))).astype(np.int32)
+        return PackedBatch(
+            tokens_T=torch.from_numpy(self.tokens),
+            positions_T=torch.from_numpy(self.positions),
+            targets_T=torch.from_numpy(self.targets),
+            mask_T=torch.from_numpy(self.mask),
+            advantages_T=torch.from_numpy(self.advantages),
+            rollout_logprobs_T=torch.from_numpy(self.rollout),
+            cu_seqlens=torch.from_numpy(borders),
+            max_seqlen=max(self.lengths),
+            sequence_index_T=torch.from_numpy(self.owner),
+            prefix_B=tuple(self.prefix) if shared else None,
+        )
+
+
+def _padded(total: int, multiple: int) -> int:
+    """`total` rounded up to a multiple, and at least one multiple."""
+    return max(1, -(-total // multiple)) * multiple
+
+
 def pack(
     sequences: SequenceOf[Sequence], indices: SequenceOf[int], *, multiple: int, pad_id: int
 ) -> PackedBatch:
     """Pack `sequences[i] for i in indices` into one row of T tokens, T a multiple of `multiple`.
 
     Position t of a sequence predicts its token t + 1; the last position of each predicts nothing.
-    Padding is cut into sequences no longer than the longest real one, so it costs no attention.
+    Padding is cut into segments no longer than the longest sequence, so it costs no attention.
     """
-    chosen = [sequences[i] for i in indices]
-    total = sum(len(s.token_ids) for s in chosen)
-    padding = -total % multiple or (multiple if total == 0 else 0)
-    lengths = [len(s.token_ids) for s in chosen]
-    piece = max(lengths, default=_EMPTY_PIECE)
-    lengths += [piece] * (padding // piece) + ([padding % piece] if padding % piece else [])
-    size = total + padding
-    tokens = torch.full((size,), pad_id, dtype=torch.int64)
-    targets = torch.full((size,), pad_id, dtype=torch.int64)
-    mask = torch.zeros(size, dtype=torch.bool)
-    advantages = torch.zeros(size, dtype=torch.float32)
-    rollout = torch.zeros(size, dtype=torch.float32)
-    owner = torch.full((size,), -1, dtype=torch.int64)
-    start = 0
-    for i, s in zip(indices, chosen, strict=True):
-        end = start + len(s.token_ids)
-        ids = torch.tensor(s.token_ids, dtype=torch.int64)
-        tokens[start:end] = ids
-        targets[start : end - 1] = ids[1:]
-        response = slice(start + s.prompt_length - 1, end - 1)
-        mask[response] = True
-        advantages[response] = s.advantage
-        rollout[response] = torch.tensor(s.rollout_logprobs, dtype=torch.float32)
-        owner[start:end] = i
-        start = end
-    lengths_B = torch.tensor(lengths, dtype=torch.int64)
-    cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    cu_seqlens[1:] = lengths_B.cumsum(0)
-    positions = torch.arange(size) - cu_seqlens[:-1].long().repeat_interleave(lengths_B)
-    return PackedBatch(
-        tokens_T=tokens,
-        positions_T=positions,
-        targets_T=targets,
-        mask_T=mask,
-        advantages_T=advantages,
-        rollout_logprobs_T=rollout,
-        cu_seqlens=cu_seqlens,
-        max_seqlen=max(lengths),
-        sequence_index_T=owner,
-    )
+    lengths = [len(sequences[i].token_ids) for i in indices]
+    rows = _Rows(_padded(sum(lengths), multiple), pad_id)
+    for i, length in zip(indices, lengths, strict=True):
+        rows.segment(sequences[i], i, 0, length)
+    rows.pad(max(lengths, default=_EMPTY_PIECE))
+    return rows.batch(shared=False)
+
+
+def pack_shared(
+    sequences: SequenceOf[Sequence],
+    units: SequenceOf[SequenceOf[int]],
+    *,
+    multiple: int,
+    pad_id: int,
+) -> PackedBatch:
+    """Pack units of `shared_units` into one row of T tokens, T a multiple of `multiple`.
+
+    A unit's prompt, without its last token, is a segment of its own; each response is a segment
+    that begins with the prompt's last token and leaves out its own last, which predicts nothing.
+    """
+    total = sum(unit_length(sequences, unit) for unit in units)
+    rows = _Rows(_padded(total, multiple), pad_id)
+    for unit in units:
+        shared = sequences[unit[0]].prompt_length - 1
+        prefix = -1
+        if shared:
+            prefix = len(rows.lengths)
+            rows.segment(sequences[unit[0]], -1, 0, shared)
+        for i in unit:
+            rows.segment(sequences[i], i, shared, len(sequences[i].token_ids) - 1, prefix)
+    rows.pad(max(rows.lengths, default=_EMPTY_PIECE))
+    return rows.batch(shared=True)

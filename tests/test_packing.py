@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passk_fast.batch import Sequence
-from passk_fast.packing import pack, plan
+from passk_fast.packing import pack, pack_shared, plan, shared_units, unit_length
 
 
 @given(
@@ -65,3 +65,54 @@ def test_every_token_is_in_its_place(shapes: list[tuple[int, int]], multiple: in
         assert tuple(batch.rollout_logprobs_T[trained].tolist()) == s.rollout_logprobs
         assert set(batch.advantages_T[trained].tolist()) == {s.advantage}
     assert not batch.mask_T[batch.sequence_index_T == -1].any()
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> list[Sequence]:
+    """Groups of responses to one prompt, neighbours in the list."""
+    out = []
+    for g in range(draw(st.integers(0, 4))):
+        prompt = tuple(range(1000 * g, 1000 * g + draw(st.integers(1, 9))))
+        for n, response in enumerate(draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))):
+            first = 1000 * g + 100 * (n + 1)
+            out.append(
+                Sequence(
+                    token_ids=prompt + tuple(range(first, first + response)),
+                    prompt_length=len(prompt),
+                    rollout_logprobs=tuple(-1.0 - i for i in range(response)),
+                    advantage=float(first + 1),
+                )
+            )
+    return out
+
+
+@given(groups(), st.integers(1, 4), st.sampled_from([18, 40, 400]), st.sampled_from([1, 4]))
+def test_shared_prompts_stand_once_in_front_of_their_responses(
+    sequences: list[Sequence], ranks: int, limit: int, multiple: int
+) -> None:
+    units = shared_units(sequences, ranks, limit)
+    assert [i for unit in units for i in unit] == list(range(len(sequences)))
+    assert all(unit_length(sequences, unit) <= limit for unit in units)
+    batch = pack_shared(sequences, units, multiple=multiple, pad_id=0)
+    assert len(batch.tokens_T) % multiple == 0
+    assert batch.prefix_B is not None
+    borders = batch.cu_seqlens.tolist()
+    seen = []
+    for b, prefix in enumerate(batch.prefix_B):
+        own = slice(borders[b], borders[b + 1])
+        index = int(batch.sequence_index_T[own][0])
+        if index < 0:
+            assert not batch.mask_T[own].any()
+            continue
+        seen.append(index)
+        s = sequences[index]
+        before = slice(borders[prefix], borders[prefix + 1]) if prefix >= 0 else slice(0, 0)
+        tokens = batch.tokens_T[before].tolist() + batch.tokens_T[own].tolist()
+        positions = batch.positions_T[before].tolist() + batch.positions_T[own].tolist()
+        assert tuple(tokens) == s.token_ids[:-1]
+        assert positions == list(range(len(s.token_ids) - 1))
+        assert batch.mask_T[own].all()
+        assert tuple(batch.targets_T[own].tolist()) == s.token_ids[s.prompt_length :]
+        assert tuple(batch.rollout_logprobs_T[own].tolist()) == s.rollout_logprobs
+        assert set(batch.advantages_T[own].tolist()) == {s.advantage}
+    assert seen == list(range(len(sequences)))

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from passk_fast import packing
 from passk_fast.actor import loss as losses
-from passk_fast.actor.layers import packed_params
+from passk_fast.actor.attention import packed_params
 from passk_fast.actor.megatron_on_cpu import megatron_scope
 from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab, uses_transformer_engine
 from passk_fast.batch import PackedBatch, Sequence
@@ -78,6 +78,7 @@ class Actor:
         self.optim = optim or config.optim
         self.shape = ModelShape.from_hf(hf, padded_vocab(hf.vocab_size, mesh.tensor_size))
         self.transformer_engine = uses_transformer_engine(mesh.device)
+        self._pads = mesh.device == "cpu" or config.model.dtype == "float32"
         self.settings = losses.LossSettings(
             policy=losses.policy_options(config.algorithm),
             temperature=config.rollout.temperature,
@@ -159,21 +160,23 @@ class Actor:
         """This data-parallel rank's micro-batches of `sequences` (the same list on all ranks)."""
         mesh = self.mesh
         interleaved = mesh.virtual_pipeline_size > 1
-        plan = packing.plan(
-            [len(s.token_ids) for s in sequences],
-            mesh.data_size,
-            self.config.micro_batch_tokens,
-            mesh.pipeline_size if interleaved else 1,
-        )
+        limit = self.config.micro_batch_tokens
+        divisor = mesh.pipeline_size if interleaved else 1
         # Megatron's interleaved schedule exchanges tensors of one fixed length.
         multiple = self._even_length() if interleaved else mesh.tensor_size
-        return [
-            _to(
-                packing.pack(sequences, indices, multiple=multiple, pad_id=0),
-                mesh.torch_device,
-            )
-            for indices in plan[mesh.data_rank]
-        ]
+        if self.config.share_prompts:
+            units = packing.shared_units(sequences, mesh.data_size, limit)
+            lengths = [packing.unit_length(sequences, unit) for unit in units]
+            chosen = packing.plan(lengths, mesh.data_size, limit, divisor)[mesh.data_rank]
+            batches = [
+                packing.pack_shared(sequences, [units[u] for u in us], multiple=multiple, pad_id=0)
+                for us in chosen
+            ]
+        else:
+            lengths = [len(s.token_ids) for s in sequences]
+            chosen = packing.plan(lengths, mesh.data_size, limit, divisor)[mesh.data_rank]
+            batches = [packing.pack(sequences, i, multiple=multiple, pad_id=0) for i in chosen]
+        return [_to(batch, mesh.torch_device) for batch in batches]
 
     def _even_length(self) -> int:
         """Micro-batch tokens, rounded up to a multiple of the tensor-parallel size."""
@@ -194,9 +197,7 @@ class Actor:
 
         def forward_step(iterator: Iterator[PackedBatch], model: Any) -> tuple[Tensor, Any]:
             batch = next(iterator)
-            params = packed_params(
-                batch.cu_seqlens, batch.positions_T, batch.max_seqlen, self.transformer_engine
-            )
+            params = packed_params(batch, thd=self.transformer_engine, padded=self._pads)
             out = model(
                 batch.tokens_T[None], batch.positions_T[None], None, packed_seq_params=params
             )

@@ -1,19 +1,15 @@
-"""RMSNorm, packed rotary embedding and packed attention for Megatron's local layer spec.
-
-They stand in for Transformer Engine's where it is not installed. Tokens are packed: one row of T
-tokens holds all sequences of a micro-batch, `cu_seqlens` marks their borders.
-"""
+"""RMSNorm for Megatron's local layer spec, and rotary angles of packed positions."""
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from passk_fast.actor.attention import PackedParams
 
 
 class RMSNorm(torch.nn.Module):
@@ -26,40 +22,38 @@ class RMSNorm(torch.nn.Module):
         self.eps = config.layernorm_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return _CpuNorm.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
 
 
-class PackedParams(PackedSeqParams):
-    """Megatron's packed-sequence parameters plus the position of every token in its sequence."""
+class _CpuNorm(torch.autograd.Function):
+    """y = w x / rms(x), in half the passes over memory of torch's own, which is composed there."""
 
-    positions_T: Tensor
-    padded_index: tuple[Tensor, Tensor]
-    """CPU path: (row, column) of every token in the [B, max_seqlen] layout."""
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
 
-
-def packed_params(cu_seqlens: Tensor, positions_T: Tensor, max_seqlen: int, thd: bool) -> Any:
-    """PackedParams for B sequences; `cu_seqlens` int32 [B + 1], `positions_T` int64 [T]."""
-    params = PackedParams(
-        # Only "thd" takes Megatron's per-sequence rotary path; ours is one gather for all tokens.
-        qkv_format="thd" if thd else "packed",
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_kv=cu_seqlens,
-        max_seqlen_q=max_seqlen,
-        max_seqlen_kv=max_seqlen,
-    )
-    params.positions_T = positions_T
-    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
-    rows = torch.repeat_interleave(
-        torch.arange(len(lengths), device=cu_seqlens.device),
-        lengths,
-        output_size=positions_T.shape[0],
-    )
-    params.padded_index = (rows, positions_T)
-    return params
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """With n = x / rms: dx = (g w - n mean(g w n)) / rms, dw = sum g n."""
+        x, weight, scale = ctx.saved_tensors
+        unit = x * scale
+        product = (grad * unit).flatten(0, -2)
+        mean = torch.mv(product, weight / x.shape[-1]).view(scale.shape)
+        grad_x = (grad * weight).addcmul_(unit, mean, value=-1.0).mul_(scale)
+        return grad_x, product.sum(dim=0), None
 
 
 class PackedRotary(torch.nn.Module):
-    """Rotary angles of packed positions, with the frequencies Hugging Face's config defines."""
+    """Rotary angles of packed positions, with the frequencies Hugging Face's config defines.
+
+    For Transformer Engine's layers; `PackedAttention` turns its queries and keys itself.
+    """
 
     def __init__(self, inv_freq: Tensor) -> None:
         super().__init__()
@@ -75,61 +69,3 @@ class PackedRotary(torch.nn.Module):
         """Angles [T, 1, 1, head_dim] in float32."""
         angles = positions_T.float()[:, None] * self.inv_freq.to(positions_T.device)[None, :]
         return torch.cat((angles, angles), dim=-1)[:, None, None, :]
-
-
-def _padded_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> Tensor:
-    """Causal attention of packed q, k, v [T, heads, d] through one padded SDPA call.
-
-    Sequences are padded on the right, so the causal mask hides padding from every real query.
-    """
-    index = params.padded_index
-    size = (len(params.cu_seqlens_q) - 1, int(params.max_seqlen_q))
-
-    def pad(x: Tensor) -> Tensor:
-        return x.new_zeros(*size, *x.shape[1:]).index_put(index, x).transpose(1, 2)
-
-    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), is_causal=True, enable_gqa=True)
-    return out.transpose(1, 2)[index]
-
-
-def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> Tensor:
-    """Causal attention of packed q, k, v [T, heads, d] by flash-attn, or torch's varlen kernel."""
-    cu, longest = params.cu_seqlens_q, int(params.max_seqlen_q)
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        from torch.nn.attention.varlen import varlen_attn
-
-        repeat = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        causal = (
-            {"window_size": (-1, 0)}
-            if "window_size" in inspect.signature(varlen_attn).parameters
-            else {"is_causal": True}  # torch 2.11
-        )
-        return varlen_attn(q, k, v, cu, cu, longest, longest, **causal)
-    return flash_attn_varlen_func(q, k, v, cu, cu, longest, longest, causal=True)
-
-
-class PackedAttention(MegatronModule):
-    """Core attention over packed sequences; q [T, 1, heads, d], k and v [T, 1, kv_heads, d]."""
-
-    def __init__(self, config: Any, *args: object, **kwargs: object) -> None:
-        super().__init__(config)
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None = None,
-        attn_mask_type: object = None,
-        attention_bias: Tensor | None = None,
-        packed_seq_params: PackedParams | None = None,
-    ) -> Tensor:
-        """[T, 1, heads * d]. Kernels need bf16 or fp16; float32 takes the padded SDPA path."""
-        assert packed_seq_params is not None, "packed sequences are the only layout"
-        q, k, v = query.squeeze(1), key.squeeze(1), value.squeeze(1)
-        fused = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
-        attend = _varlen_attention if fused else _padded_attention
-        return attend(q, k, v, packed_seq_params).reshape(q.shape[0], 1, -1)

@@ -22,7 +22,8 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from passk_fast.actor.layers import PackedAttention, PackedRotary, RMSNorm
+from passk_fast.actor.attention import PackedAttention
+from passk_fast.actor.layers import PackedRotary, RMSNorm
 from passk_fast.actor.megatron_on_cpu import megatron_scope
 from passk_fast.config import ParallelConfig
 from passk_fast.distributed import Mesh
@@ -143,6 +144,8 @@ def build_chunks(
     with megatron_scope(mesh.device):
         model_parallel_cuda_manual_seed(seed)
         config = transformer_config(hf, parallel, dtype, mesh.device)
+        transformer_engine = uses_transformer_engine(mesh.device)
+        frequencies = rotary_frequencies(hf)
         chunks = []
         for virtual in range(parallel.virtual_pipeline):
             vp_stage = virtual if parallel.virtual_pipeline > 1 else None
@@ -156,9 +159,13 @@ def build_chunks(
                 pre_process=first,
                 post_process=last,
                 share_embeddings_and_output_weights=bool(hf.tie_word_embeddings),
-                position_embedding_type="rope",
+                position_embedding_type="rope" if transformer_engine else "none",
                 vp_stage=vp_stage,
             )
-            chunk.rotary_pos_emb = PackedRotary(rotary_frequencies(hf))
+            if transformer_engine:
+                chunk.rotary_pos_emb = PackedRotary(frequencies)
+            for module in chunk.modules():
+                if isinstance(module, PackedAttention):
+                    module.inv_freq = frequencies
             chunks.append(chunk.to(mesh.torch_device))
         return chunks

@@ -72,6 +72,9 @@ class RolloutEngine:
         prepare_environment()
         self.llm: LLM = _start(config, model_dir, device)
         self.tokenizer: Any = self.llm.get_tokenizer()
+        # vLLM does this in an engine process of its own: a tenth of decoding a small model.
+        gc.collect()
+        gc.freeze()
 
     def sample(
         self,

@@ -92,6 +92,25 @@ def test_meshes_do_not_change_gradients(
     assert_same(got, reference_gradients["qwen3"])
 
 
+@pytest.mark.parametrize("tokens", [4096, 60], ids=["one-micro-batch", "groups-cut"])
+def test_shared_prompts_do_not_change_gradients(
+    one_rank: RankPool, folders: dict[str, str], reference_gradients: dict[str, Any], tokens: int
+) -> None:
+    got = one_rank.run(f"{W}:gradients", "qwen3", folders["qwen3"], {}, tokens, True)[0]
+    assert_same(got, reference_gradients["qwen3"])
+
+
+@pytest.mark.parametrize("mesh", [*MESHES, pytest.param({}, id="dp2")])
+def test_shared_prompts_do_not_change_gradients_on_meshes(
+    two_ranks: RankPool,
+    folders: dict[str, str],
+    reference_gradients: dict[str, Any],
+    mesh: dict[str, Any],
+) -> None:
+    got = two_ranks.run(f"{W}:gradients", "qwen3", folders["qwen3"], mesh, 120, True)[0]
+    assert_same(got, reference_gradients["qwen3"])
+
+
 @pytest.mark.slow
 def test_four_ranks_tensor_and_pipeline(
     folders: dict[str, str], reference_gradients: dict[str, Any]

@@ -57,25 +57,30 @@ def make_folder(kind: str, folder: str) -> None:
 
 
 def make_sequences(count: int = 24, seed: int = 0) -> list[Sequence]:
-    """Random sequences of 2 to 50 tokens with random advantages."""
+    """Random sequences of 2 to 50 tokens with random advantages; 1 to 5 neighbours a prompt."""
     rng = random.Random(seed)
-    out = []
-    for _ in range(count):
-        prompt, response = rng.randint(1, 20), rng.randint(1, 30)
-        out.append(
-            Sequence(
-                token_ids=tuple(rng.randrange(VOCAB) for _ in range(prompt + response)),
-                prompt_length=prompt,
-                rollout_logprobs=tuple(-5 * rng.random() for _ in range(response)),
-                advantage=rng.gauss(0, 1),
+    out: list[Sequence] = []
+    while len(out) < count:
+        prompt = tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 20)))
+        for _ in range(min(rng.randint(1, 5), count - len(out))):
+            response = rng.randint(1, 30)
+            out.append(
+                Sequence(
+                    token_ids=prompt + tuple(rng.randrange(VOCAB) for _ in range(response)),
+                    prompt_length=len(prompt),
+                    rollout_logprobs=tuple(-5 * rng.random() for _ in range(response)),
+                    advantage=rng.gauss(0, 1),
+                )
             )
-        )
     return out
 
 
-def run_config(parallel: dict[str, Any], micro_batch_tokens: int, **algorithm: Any) -> RunConfig:
+def run_config(
+    parallel: dict[str, Any], micro_batch_tokens: int, share_prompts: bool = False, **algorithm: Any
+) -> RunConfig:
     """The configuration of an actor under test."""
     return RunConfig(
+        share_prompts=share_prompts,
         parallel=ParallelConfig(**parallel),
         micro_batch_tokens=micro_batch_tokens,
         optim=OptimConfig(lr=1e-3),
@@ -84,14 +89,20 @@ def run_config(parallel: dict[str, Any], micro_batch_tokens: int, **algorithm: A
     )
 
 
-def build(kind: str, folder: str, parallel: dict[str, Any], micro_batch_tokens: int = 4096) -> Any:
+def build(
+    kind: str,
+    folder: str,
+    parallel: dict[str, Any],
+    micro_batch_tokens: int = 4096,
+    share_prompts: bool = False,
+) -> Any:
     """An actor with the folder's weights, on a mesh over all ranks."""
     warnings.simplefilter("ignore")
     from passk_fast.actor.actor import Actor
     from passk_fast.distributed import drop_mesh, make_mesh
 
     drop_mesh()
-    config = run_config(parallel, micro_batch_tokens)
+    config = run_config(parallel, micro_batch_tokens, share_prompts)
     mesh = make_mesh(config.parallel, "cpu")
     actor = Actor(config, hf_config(kind), mesh)
     actor.load_folder(folder)
@@ -131,13 +142,18 @@ def logits_gap(kind: str, folder: str, parallel: dict[str, Any]) -> float:
 
 
 def gradients(
-    kind: str, folder: str, parallel: dict[str, Any], micro_batch_tokens: int
+    kind: str,
+    folder: str,
+    parallel: dict[str, Any],
+    micro_batch_tokens: int,
+    share_prompts: bool = False,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """(loss, gradient of every parameter under its Hugging Face name), on rank 0; off it, empty."""
     from passk_fast.actor import loss as losses
     from passk_fast.weights.megatron import named_parameters
 
-    actor = build(kind, folder, {**parallel, "distributed_optimizer": False}, micro_batch_tokens)
+    parallel = {**parallel, "distributed_optimizer": False}
+    actor = build(kind, folder, parallel, micro_batch_tokens, share_prompts)
     sequences = make_sequences()
     denominator = float(sum(s.response_length for s in sequences))
     from dataclasses import replace

@@ -1,0 +1,297 @@
+"""Causal attention over packed segments, for Megatron's local layer spec.
+
+One row of T tokens holds all segments of a micro-batch; `cu_seqlens` marks their borders. With
+shared prompts a response segment sees the keys and values of its prompt's segment before its own,
+as if the prompt stood in front of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from passk_fast.batch import PackedBatch
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where packed rows go in padded layouts: [A, a] whole segments, then [G, N, r] responses.
+
+    The prompts of the G groups are the first G of the A segments.
+    """
+
+    row_of_slot: Tensor
+    """int64 [S]: the packed row a slot holds; 0 for padding"""
+    slot_of_row: Tensor
+    """int64 [T]"""
+    padding: Tensor
+    """int64: the slots that hold no row"""
+    whole: tuple[int, int]
+    """(A, a)"""
+    responses: tuple[int, int, int]
+    """(G, N, r); G = 0 when nothing is shared"""
+    visible: Tensor | None
+    """bool [G * N or 1, 1, r, a + r]: the keys each response token sees"""
+
+
+class PackedParams(PackedSeqParams):
+    """Megatron's packed-sequence parameters and what our own layers need beside them."""
+
+    positions_T: Tensor
+    slots: Slots | None
+    """Where the attention is padded: on a CPU, and in float32."""
+    kv_rows: Tensor | None
+    """Varlen kernels with shared prompts: int64 [Tk], the packed row of every key in
+    `cu_seqlens_kv`."""
+    rotation: tuple[Tensor, Tensor] | None = None
+    """Cosine and sine [T, 1, head_dim / 2], made by the first layer that turns its keys."""
+
+
+def packed_params(batch: PackedBatch, *, thd: bool, padded: bool) -> PackedParams:
+    """Parameters of one micro-batch; `thd` says that Transformer Engine's attention takes them,
+    `padded` that ours pads (a CPU, or float32, which the varlen kernels do not take)."""
+    kv_rows, cu_kv, longest_kv = None, batch.cu_seqlens, batch.max_seqlen
+    if batch.prefix_B is not None and not padded:
+        kv_rows, cu_kv, longest_kv = _shared_keys(batch)
+    params = PackedParams(
+        # Only "thd" takes Megatron's per-sequence rotary path; ours is one gather for all tokens.
+        qkv_format="thd" if thd else "packed",
+        cu_seqlens_q=batch.cu_seqlens,
+        cu_seqlens_kv=cu_kv,
+        max_seqlen_q=batch.max_seqlen,
+        max_seqlen_kv=longest_kv,
+    )
+    params.positions_T = batch.positions_T
+    params.kv_rows = kv_rows
+    params.slots = _slots(batch) if padded else None
+    return params
+
+
+def _shared_keys(batch: PackedBatch) -> tuple[Tensor, Tensor, int]:
+    """(rows of keys [Tk], their borders int32 [B + 1], longest): prompt before response."""
+    assert batch.prefix_B is not None
+    borders = batch.cu_seqlens.tolist()
+    rows, lengths = [], []
+    for b, prefix in enumerate(batch.prefix_B):
+        own = np.arange(borders[b], borders[b + 1])
+        before = np.arange(borders[prefix], borders[prefix + 1]) if prefix >= 0 else own[:0]
+        rows += [before, own]
+        lengths.append(len(before) + len(own))
+    cu = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    device = batch.tokens_T.device
+    return (
+        torch.from_numpy(np.concatenate(rows)).to(device),
+        torch.from_numpy(cu).to(device),
+        max(lengths),
+    )
+
+
+def _slots(batch: PackedBatch) -> Slots:
+    borders = np.asarray(batch.cu_seqlens.cpu())
+    lengths = np.diff(borders)
+    prefix = batch.prefix_B or (-1,) * len(lengths)
+    members: dict[int, list[int]] = {}
+    for b, p in enumerate(prefix):
+        if p >= 0:
+            members.setdefault(p, []).append(b)
+    whole = list(members) + [b for b, p in enumerate(prefix) if p < 0 and b not in members]
+    longest = int(lengths[whole].max())
+    count = max(map(len, members.values()), default=0)
+    response = max((int(lengths[b]) for bs in members.values() for b in bs), default=0)
+    starts = {b: i * longest for i, b in enumerate(whole)}
+    base = len(whole) * longest
+    for g, bs in enumerate(members.values()):
+        starts |= {b: base + (g * count + n) * response for n, b in enumerate(bs)}
+    size = base + len(members) * count * response
+    row_of_slot = np.full(size, -1, np.int64)
+    slot_of_row = np.empty(borders[-1], np.int64)
+    for b, length in enumerate(lengths):
+        slots, rows = np.arange(starts[b], starts[b] + length), np.arange(*borders[b : b + 2])
+        row_of_slot[slots] = rows
+        slot_of_row[rows] = slots
+    visible = _visible(lengths[list(members)], longest, count, response) if members else None
+    device = batch.tokens_T.device
+    return Slots(
+        row_of_slot=torch.from_numpy(np.maximum(row_of_slot, 0)).to(device),
+        slot_of_row=torch.from_numpy(slot_of_row).to(device),
+        padding=torch.from_numpy(np.flatnonzero(row_of_slot < 0)).to(device),
+        whole=(len(whole), longest),
+        responses=(len(members), count, response),
+        visible=None if visible is None else visible.to(device),
+    )
+
+
+def _visible(prompts_G: np.ndarray, longest: int, count: int, response: int) -> Tensor:
+    """bool [G * N, 1, r, a + r], or [1, 1, r, a + r] where all prompts are of one length."""
+    if (prompts_G == prompts_G[0]).all():
+        prompts_G, count = prompts_G[:1], 1
+    before = torch.arange(longest) < torch.from_numpy(prompts_G)[:, None]  # [G, a]
+    before = before.repeat_interleave(count, 0)[:, None, None, :].expand(-1, 1, response, -1)
+    own = torch.ones(response, response, dtype=torch.bool).tril()
+    return torch.cat((before, own.expand(len(before), 1, -1, -1)), dim=-1)
+
+
+class _Pad(torch.autograd.Function):
+    """Rows [T, ...] -> slots [S, ...]. Padding slots repeat row 0; they get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Slots) -> Tensor:
+        ctx.slots = slots
+        return x.index_select(0, slots.row_of_slot)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.index_select(0, ctx.slots.slot_of_row), None
+
+
+class _Unpad(torch.autograd.Function):
+    """Slots [S, ...] -> rows [T, ...]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Slots) -> Tensor:
+        ctx.slots = slots
+        return x.index_select(0, slots.slot_of_row)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        out = grad.index_select(0, ctx.slots.row_of_slot)
+        return out.index_fill_(0, ctx.slots.padding, 0.0), None
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotary embedding of x [T, heads, d] in halves, as Hugging Face lays them out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _turned(grad, *ctx.saved_tensors, -1.0), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
+    """(x1 cos - x2 sin, x2 cos + x1 sin), the angle times `direction`."""
+    first, second = x.chunk(2, dim=-1)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out_first, out_second = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-direction)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=direction)
+    return out
+
+
+def _rotation(params: PackedParams, inv_freq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    if params.rotation is None:
+        positions = params.positions_T
+        angles = positions.float()[:, None, None] * inv_freq.to(positions.device)
+        params.rotation = (angles.cos().to(dtype), angles.sin().to(dtype))
+    return params.rotation
+
+
+def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots) -> Tensor:
+    """Causal attention of packed q, k, v [T, heads, d] through padded SDPA calls.
+
+    Segments are padded on the right, so causality hides padding from every real query.
+    """
+    sizes = slots.whole
+    split = sizes[0] * sizes[1]
+    padded = [_Pad.apply(x, slots) for x in (q, k, v)]
+    if slots.visible is None:
+        whole = [x.view(*sizes, *x.shape[1:]) for x in padded]
+        return _Unpad.apply(_attend(*whole, is_causal=True), slots)
+    halves = [x.tensor_split([split]) for x in padded]
+    whole = [half[0].view(*sizes, *half[0].shape[1:]) for half in halves]
+    groups, count, _ = slots.responses
+
+    def keys(prompts: Tensor, own: Tensor) -> Tensor:
+        """[G * N, a + r, heads, d]: each response's own behind its prompt's."""
+        own = own.view(*slots.responses, *own.shape[1:])
+        before = prompts[:groups, None].expand(-1, count, -1, -1, -1)
+        return torch.cat((before, own), dim=2).flatten(0, 1)
+
+    queries = halves[0][1].view(groups * count, -1, *q.shape[1:])
+    responses = _attend(
+        queries,
+        keys(whole[1], halves[1][1]),
+        keys(whole[2], halves[2][1]),
+        attn_mask=slots.visible,
+    )
+    return _Unpad.apply(torch.cat((_attend(*whole, is_causal=True), responses)), slots)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> Tensor:
+    """SDPA of q [B, a, heads, d] and k, v [B, b, kv_heads, d]; [B * a, heads, d]."""
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), enable_gqa=True, **mask
+    )
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> Tensor:
+    """Causal attention of packed q, k, v [T, heads, d] by flash-attn, or torch's varlen kernel.
+
+    Both align the causal mask to the last key, which is what a response behind its prompt needs.
+    """
+    cu, cu_kv = params.cu_seqlens_q, params.cu_seqlens_kv
+    longest, longest_kv = int(params.max_seqlen_q), int(params.max_seqlen_kv)
+    if params.kv_rows is not None:
+        k, v = k[params.kv_rows], v[params.kv_rows]
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        from torch.nn.attention.varlen import varlen_attn
+
+        repeat = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+        causal = (
+            {"window_size": (-1, 0)}
+            if "window_size" in inspect.signature(varlen_attn).parameters
+            else {"is_causal": True}  # torch 2.11
+        )
+        return varlen_attn(q, k, v, cu, cu_kv, longest, longest_kv, **causal)
+    return flash_attn_varlen_func(q, k, v, cu, cu_kv, longest, longest_kv, causal=True)
+
+
+class PackedAttention(MegatronModule):
+    """Rotary embedding and core attention over packed segments.
+
+    q [T, 1, heads, d], k and v [T, 1, kv_heads, d].
+    """
+
+    inv_freq: Tensor
+    """Rotary frequencies [d / 2]; the model's builder sets them."""
+
+    def __init__(self, config: Any, *args: object, **kwargs: object) -> None:
+        super().__init__(config)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask_type: object = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedParams | None = None,
+    ) -> Tensor:
+        """[T, 1, heads * d]. On a GPU the kernels need bfloat16 or float16."""
+        assert packed_seq_params is not None, "packed sequences are the only layout"
+        cos, sin = _rotation(packed_seq_params, self.inv_freq, query.dtype)
+        q, k = (_Rotate.apply(x.squeeze(1), cos, sin) for x in (query, key))
+        v = value.squeeze(1)
+        if packed_seq_params.slots is not None:
+            out = _padded_attention(q, k, v, packed_seq_params.slots)
+        else:
+            out = _varlen_attention(q, k, v, packed_seq_params)
+        return out.reshape(q.shape[0], 1, -1)
