@@ -65,6 +65,19 @@ class Sequence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContextPart:
+    """What a context-parallel rank's segments see of the whole row of T tokens."""
+
+    kv_rows: torch.Tensor
+    """int64 [Tk]: row of every key, segment after segment; a segment's own rows come last"""
+    cu_seqlens_kv: torch.Tensor
+    """int32 [B + 1]: borders of the segments in `kv_rows`"""
+    max_seqlen_kv: int
+    gathered_T: torch.Tensor
+    """int64 [T]: where each row stands when the parts of all ranks are put one after another"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackedBatch:
     """One packed (THD) micro-batch of T tokens, padded to a multiple the mesh asks for.
 
@@ -96,6 +109,8 @@ class PackedBatch:
     prompts"""
     prefix_B: tuple[int, ...] | None = None
     """Segment whose keys and values a segment sees before its own, or -1; None: nothing shared."""
+    context: ContextPart | None = None
+    """Set on a context-parallel rank's part; the tensors above then hold its rows alone."""
     old_logprobs_T: torch.Tensor | None = None
     """float32 [T]: the trainer's own log-probs before the update; None when strictly on-policy"""
     reference_logprobs_T: torch.Tensor | None = None

@@ -30,10 +30,13 @@ class Mesh:
     pipeline_rank: int
     pipeline_size: int
     virtual_pipeline_size: int
+    context_rank: int
+    context_size: int
     data_rank: int
     data_size: int
     tensor_group: dist.ProcessGroup
     pipeline_group: dist.ProcessGroup
+    context_group: dist.ProcessGroup
     data_group: dist.ProcessGroup
 
     @property
@@ -92,10 +95,13 @@ def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:
         pipeline_rank=ps.get_pipeline_model_parallel_rank(),
         pipeline_size=parallel.pipeline,
         virtual_pipeline_size=parallel.virtual_pipeline,
+        context_rank=ps.get_context_parallel_rank(),
+        context_size=parallel.context,
         data_rank=ps.get_data_parallel_rank(),
         data_size=ps.get_data_parallel_world_size(),
         tensor_group=ps.get_tensor_model_parallel_group(),
         pipeline_group=ps.get_pipeline_model_parallel_group(),
+        context_group=ps.get_context_parallel_group(),
         data_group=ps.get_data_parallel_group(),
     )
 

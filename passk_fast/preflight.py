@@ -28,23 +28,12 @@ def check_run(config: RunConfig, world_size: int) -> None:
         world_size % config.rollout.tensor == 0,
         f"World size {world_size} is not divisible by rollout.tensor = {config.rollout.tensor}.",
     )
-    _check_context_parallel(config)
     if config.model.path:
         _check_sizes(config, _read_model_folder(Path(config.model.path)), "model.path")
     else:
         _check_sizes(config, _shape_as_hf(config), "model.shape")
     _check_data(config)
     _check_output(config)
-
-
-def _check_context_parallel(config: RunConfig) -> None:
-    if config.parallel.context == 1:
-        return
-    raise ConfigError(
-        f"parallel.context = {config.parallel.context}: context parallelism needs an attention "
-        "that exchanges keys and values between ranks; the packed attention here has none. "
-        "Use parallel.context = 1, with parallel.tensor for longer sequences."
-    )
 
 
 def _json(file: Path) -> Any:

@@ -65,7 +65,7 @@ def test_good_configurations_pass(tmp_path: Path) -> None:
         ({"parallel": ParallelConfig(tensor=4)}, 4, "2 KV heads are not divisible"),
         ({"parallel": ParallelConfig(tensor=3)}, 3, "4 heads are not divisible"),
         ({"parallel": ParallelConfig(pipeline=3)}, 3, "4 layers are not divisible"),
-        ({"parallel": ParallelConfig(context=2)}, 2, "parallel.context = 2"),
+        ({"parallel": ParallelConfig(context=2)}, 3, "parallel.context = 1 x 1 x 2 = 2"),
         ({"rollout": RolloutConfig(tensor=3)}, 3, "4 heads are not divisible by rollout.tensor"),
         ({"data": DataConfig(train="x.jsonl")}, 1, "x.jsonl: no such file"),
     ],

@@ -29,8 +29,9 @@ from passk_fast.actor import loss as losses
 from passk_fast.actor.attention import packed_params
 from passk_fast.actor.megatron_on_cpu import megatron_scope
 from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab, uses_transformer_engine
-from passk_fast.batch import PackedBatch, Sequence
+from passk_fast.batch import ContextPart, PackedBatch, Sequence
 from passk_fast.config import OptimConfig, RunConfig
+from passk_fast.context import context_part
 from passk_fast.distributed import Mesh
 from passk_fast.weights.hf import HFReader
 from passk_fast.weights.layout import ModelShape
@@ -77,7 +78,7 @@ class Actor:
         self.hf = hf
         self.optim = optim or config.optim
         self.shape = ModelShape.from_hf(hf, padded_vocab(hf.vocab_size, mesh.tensor_size))
-        self.transformer_engine = uses_transformer_engine(mesh.device)
+        self.transformer_engine = uses_transformer_engine(config, mesh.device)
         self._pads = mesh.device == "cpu" or config.model.dtype == "float32"
         self.settings = losses.LossSettings(
             policy=losses.policy_options(config.algorithm),
@@ -87,9 +88,7 @@ class Actor:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.chunks = self._wrap(
-                build_chunks(hf, config.parallel, config.model.dtype, mesh, config.seed)
-            )
+            self.chunks = self._wrap(build_chunks(hf, config, mesh))
             self.optimizer = self._make_optimizer()
         self.reference: list[Any] | None = None
 
@@ -143,9 +142,7 @@ class Actor:
     def load_reference(self, folder: str) -> None:
         """A frozen second model for the KL term, from a Hugging Face folder."""
         config = self.config
-        self.reference = build_chunks(
-            self.hf, config.parallel, config.model.dtype, self.mesh, config.seed
-        )
+        self.reference = build_chunks(self.hf, config, self.mesh)
         load(self.reference, HFReader(folder), self.shape, self.mesh)
         for chunk in self.reference:
             chunk.requires_grad_(False)
@@ -163,7 +160,7 @@ class Actor:
         limit = self.config.micro_batch_tokens
         divisor = mesh.pipeline_size if interleaved else 1
         # Megatron's interleaved schedule exchanges tensors of one fixed length.
-        multiple = self._even_length() if interleaved else mesh.tensor_size
+        multiple = self._even_length() if interleaved else self._row_multiple
         if self.config.share_prompts:
             units = packing.shared_units(sequences, mesh.data_size, limit)
             lengths = [packing.unit_length(sequences, unit) for unit in units]
@@ -176,11 +173,19 @@ class Actor:
             lengths = [len(s.token_ids) for s in sequences]
             chosen = packing.plan(lengths, mesh.data_size, limit, divisor)[mesh.data_rank]
             batches = [packing.pack(sequences, i, multiple=multiple, pad_id=0) for i in chosen]
+        if mesh.context_size > 1:
+            batches = [context_part(b, mesh.context_rank, mesh.context_size) for b in batches]
         return [_to(batch, mesh.torch_device) for batch in batches]
 
+    @property
+    def _row_multiple(self) -> int:
+        """Tokens of a micro-batch are a multiple of this, so that ranks get equal parts."""
+        context = self.mesh.context_size
+        return self.mesh.tensor_size * (2 * context if context > 1 else 1)
+
     def _even_length(self) -> int:
-        """Micro-batch tokens, rounded up to a multiple of the tensor-parallel size."""
-        size = self.mesh.tensor_size
+        """Micro-batch tokens, rounded up to a multiple of `_row_multiple`."""
+        size = self._row_multiple
         return -(-self.config.micro_batch_tokens // size) * size
 
     # ---- forward and backward ------------------------------------------------------------------
@@ -197,7 +202,12 @@ class Actor:
 
         def forward_step(iterator: Iterator[PackedBatch], model: Any) -> tuple[Tensor, Any]:
             batch = next(iterator)
-            params = packed_params(batch, thd=self.transformer_engine, padded=self._pads)
+            params = packed_params(
+                batch,
+                thd=self.transformer_engine,
+                padded=self._pads,
+                context_group=self.mesh.context_group,
+            )
             out = model(
                 batch.tokens_T[None], batch.positions_T[None], None, packed_seq_params=params
             )
@@ -343,13 +353,15 @@ def _worst(row: list[float]) -> WorstToken:
     )
 
 
-def _to(batch: PackedBatch, device: torch.device) -> PackedBatch:
-    """Move every tensor of a batch."""
+def _to(batch: Any, device: torch.device) -> Any:
+    """Move every tensor of a PackedBatch, or of the ContextPart in it."""
     if device.type == "cpu":
         return batch
     moved = {
         name: value.to(device, non_blocking=True)
-        for name, value in vars(batch).items()
         if isinstance(value, Tensor)
+        else _to(value, device)
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor | ContextPart)
     }
     return replace(batch, **moved)

@@ -2,7 +2,8 @@
 
 One row of T tokens holds all segments of a micro-batch; `cu_seqlens` marks their borders. With
 shared prompts a response segment sees the keys and values of its prompt's segment before its own,
-as if the prompt stood in front of it.
+as if the prompt stood in front of it. With context parallelism a rank holds a part of the row and
+gathers the keys and values of the others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -47,20 +49,30 @@ class PackedParams(PackedSeqParams):
     """Megatron's packed-sequence parameters and what our own layers need beside them."""
 
     positions_T: Tensor
+    padded: bool
+    """Attention is SDPA over padded segments: on a CPU, and in float32."""
     slots: Slots | None
-    """Where the attention is padded: on a CPU, and in float32."""
+    """Padded attention without context parallelism."""
     kv_rows: Tensor | None
-    """Varlen kernels with shared prompts: int64 [Tk], the packed row of every key in
-    `cu_seqlens_kv`."""
+    """Shared prompts in varlen kernels, and context parallelism: int64 [Tk], the packed row of
+    every key in `cu_seqlens_kv`."""
+    context_group: Any
+    gathered_T: Tensor | None
+    """Context parallelism: int64 [T], a row's place among the gathered parts of all ranks."""
     rotation: tuple[Tensor, Tensor] | None = None
     """Cosine and sine [T, 1, head_dim / 2], made by the first layer that turns its keys."""
 
 
-def packed_params(batch: PackedBatch, *, thd: bool, padded: bool) -> PackedParams:
+def packed_params(
+    batch: PackedBatch, *, thd: bool, padded: bool, context_group: Any = None
+) -> PackedParams:
     """Parameters of one micro-batch; `thd` says that Transformer Engine's attention takes them,
     `padded` that ours pads (a CPU, or float32, which the varlen kernels do not take)."""
     kv_rows, cu_kv, longest_kv = None, batch.cu_seqlens, batch.max_seqlen
-    if batch.prefix_B is not None and not padded:
+    part = batch.context
+    if part is not None:
+        kv_rows, cu_kv, longest_kv = part.kv_rows, part.cu_seqlens_kv, part.max_seqlen_kv
+    elif batch.prefix_B is not None and not padded:
         kv_rows, cu_kv, longest_kv = _shared_keys(batch)
     params = PackedParams(
         # Only "thd" takes Megatron's per-sequence rotary path; ours is one gather for all tokens.
@@ -72,7 +84,10 @@ def packed_params(batch: PackedBatch, *, thd: bool, padded: bool) -> PackedParam
     )
     params.positions_T = batch.positions_T
     params.kv_rows = kv_rows
-    params.slots = _slots(batch) if padded else None
+    params.slots = _slots(batch) if padded and part is None else None
+    params.padded = padded
+    params.context_group = context_group
+    params.gathered_T = None if part is None else part.gathered_T
     return params
 
 
@@ -178,7 +193,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _turned(grad, *ctx.saved_tensors, -1.0), None, None
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, sin, -1.0), None, None
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
@@ -228,6 +244,30 @@ def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots) -> Tensor:
         attn_mask=slots.visible,
     )
     return _Unpad.apply(torch.cat((_attend(*whole, is_causal=True), responses)), slots)
+
+
+def _gathered(x: Tensor, params: PackedParams) -> Tensor:
+    """Rows [T, ...] of all context-parallel ranks in packed order, from this rank's part."""
+    parts = gather_from_sequence_parallel_region(x.contiguous(), group=params.context_group)
+    return parts[params.gathered_T]
+
+
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> Tensor:
+    """Attention of segments q [T / size, heads, d] to their own lists of keys, one padded call.
+
+    A segment's own rows are the last of its keys.
+    """
+    assert params.kv_rows is not None
+    cu_q, cu_k = params.cu_seqlens_q.long(), params.cu_seqlens_kv.long()
+    q_lengths, k_lengths = cu_q.diff(), cu_k.diff()
+    q_at = torch.arange(int(params.max_seqlen_q), device=q.device)
+    k_at = torch.arange(int(params.max_seqlen_kv), device=q.device)
+    q_rows = (cu_q[:-1, None] + q_at).clamp(max=len(q) - 1)
+    k_rows = params.kv_rows[(cu_k[:-1, None] + k_at).clamp(max=len(params.kv_rows) - 1)]
+    last = (k_lengths - q_lengths)[:, None] + q_at  # [B, a]: the last key that a query sees
+    visible = k_at <= last.clamp(max=k_lengths[:, None] - 1)[..., None]
+    out = _attend(q[q_rows], k[k_rows], v[k_rows], attn_mask=visible[:, None])
+    return out[(q_at < q_lengths[:, None]).flatten()]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> Tensor:
@@ -290,8 +330,13 @@ class PackedAttention(MegatronModule):
         cos, sin = _rotation(packed_seq_params, self.inv_freq, query.dtype)
         q, k = (_Rotate.apply(x.squeeze(1), cos, sin) for x in (query, key))
         v = value.squeeze(1)
-        if packed_seq_params.slots is not None:
-            out = _padded_attention(q, k, v, packed_seq_params.slots)
+        params = packed_seq_params
+        if params.gathered_T is not None:
+            k, v = (_gathered(x, params) for x in (k, v))
+        if params.slots is not None:
+            out = _padded_attention(q, k, v, params.slots)
+        elif params.padded:
+            out = _masked_attention(q, k, v, params)
         else:
-            out = _varlen_attention(q, k, v, packed_seq_params)
+            out = _varlen_attention(q, k, v, params)
         return out.reshape(q.shape[0], 1, -1)

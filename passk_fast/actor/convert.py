@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from passk_fast.config import ParallelConfig, RunConfig
@@ -34,14 +35,13 @@ def convert(source: str, out: str) -> Path:
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} exists and is not empty; name a new folder.")
     verify_checkpoint(folder)
-    config: RunConfig = load_config(run / "config.toml")
+    config: RunConfig = replace(load_config(run / "config.toml"), parallel=ParallelConfig())
     hf = AutoConfig.from_pretrained(run / "model")
     start_process_group("cpu", 600)
-    parallel = ParallelConfig()
-    mesh = make_mesh(parallel, "cpu")
+    mesh = make_mesh(config.parallel, "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chunks = build_chunks(hf, parallel, config.model.dtype, mesh, config.seed)
+        chunks = build_chunks(hf, config, mesh)
         checkpoint.read_weights(chunks, folder, mesh.device)
     shape = ModelShape.from_hf(hf, padded_vocab(hf.vocab_size, 1))
     write_folder(

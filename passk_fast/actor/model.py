@@ -25,7 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from passk_fast.actor.attention import PackedAttention
 from passk_fast.actor.layers import PackedRotary, RMSNorm
 from passk_fast.actor.megatron_on_cpu import megatron_scope
-from passk_fast.config import ParallelConfig
+from passk_fast.config import ParallelConfig, RunConfig
 from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError
 
@@ -35,9 +35,14 @@ VOCAB_MULTIPLE = 8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def uses_transformer_engine(device: str) -> bool:
-    """True where Transformer Engine's layers are used: installed, and on a GPU."""
-    return device == "cuda" and importlib.util.find_spec("transformer_engine") is not None
+def uses_transformer_engine(config: RunConfig, device: str) -> bool:
+    """True where Transformer Engine's layers are used: installed, and on a GPU.
+
+    Shared prompts and context parallelism take our attention, which knows both.
+    """
+    ours = config.share_prompts or config.parallel.context > 1
+    found = importlib.util.find_spec("transformer_engine") is not None
+    return device == "cuda" and found and not ours
 
 
 def padded_vocab(vocab: int, tensor_size: int) -> int:
@@ -122,8 +127,8 @@ def transformer_config(
     )
 
 
-def _block_spec(config: TransformerConfig, device: str, vp_stage: int | None) -> Any:
-    if uses_transformer_engine(device):
+def _block_spec(config: TransformerConfig, transformer_engine: bool, vp_stage: int | None) -> Any:
+    if transformer_engine:
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     layer.submodules.input_layernorm = RMSNorm
@@ -137,14 +142,13 @@ def _block_spec(config: TransformerConfig, device: str, vp_stage: int | None) ->
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
 
 
-def build_chunks(
-    hf: Any, parallel: ParallelConfig, dtype: str, mesh: Mesh, seed: int
-) -> list[GPTModel]:
-    """This rank's model chunks (one, or one a virtual stage), randomly initialised from `seed`."""
+def build_chunks(hf: Any, config: RunConfig, mesh: Mesh) -> list[GPTModel]:
+    """This rank's model chunks (one, or one a virtual stage), randomly initialised."""
+    parallel = config.parallel
     with megatron_scope(mesh.device):
-        model_parallel_cuda_manual_seed(seed)
-        config = transformer_config(hf, parallel, dtype, mesh.device)
-        transformer_engine = uses_transformer_engine(mesh.device)
+        model_parallel_cuda_manual_seed(config.seed)
+        layers = transformer_config(hf, parallel, config.model.dtype, mesh.device)
+        transformer_engine = uses_transformer_engine(config, mesh.device)
         frequencies = rotary_frequencies(hf)
         chunks = []
         for virtual in range(parallel.virtual_pipeline):
@@ -152,8 +156,8 @@ def build_chunks(
             first = mesh.pipeline_rank == 0 and virtual == 0
             last = mesh.is_last_stage and virtual == parallel.virtual_pipeline - 1
             chunk = GPTModel(
-                config,
-                _block_spec(config, mesh.device, vp_stage),
+                layers,
+                _block_spec(layers, transformer_engine, vp_stage),
                 vocab_size=padded_vocab(hf.vocab_size, parallel.tensor),
                 max_sequence_length=hf.max_position_embeddings,
                 pre_process=first,

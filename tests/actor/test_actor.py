@@ -100,6 +100,21 @@ def test_shared_prompts_do_not_change_gradients(
     assert_same(got, reference_gradients["qwen3"])
 
 
+@pytest.mark.parametrize("tokens", [4096, 120], ids=["one-micro-batch", "many"])
+@pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
+def test_context_parallelism_does_not_change_gradients(
+    two_ranks: RankPool,
+    folders: dict[str, str],
+    reference_gradients: dict[str, Any],
+    share: bool,
+    tokens: int,
+) -> None:
+    got = two_ranks.run(f"{W}:gradients", "qwen3", folders["qwen3"], {"context": 2}, tokens, share)[
+        0
+    ]
+    assert_same(got, reference_gradients["qwen3"])
+
+
 @pytest.mark.parametrize("mesh", [*MESHES, pytest.param({}, id="dp2")])
 def test_shared_prompts_do_not_change_gradients_on_meshes(
     two_ranks: RankPool,
@@ -111,12 +126,22 @@ def test_shared_prompts_do_not_change_gradients_on_meshes(
     assert_same(got, reference_gradients["qwen3"])
 
 
+@pytest.mark.parametrize("mesh", [{}, {"tensor": 2}], ids=["dp2", "tp2"])
+def test_bfloat16_has_float32_main_gradients(
+    two_ranks: RankPool, folders: dict[str, str], mesh: dict[str, Any]
+) -> None:
+    for seen in two_ranks.run(f"{W}:bfloat16_step", "qwen3", folders["qwen3"], mesh):
+        assert 0 < seen["worst_error"] < 0.05  # bfloat16 keeps eight bits
+        assert seen["least_move"] > 1e-3  # lr is 1e-2
+
+
 @pytest.mark.slow
-def test_four_ranks_tensor_and_pipeline(
-    folders: dict[str, str], reference_gradients: dict[str, Any]
+@pytest.mark.parametrize("second", ["pipeline", "context"])
+def test_four_ranks_with_tensor_parallelism(
+    folders: dict[str, str], reference_gradients: dict[str, Any], second: str
 ) -> None:
     with RankPool(4) as pool:
-        mesh = {"tensor": 2, "pipeline": 2}
+        mesh = {"tensor": 2, second: 2}
         got = pool.run(f"{W}:gradients", "qwen2", folders["qwen2"], mesh, 200)[0]
     assert_same(got, reference_gradients["qwen2"])
 

@@ -171,6 +171,39 @@ def gradients(
     return sums["loss_sum"] / denominator, full if dist.get_rank() == 0 else {}
 
 
+def bfloat16_step(kind: str, folder: str, parallel: dict[str, Any]) -> dict[str, float]:
+    """A bfloat16 policy step: types, distance of its gradients to float32, what the step moved."""
+    from dataclasses import replace
+
+    from passk_fast.actor import loss as losses
+    from passk_fast.actor.actor import Actor
+    from passk_fast.config import ModelConfig
+    from passk_fast.distributed import drop_mesh, make_mesh
+    from passk_fast.weights.megatron import named_parameters
+
+    sequences = make_sequences()
+    denominator = float(sum(s.response_length for s in sequences))
+    norms: dict[str, list[torch.Tensor]] = {}
+    for dtype in ("float32", "bfloat16"):
+        drop_mesh()
+        config = replace(run_config(parallel, 4096), model=ModelConfig(dtype=dtype))
+        actor = Actor(config, hf_config(kind), make_mesh(config.parallel, "cpu"))
+        actor.load_folder(folder)
+        make = partial(losses.policy_loss, settings=actor.settings, denominator=denominator)
+        actor.backward(actor.pack(sequences), make)  # on-policy: no clip edge to fall off
+        parameters = named_parameters(actor.chunks)
+        for name, parameter in parameters.items():
+            assert parameter.main_grad.dtype == torch.float32
+            assert parameter.dtype == getattr(torch, dtype)
+            norms.setdefault(name, []).append(parameter.main_grad.clone())
+    errors = [float((b - a).norm() / a.norm()) for a, b in norms.values()]
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    result = actor.policy_step(actor.pack(sequences), denominator=denominator, lr=1e-2)
+    assert result.applied
+    moved = [float((p.detach() - before[name]).abs().max()) for name, p in parameters.items()]
+    return {"worst_error": max(errors), "least_move": min(moved)}
+
+
 def train_steps(
     kind: str,
     folder: str,
