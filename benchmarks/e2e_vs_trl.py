@@ -99,7 +99,7 @@ def run_ours(model: Path, steps: int) -> dict[str, Any]:
         rollout=RolloutConfig(
             max_prompt_tokens=64, max_response_tokens=TOKENS, max_num_seqs=PROMPTS * ROLLOUTS
         ),
-        algorithm=AlgorithmConfig(num_rollouts=ROLLOUTS, k=4),
+        algorithm=AlgorithmConfig(num_rollouts=ROLLOUTS, k=4, prune="off"),
         optim=OptimConfig(lr=1e-4),
     )
     start_process_group("cpu", 600)

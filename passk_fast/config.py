@@ -207,6 +207,9 @@ class AlgorithmConfig:
     """Entropy bonus; 0 is off."""
     loss_denominator: Literal["response_tokens", "live_tokens", "sequences"] = "response_tokens"
     """What the summed token loss of one optimizer step is divided by, fixed before packing."""
+    prune: Literal["auto", "on", "off"] = "auto"
+    """Leave sequences with zero advantage out of the update; the gradient stays the same. auto:
+    unless another term of the loss needs them. Metrics of the update are then over the rest."""
     minibatches: int = 1
     """Optimizer steps a batch of rollouts; 1 is strictly on-policy."""
     max_logprob_gap: float = 0.0
@@ -229,6 +232,11 @@ class AlgorithmConfig:
             f"algorithm.estimator = 'grpo' ignores k; set algorithm.k = 1, got {k}.",
         )
         require_positive("algorithm", minibatches=self.minibatches)
+        require(
+            self.prune != "on" or not self._dead_rows_count,
+            "algorithm.prune = 'on' with algorithm.kl_coef or algorithm.entropy_coef above 0: that "
+            "term has a gradient on sequences without advantage too. Take prune = 'auto' or 'off'.",
+        )
         for name in ("clip_low", "clip_high", "importance_cap", "kl_coef", "entropy_coef"):
             value = getattr(self, name)
             require(value >= 0, f"algorithm.{name} must be 0 or more, got {value}.")
@@ -237,6 +245,16 @@ class AlgorithmConfig:
             self.dual_clip == 0 or self.dual_clip > 1,
             f"algorithm.dual_clip must be 0 (off) or above 1, got {self.dual_clip}.",
         )
+
+    @property
+    def _dead_rows_count(self) -> bool:
+        """A term of the loss has a gradient where the advantage is zero."""
+        return self.kl_coef > 0 or self.entropy_coef > 0
+
+    @property
+    def prunes(self) -> bool:
+        """Sequences without advantage are dropped before the trainer's forward."""
+        return self.prune != "off" and not self._dead_rows_count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,17 +106,21 @@ class Trainer:
         for m in range(count):
             part = slice(m * size, (m + 1) * size)
             sequences = to_sequences(groups[part], advantages_PN[part])
+            # The denominator counts what was sampled, so it is fixed before anything is dropped.
+            denominator = self._denominator(sequences)
+            if self.config.algorithm.prunes:
+                sequences = [s for s in sequences if s.advantage != 0.0]
             batches = self.actor.pack(sequences)
             # Log-probs of the sampling policy are needed once the weights have moved.
-            parts.append((sequences, self.actor.prepare(batches, old_logprobs=count > 1)))
+            prepared = self.actor.prepare(batches, old_logprobs=count > 1)
+            parts.append((sequences, denominator, prepared))
         results: list[StepResult] = []
-        for sequences, batches in parts:
+        for sequences, denominator, batches in parts:
             lr = learning_rate(self.config.optim, self.progress.optimizer_step, self.total_updates)
-            denominator = self._denominator(sequences)
             result = self.actor.policy_step(batches, denominator=denominator, lr=lr)
             result.sums["lr"] = lr
             result.sums["loss"] = result.sums["loss_sum"] / denominator
-            if self.unchecked and not results:
+            if self.unchecked and not results and result.sums["tokens"]:
                 self._check_logprobs(result, sequences)
                 self.unchecked -= 1
             self._count(result)
@@ -194,6 +198,7 @@ class Trainer:
         record["grad_norm"] = sum(norms) / len(norms) if norms else math.nan
         record["skipped_steps"] = self.progress.skipped
         record["micro_batches"] = sum(r.micro_batches for r in results)
+        record["trained_tokens"] = int(total["tokens"])
         return record
 
     def evaluate(self) -> dict[str, Any] | None:

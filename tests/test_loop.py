@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from passk_fast.actor.actor import StepResult, WorstToken
-from passk_fast.batch import Prompt, Rollout, RolloutGroup
+from passk_fast.batch import Prompt, Rollout, RolloutGroup, Sequence
 from passk_fast.config import AlgorithmConfig, ModelConfig, OptimConfig, RunConfig, ShapeConfig
-from passk_fast.errors import DivergedError
+from passk_fast.errors import ConfigError, DivergedError
 from passk_fast.loop import Progress, Trainer, logprob_bound, to_sequences
 
 pytestmark = pytest.mark.megatron
@@ -82,6 +82,66 @@ def test_denominators(kind: str, want: float) -> None:
     assert [s.token_ids[:2] for s in sequences] == [(1, 2)] * 4
     assert [s.response_length for s in sequences] == [1, 2, 3, 4]
     assert trainer(loss_denominator=kind)._denominator(sequences) == want
+
+
+class Recorder:
+    """An actor that notes what it is given to train."""
+
+    mesh = Mesh()
+
+    def __init__(self) -> None:
+        self.packed: list[list[Sequence]] = []
+        self.denominators: list[float] = []
+
+    def pack(self, sequences: list[Sequence]) -> list[Sequence]:
+        self.packed.append(sequences)
+        return sequences
+
+    def prepare(self, batches: list[Sequence], *, old_logprobs: bool) -> list[Sequence]:
+        return batches
+
+    def policy_step(self, batches: Any, *, denominator: float, lr: float) -> StepResult:
+        self.denominators.append(denominator)
+        return StepResult(
+            sums={"loss_sum": 0.0, "tokens": 0.0},
+            grad_norm=0.0,
+            applied=True,
+            worst=None,
+            micro_batches=1,
+        )
+
+
+class Engine:
+    """Sleeps when told to."""
+
+    def sleep(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({}, 3),
+        ({"prune": "off"}, 8),
+        ({"kl_coef": 0.1}, 8),
+        ({"entropy_coef": 0.1}, 8),
+        ({"prune": "on"}, 3),
+    ],
+)
+def test_only_sequences_with_advantage_are_trained(options: dict[str, Any], trained: int) -> None:
+    run = trainer(**options)
+    run.actor = Recorder()  # type: ignore[assignment]
+    run.engine = Engine()  # type: ignore[assignment]
+    groups = [group([1, 0, 0, 0]), group([0, 0, 0, 0])]
+    run._update(groups, np.array([[1.0, -0.5, -0.5, 0.0], [0.0] * 4]))
+    assert [len(packed) for packed in run.actor.packed] == [trained]
+    assert run.actor.denominators == [20.0]  # all response tokens, fixed before pruning
+    assert run.unchecked == 2  # nothing was compared
+
+
+def test_pruning_with_a_kl_term_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"kl_coef.*prune = 'auto'"):
+        AlgorithmConfig(kl_coef=0.1, prune="on")
 
 
 def test_non_finite_steps_in_a_row_stop_the_run() -> None:

@@ -126,6 +126,21 @@ def test_shared_prompts_do_not_change_gradients_on_meshes(
     assert_same(got, reference_gradients["qwen3"])
 
 
+@pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
+@pytest.mark.parametrize("mesh", [{}, {"tensor": 2}, {"pipeline": 2}], ids=["dp2", "tp2", "pp2"])
+def test_pruning_does_not_change_gradients(
+    two_ranks: RankPool,
+    one_rank: RankPool,
+    folders: dict[str, str],
+    mesh: dict[str, Any],
+    share: bool,
+) -> None:
+    work = f"{W}:gradients", "qwen3", folders["qwen3"]
+    kept = one_rank.run(*work, {}, 4096, False, "kept")[0]
+    pruned = two_ranks.run(*work, mesh, 120, share, "pruned")[0]
+    assert_same(pruned, kept)
+
+
 @pytest.mark.parametrize("mesh", [{}, {"tensor": 2}], ids=["dp2", "tp2"])
 def test_bfloat16_has_float32_main_gradients(
     two_ranks: RankPool, folders: dict[str, str], mesh: dict[str, Any]

@@ -147,8 +147,12 @@ def gradients(
     parallel: dict[str, Any],
     micro_batch_tokens: int,
     share_prompts: bool = False,
+    dead: str = "",
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """(loss, gradient of every parameter under its Hugging Face name), on rank 0; off it, empty."""
+    """(loss, gradient of every parameter under its Hugging Face name), on rank 0; off it, empty.
+
+    `dead`: "kept" takes the advantage from two sequences in three, "pruned" leaves those out.
+    """
     from passk_fast.actor import loss as losses
     from passk_fast.weights.megatron import named_parameters
 
@@ -158,6 +162,12 @@ def gradients(
     denominator = float(sum(s.response_length for s in sequences))
     from dataclasses import replace
 
+    if dead:
+        sequences = [
+            replace(s, advantage=s.advantage * (i % 3 == 0)) for i, s in enumerate(sequences)
+        ]
+    if dead == "pruned":
+        sequences = [s for s in sequences if s.advantage != 0.0]
     batches = [
         replace(b, old_logprobs_T=b.rollout_logprobs_T) for b in actor.pack(sequences)
     ]  # off-policy, so that the loss is not a constant and clipping is at work
