@@ -38,7 +38,11 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutGroup:
-    """The N responses of one prompt with their rewards; rewards is float64 [N], each in [0, 1]."""
+    """The N responses of one prompt with their rewards.
+
+    `rewards` is float64 [N], each in [0, 1], or NaN for a response that was not sampled to its end
+    because the group was decided; that rollout has no tokens.
+    """
 
     prompt: Prompt
     prompt_ids: tuple[int, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from passk_fast.report.records import read_records
 from passk_fast.report.sinks import Report
 from passk_fast.report.summary import print_summary
 from passk_fast.rollout.engine import RolloutEngine
+from passk_fast.rollout.watch import VerifierPool
 from passk_fast.signals import StopFlag
-from passk_fast.tasks import PromptOrder, alphabet, test_prompts, train_prompts, verifier_for
+from passk_fast.tasks import PromptOrder, alphabet, test_prompts, train_prompts, verify
 from passk_fast.tokenizer import character_tokenizer, make_tiny_model
 from passk_fast.warm_start import warm_start
 
@@ -72,6 +74,8 @@ class Run:
                     self._save()
                     self._mark_preempted()
                     return ExitCode.PREEMPTED
+        if trainer.verifier_pool:
+            trainer.verifier_pool.close()
         self._finish()
         return ExitCode.DONE
 
@@ -168,6 +172,11 @@ def build_run(config: RunConfig, mesh: Mesh) -> Run:
     engine = RolloutEngine(
         config, model_dir, rank=mesh.rank, world_size=mesh.world_size, device=mesh.device
     )
+    verifier = partial(verify, config=config.data)
+    pool = None
+    if config.rollout.verify_processes and engine.tensor_rank == 0:
+        settings = config.rollout
+        pool = VerifierPool(verifier, settings.verify_processes, settings.verify_timeout_s)
     order = PromptOrder(len(prompts), config.data.seed)
     if progress.order:
         order.load_state_dict(progress.order)
@@ -178,9 +187,10 @@ def build_run(config: RunConfig, mesh: Mesh) -> Run:
         tokenizer=tokenizer,
         prompts=prompts,
         test_prompts=held_out,
-        verify=_verifier(config),
+        verify=verifier,
         order=order,
         progress=progress,
+        verifier_pool=pool,
     )
     if mesh.rank == 0:
         _write_config(config, folder, Path(model_dir))
@@ -194,18 +204,6 @@ def _printer(rank: int) -> Callable[[str], None]:
             print(text, flush=True)
 
     return say
-
-
-def _verifier(config: RunConfig) -> Any:
-    """One verifier for a mixed data set: the task of each prompt picks its own."""
-    by_task: dict[str, Any] = {}
-
-    def verify(prompt: Any, text: str) -> float:
-        if prompt.task not in by_task:
-            by_task[prompt.task] = verifier_for(prompt.task, config.data)
-        return by_task[prompt.task](prompt, text)
-
-    return verify
 
 
 def _model_folder(config: RunConfig, mesh: Mesh) -> str:

@@ -164,6 +164,14 @@ class RolloutConfig:
     """GPU only: hand the engine's memory to the trainer between rollouts."""
     enforce_eager: bool = False
     """GPU only: no CUDA graphs."""
+    early_stop: bool = False
+    """Stop a group's sampling once the estimator gives it no gradient however it ends. Pass@1 in
+    training is then known within bounds only."""
+    verify_processes: int = 0
+    """Verifier processes on each engine, whose work overlaps decoding; 0 verifies in the trainer's
+    own process, where a verifier that hangs stops the run."""
+    verify_timeout_s: float = 30.0
+    """Deadline of one verdict in a verifier process; then the response is sampled anew, once."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -174,6 +182,11 @@ class RolloutConfig:
             temperature=self.temperature,
             max_num_seqs=self.max_num_seqs,
             kv_cache_gib=self.kv_cache_gib,
+            verify_timeout_s=self.verify_timeout_s,
+        )
+        require(
+            self.verify_processes >= 0,
+            f"rollout.verify_processes must be 0 or more, got {self.verify_processes}.",
         )
         require(
             0 < self.gpu_memory_utilization <= 1,
@@ -426,6 +439,7 @@ class RunConfig:
             f"micro_batch_tokens ({self.micro_batch_tokens}) must hold the longest sequence: "
             f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}.",
         )
+        self._check_early_stop()
         if not self.model.path:
             require(
                 self.model.shape.max_positions >= longest,
@@ -436,4 +450,19 @@ class RunConfig:
             self.eval.num_rollouts >= self.algorithm.k,
             f"eval.num_rollouts ({self.eval.num_rollouts}) must be at least algorithm.k "
             f"({self.algorithm.k}) to estimate pass@k.",
+        )
+
+    def _check_early_stop(self) -> None:
+        if not self.rollout.early_stop:
+            return
+        require(
+            self.algorithm.prunes,
+            "rollout.early_stop needs dead groups to play no part in the update: algorithm.prune "
+            "not 'off', algorithm.kl_coef and algorithm.entropy_coef 0.",
+        )
+        require(
+            self.algorithm.loss_denominator != "response_tokens",
+            "rollout.early_stop with algorithm.loss_denominator = 'response_tokens': the tokens "
+            "that are never sampled would change the denominator. Take 'live_tokens' or "
+            "'sequences'.",
         )

@@ -18,8 +18,9 @@ from passk_fast.batch import Prompt, RolloutGroup, Sequence
 from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
 from passk_fast.errors import DivergedError
-from passk_fast.rollout.collect import collect_groups
+from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.engine import RolloutEngine
+from passk_fast.rollout.watch import VerifierPool
 from passk_fast.seeding import seed_for
 from passk_fast.tasks import PromptOrder
 
@@ -56,6 +57,8 @@ class Trainer:
     verify: Callable[[Prompt, str], float]
     order: PromptOrder
     progress: Progress
+    verifier_pool: VerifierPool | None = None
+    """Verifier processes; None verifies in this process."""
     unchecked: int = 2
     """Steps whose rollout and trainer log-probs must still be compared: the first of this process,
     and the first after a weight sync."""
@@ -69,9 +72,17 @@ class Trainer:
         algorithm, state = self.config.algorithm, self.progress
         with clock.span("sample"):
             chosen = [self.prompts[i] for i in self.order.take(self.config.prompts_per_step)]
-            groups, failures = self._sample(chosen, algorithm.num_rollouts, "sampling")
+            dead = dead_rows(table(algorithm.estimator, algorithm.num_rollouts, algorithm.k))
+            groups, stats = self._sample(
+                chosen,
+                algorithm.num_rollouts,
+                "sampling",
+                dead_rows=dead if self.config.rollout.early_stop else None,
+            )
         rewards_PN = np.stack([group.rewards for group in groups])
-        advantages_PN = advantages(algorithm.estimator, rewards_PN, algorithm.k)
+        advantages_PN = np.zeros_like(rewards_PN)
+        whole = ~np.isnan(rewards_PN).any(axis=1)  # a stopped group has no gradient
+        advantages_PN[whole] = advantages(algorithm.estimator, rewards_PN[whole], algorithm.k)
         with clock.span("train"):
             results = self._update(groups, advantages_PN)
         with clock.span("sync"):
@@ -81,21 +92,27 @@ class Trainer:
         state.order = self.order.state_dict()
         record = {"step": state.step, **self._rollout_metrics(groups, rewards_PN)}
         record |= self._update_metrics(results)
-        record["verifier_failures"] = failures
+        record["verifier_failures"] = stats.verifier_failures
+        record["aborted_share"] = stats.aborted / rewards_PN.size
         return record, groups
 
     def _sample(
-        self, prompts: SequenceOf[Prompt], num_rollouts: int, purpose: str
-    ) -> tuple[list[RolloutGroup], int]:
-        groups, stats = collect_groups(
+        self,
+        prompts: SequenceOf[Prompt],
+        num_rollouts: int,
+        purpose: str,
+        dead_rows: np.ndarray | None = None,
+    ) -> tuple[list[RolloutGroup], CollectStats]:
+        return collect_groups(
             self.engine,
             prompts,
             self.tokenizer,
             self.verify,
             num_rollouts=num_rollouts,
             seed=seed_for(self.config.seed, purpose, self.progress.step),
+            pool=self.verifier_pool,
+            dead_rows=dead_rows,
         )
-        return groups, stats.verifier_failures
 
     def _update(self, groups: list[RolloutGroup], advantages_PN: np.ndarray) -> list[StepResult]:
         """One optimizer step a minibatch of prompts."""
@@ -170,15 +187,22 @@ class Trainer:
         self, groups: list[RolloutGroup], rewards_PN: np.ndarray
     ) -> dict[str, float]:
         algorithm = self.config.algorithm
+        n, k = algorithm.num_rollouts, algorithm.k
         correct_P = (rewards_PN == 1.0).sum(axis=1)
-        dead = dead_rows(table(algorithm.estimator, algorithm.num_rollouts, algorithm.k))
-        lengths = [len(r.token_ids) for group in groups for r in group.rollouts]
-        finished = [r.finished for group in groups for r in group.rollouts]
+        missing_P = np.isnan(rewards_PN).sum(axis=1)
+        dead_P = dead_rows(table(algorithm.estimator, n, k))[correct_P] | (missing_P > 0)
+        sampled = [r for group in groups for r in group.rollouts if r.token_ids]
+        lengths = [len(r.token_ids) for r in sampled]
+        finished = [r.finished for r in sampled]
         return {
-            "reward": float(rewards_PN.mean()),
-            "pass@1": float(correct_P.mean() / algorithm.num_rollouts),
-            "pass@k": float(pass_at_k(correct_P, algorithm.num_rollouts, algorithm.k).mean()),
-            "dead_share": float(dead[correct_P].mean()),
+            "reward": float(np.nanmean(rewards_PN)),
+            # Lower bounds where a group was stopped, with the upper ones beside them.
+            "pass@1": float(correct_P.mean() / n),
+            "pass@1_high": float((correct_P + missing_P).mean() / n),
+            "pass@k": float(pass_at_k(correct_P, n, k).mean()),
+            "pass@k_high": float(pass_at_k(correct_P + missing_P, n, k).mean()),
+            "censored_share": float((missing_P > 0).mean()),
+            "dead_share": float(dead_P.mean()),
             "response_tokens": int(sum(lengths)),
             "response_length": float(np.mean(lengths)),
             "truncated_share": 1.0 - float(np.mean(finished)),

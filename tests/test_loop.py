@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 
 from passk_fast.actor.actor import StepResult, WorstToken
 from passk_fast.batch import Prompt, Rollout, RolloutGroup, Sequence
-from passk_fast.config import AlgorithmConfig, ModelConfig, OptimConfig, RunConfig, ShapeConfig
+from passk_fast.config import (
+    AlgorithmConfig,
+    ModelConfig,
+    OptimConfig,
+    RolloutConfig,
+    RunConfig,
+    ShapeConfig,
+)
 from passk_fast.errors import ConfigError, DivergedError
 from passk_fast.loop import Progress, Trainer, logprob_bound, to_sequences
 
@@ -171,6 +179,34 @@ def test_the_bound_follows_the_dtype_and_can_be_set() -> None:
     assert logprob_bound(run.config, "cpu") == 0.25
     assert logprob_bound(trainer().config, "cpu") == 1e-4
     assert logprob_bound(trainer().config, "cuda") == 1e-2
+
+
+def test_metrics_of_stopped_groups_are_bounds() -> None:
+    nan = math.nan
+    rewards = np.array([[1, 1, 1, nan], [1, 0, 0, 0]])
+    groups = [group(list(row)) for row in rewards]
+    record = trainer()._rollout_metrics(groups, rewards)
+    assert record["pass@1"] == 0.5
+    assert record["pass@1_high"] == 0.625
+    assert record["pass@k"] == record["pass@k_high"] == 0.75  # N = 4, k = 2: c >= 3 decides it
+    assert record["censored_share"] == record["dead_share"] == 0.5
+    assert record["reward"] == pytest.approx(4 / 7)
+
+
+def test_early_stop_is_refused_where_it_is_not_exact() -> None:
+    def config(**algorithm: Any) -> RunConfig:
+        return RunConfig(
+            model=ModelConfig(path="x"),
+            rollout=RolloutConfig(early_stop=True),
+            algorithm=AlgorithmConfig(**algorithm),
+        )
+
+    config(loss_denominator="live_tokens")
+    config(loss_denominator="sequences")
+    with pytest.raises(ConfigError, match="would change the denominator"):
+        config()
+    with pytest.raises(ConfigError, match="kl_coef"):
+        config(loss_denominator="sequences", kl_coef=0.1)
 
 
 def test_rollout_metrics_count_dead_groups() -> None:

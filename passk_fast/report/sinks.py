@@ -122,6 +122,7 @@ class SampleSink:
             to_line(self._sample(group, index))
             for group in groups[: self.num_prompts]
             for index in range(min(self.num_rollouts, len(group.rollouts)))
+            if group.rollouts[index].token_ids  # not stopped
         ]
         with disk_errors(self.path(step)):
             self.path(step).write_text("".join(lines), encoding="utf-8", newline="\n")

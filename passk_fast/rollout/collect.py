@@ -1,13 +1,12 @@
 """Prompts -> rollout groups: split over engines, sample, verify, give every rank all of them.
 
-The engines' ranks share the verifying too: each rank verifies and sends its own part of its
-block's prompts, so the parts of all ranks, in rank order, are the whole list.
+Prompts are dealt out to the engines' blocks in consecutive parts; the first rank of each block
+verifies and sends, so that what the blocks send, in rank order, is the whole list.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from passk_fast.batch import Prompt, Rollout, RolloutGroup
 from passk_fast.errors import DataError
 from passk_fast.rollout.engine import check_prompt
+from passk_fast.rollout.watch import GroupWatch, VerifierPool, Verify
 from passk_fast.tokenizer import encode_checked
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ class Sampler(Protocol):
     tensor_size: int
     max_prompt_tokens: int
 
-    def sample(
+    def stream(
         self,
         prompts: Sequence[Sequence[int]],
+        watch: GroupWatch,
         *,
-        num_rollouts: int,
         seed: int,
-        prompt_keys: Sequence[int] | None = None,
+        prompt_keys: Sequence[int],
         temperature: float | None = None,
-    ) -> list[list[Rollout]]: ...
+    ) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,15 @@ class CollectStats:
     """What went wrong while collecting, over all ranks."""
 
     verifier_failures: int
-    """Samples whose verifier raised or gave no reward in [0, 1]; they count as wrong."""
+    """Samples whose verifier raised, ran out of time or gave no reward in [0, 1]. Each group may
+    sample one anew; further ones count as wrong."""
     first_failure: str
     """The first of them in the order of prompts, in words; empty when there is none."""
+    aborted: int = 0
+    """Responses that were stopped, or never begun, because their group was decided."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Samples:
     """One rank's verified rollouts, prompt after prompt."""
 
@@ -62,42 +65,59 @@ class Samples:
     rewards: list[float]
     failures: int
     first_failure: str
+    aborted: int = 0
 
 
 def collect_groups(
     engine: Sampler,
     prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
-    verify: Callable[[Prompt, str], float],
+    verify: Verify,
     *,
     num_rollouts: int,
     seed: int,
     temperature: float | None = None,
+    pool: VerifierPool | None = None,
+    dead_rows: np.ndarray | None = None,
 ) -> tuple[list[RolloutGroup], CollectStats]:
     """N verified responses to each of P prompts: the same list, in order, on every rank.
 
     All ranks call this together with the same prompts. `temperature` defaults to
-    rollout.temperature. DataError, on all ranks alike, names a prompt that the tokenizer cannot
-    encode or that is above rollout.max_prompt_tokens.
+    rollout.temperature. With `dead_rows` (bool [N + 1] by the count of correct responses), a group
+    that can only end in a dead row is stopped: the rewards of what was left out are NaN.
+    DataError, on all ranks alike, names a prompt that the tokenizer cannot encode or that is above
+    rollout.max_prompt_tokens.
     """
     prompt_ids = [_encode(prompt, tokenizer, engine.max_prompt_tokens) for prompt in prompts]
     block = split_evenly(range(len(prompts)), engine.data_size, engine.data_rank)
-    sampled = engine.sample(
+    watch = GroupWatch(
+        [prompts[i] for i in block], num_rollouts, verify, pool=pool, dead_rows=dead_rows
+    )
+    engine.stream(
         [prompt_ids[i] for i in block],
-        num_rollouts=num_rollouts,
+        watch,
         seed=seed,
         prompt_keys=list(block),
         temperature=temperature,
     )
-    mine = split_evenly(range(len(block)), engine.tensor_size, engine.tensor_rank)
-    samples = _verified([prompts[block[i]] for i in mine], [sampled[i] for i in mine], verify)
-    world = engine.data_size * engine.tensor_size
+    samples = _seen(watch) if engine.tensor_rank == 0 else Samples([], [], 0, "")
     parts = [samples]
-    if world > 1:
+    if engine.data_size * engine.tensor_size > 1:
         parts = [decode_samples(data) for data in gather(encode_samples(samples))]
     return _groups(prompts, prompt_ids, parts, num_rollouts), CollectStats(
         verifier_failures=sum(part.failures for part in parts),
         first_failure=next((part.first_failure for part in parts if part.failures), ""),
+        aborted=sum(part.aborted for part in parts),
+    )
+
+
+def _seen(watch: GroupWatch) -> Samples:
+    return Samples(
+        rollouts=[rollout for group in watch.rollouts for rollout in group],
+        rewards=watch.rewards.flatten().tolist(),
+        failures=watch.failures,
+        first_failure=watch.first_failure,
+        aborted=watch.aborted,
     )
 
 
@@ -116,39 +136,6 @@ def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: int) -> t
         raise DataError(f"Prompt {prompt.id!r}: {error}") from None
     check_prompt(len(ids), repr(prompt.id), limit)
     return tuple(ids)
-
-
-def _verified(
-    prompts: Sequence[Prompt],
-    sampled: Sequence[Sequence[Rollout]],
-    verify: Callable[[Prompt, str], float],
-) -> Samples:
-    rollouts: list[Rollout] = []
-    rewards: list[float] = []
-    failures: list[str] = []
-    for prompt, responses in zip(prompts, sampled, strict=True):
-        for rollout in responses:
-            reward, failure = _reward(verify, prompt, rollout.text)
-            rollouts.append(rollout)
-            rewards.append(reward)
-            failures += [failure] if failure else []
-    return Samples(
-        rollouts=rollouts,
-        rewards=rewards,
-        failures=len(failures),
-        first_failure=failures[0] if failures else "",
-    )
-
-
-def _reward(verify: Callable[[Prompt, str], float], prompt: Prompt, text: str) -> tuple[float, str]:
-    """The verifier's reward, or 0 and the reason why there is none."""
-    try:
-        value = float(verify(prompt, text))
-    except Exception as error:  # a user's verifier may raise anything; it is counted, not hidden
-        return 0.0, f"prompt {prompt.id!r}: {type(error).__name__}: {error}"
-    if math.isfinite(value) and 0.0 <= value <= 1.0:
-        return value, ""
-    return 0.0, f"prompt {prompt.id!r}: the verifier gave {value}, not a reward in [0, 1]"
 
 
 def _groups(
@@ -172,7 +159,7 @@ def _groups(
 
 
 def encode_samples(samples: Samples) -> np.ndarray:
-    """Samples as uint8 [bytes]: five int64 sizes, then one plain array after another.
+    """Samples as uint8 [bytes]: six int64 sizes, then one plain array after another.
 
     Log-probs travel as float32, which is what vLLM computes; rewards as float64; texts as UTF-8.
     """
@@ -184,7 +171,8 @@ def encode_samples(samples: Samples) -> np.ndarray:
         [np.empty(0, "<f4"), *(np.array(r.logprobs, "<f4") for r in rollouts)]
     )
     text_bytes = sum(map(len, texts))
-    sizes = [len(rollouts), len(tokens), text_bytes, len(failure), samples.failures]
+    sizes = [len(rollouts), len(tokens), text_bytes, len(failure)]
+    sizes += [samples.failures, samples.aborted]
     sections = [
         np.array(sizes, "<i8").tobytes(),
         np.array(samples.rewards, "<f8").tobytes(),
@@ -209,7 +197,7 @@ def decode_samples(data: np.ndarray) -> Samples:
         offset += part.nbytes
         return part
 
-    count, num_tokens, text_bytes, failure_bytes, failures = take(5, "<i8").tolist()
+    count, num_tokens, text_bytes, failure_bytes, failures, aborted = take(6, "<i8").tolist()
     rewards = take(count, "<f8").tolist()
     token_ends = np.cumsum(take(count, "<i4")).tolist()
     text_ends = np.cumsum(take(count, "<i4")).tolist()
@@ -234,6 +222,7 @@ def decode_samples(data: np.ndarray) -> Samples:
         rewards=rewards,
         failures=failures,
         first_failure=take(failure_bytes, "u1").tobytes().decode("utf-8"),
+        aborted=aborted,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from passk_fast.batch import Rollout
 from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError, DataError
+from passk_fast.rollout.watch import GroupWatch, Orders
 from passk_fast.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -113,6 +114,61 @@ class RolloutEngine:
             outputs = self.llm.generate(inputs, params, use_tqdm=False)
         return self._rollouts(outputs, num_rollouts)
 
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        watch: GroupWatch,
+        *,
+        seed: int,
+        prompt_keys: Sequence[int],
+        temperature: float | None = None,
+    ) -> None:
+        """Sample as `sample` does, handing every response to `watch` as it ends and obeying it.
+
+        The same seeds give the same responses as `sample`. All first responses are queued before
+        all second ones, so that a group that is decided early leaves its last ones unbegun. On the
+        ranks of one tensor-parallel block the first rank's watch decides; the others' are not
+        asked.
+        """
+        assert self._has_weights, "wake the engine and load weights first"
+        engine = self.llm.llm_engine
+        seeds = [seed_for(seed, "rollout", key) for key in prompt_keys]
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+
+        def add(key: tuple[int, int]) -> None:
+            p, n = key
+            params = self._params(1, seeds[p] + n, temperature, 1.0, None)
+            engine.add_request(f"{p}.{n}", inputs[p], params)
+
+        for n in range(watch.num_rollouts):
+            for p in range(len(prompts)):
+                add((p, n))
+        with self._stance():
+            busy = bool(prompts)
+            while busy:
+                outputs = engine.step() if engine.has_unfinished_requests() else []
+                ended = [output for output in outputs if output.finished]
+                orders = self._agreed(watch, ended)
+                engine.abort_request([f"{p}.{n}" for p, n in orders.abort])
+                for key in orders.add:
+                    add(key)
+                busy = engine.has_unfinished_requests() or orders.waiting
+
+    def _agreed(self, watch: GroupWatch, ended: list[RequestOutput]) -> Orders:
+        """The orders of the block's first rank, on all ranks of the block."""
+        orders: Orders | None = None
+        if self.tensor_rank == 0:
+            rollouts = [group[0] for group in self._rollouts(ended, 1)]
+            orders = watch.step(
+                [(_key(o.request_id), r) for o, r in zip(ended, rollouts, strict=True)]
+            )
+        if self.tensor_size > 1:
+            from vllm.distributed.parallel_state import get_tp_group
+
+            orders = get_tp_group().broadcast_object(orders, src=0)
+        assert orders is not None
+        return orders
+
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace the weights in place with full tensors under Hugging Face names.
 
@@ -182,6 +238,8 @@ class RolloutEngine:
 
     def _rollouts(self, outputs: list[RequestOutput], num_rollouts: int) -> list[list[Rollout]]:
         """vLLM's outputs as Rollouts [P][N]; all texts are decoded in one call."""
+        if not outputs:
+            return []
         completions = [completion for output in outputs for completion in output.outputs]
         texts = self.tokenizer.batch_decode(
             [completion.token_ids for completion in completions], skip_special_tokens=True
@@ -207,6 +265,11 @@ def _repack_tied_output_layer(model: Any) -> None:
         return
     head.tie_weights(model.model.embed_tokens)
     head.quant_method.process_weights_after_loading(head)
+
+
+def _key(request_id: str) -> tuple[int, int]:
+    prompt, number = request_id.split(".")
+    return int(prompt), int(number)
 
 
 def check_prompt(num_tokens: int, name: str, limit: int) -> None:

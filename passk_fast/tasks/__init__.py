@@ -23,6 +23,7 @@ __all__ = [
     "test_prompts",
     "train_prompts",
     "verifier_for",
+    "verify",
 ]
 
 
@@ -43,6 +44,11 @@ def verifier_for(task: str, config: DataConfig) -> Callable[[Prompt, str], float
     if task == "exact":
         return _verify_exact
     raise ConfigError(f"task {task!r} is unknown; known: {', '.join(TASKS)}.")
+
+
+def verify(prompt: Prompt, response: str, *, config: DataConfig) -> float:
+    """The verdict of the prompt's own task; a mixed data set has several."""
+    return verifier_for(prompt.task, config)(prompt, response)
 
 
 def _held_out_mazes(config: DataConfig) -> list[tuple[int, str, str]]:

@@ -18,6 +18,7 @@ from passk_fast.rollout.collect import (
     encode_samples,
     split_evenly,
 )
+from passk_fast.rollout.watch import GroupWatch
 from passk_fast.tokenizer import character_tokenizer
 from tests.ranks import RankPool
 
@@ -34,24 +35,23 @@ class FakeSampler:
     data_rank, data_size, tensor_rank, tensor_size = 0, 1, 0, 1
     max_prompt_tokens = 4
 
-    def sample(
+    def stream(
         self,
         prompts: Sequence[Sequence[int]],
+        watch: GroupWatch,
         *,
-        num_rollouts: int,
         seed: int,
-        prompt_keys: Sequence[int] | None = None,
+        prompt_keys: Sequence[int],
         temperature: float | None = None,
-    ) -> list[list[Rollout]]:
-        return [
-            [
-                Rollout(
-                    token_ids=(len(prompt), n), logprobs=(-0.5, -1.0), text=f"{n}", finished=True
-                )
-                for n in range(num_rollouts)
-            ]
-            for prompt in prompts
-        ]
+    ) -> None:
+        queue = [(p, n) for n in range(watch.num_rollouts) for p in range(len(prompts))]
+        while queue:
+            p, n = queue.pop(0)
+            rollout = Rollout(
+                token_ids=(len(prompts[p]), n), logprobs=(-0.5, -1.0), text=f"{n}", finished=True
+            )
+            orders = watch.step([((p, n), rollout)])
+            queue = [key for key in queue if key not in orders.abort] + orders.add
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,25 @@ def test_a_verifier_that_fails_counts_as_wrong(tokenizer: PreTrainedTokenizerBas
     groups, stats = collect_groups(
         FakeSampler(), PROMPTS[:2], tokenizer, verify, num_rollouts=4, seed=0
     )
+    # Responses 0, 1 and 3 fail; the first to fail is sampled anew, as response 4, and fails again.
     assert groups[0].rewards.tolist() == [0.0, 0.0, 0.25, 0.0]
-    assert stats.verifier_failures == 6
+    assert stats.verifier_failures == 8
     assert stats.first_failure == "prompt 'p0': the verifier gave 1.5, not a reward in [0, 1]"
+
+
+def test_a_failed_sample_is_drawn_anew_once(tokenizer: PreTrainedTokenizerBase) -> None:
+    def verify(prompt: Prompt, text: str) -> float:
+        if text == "1":
+            raise RuntimeError("no verdict")
+        return 1.0
+
+    groups, stats = collect_groups(
+        FakeSampler(), PROMPTS[:1], tokenizer, verify, num_rollouts=3, seed=0
+    )
+    assert groups[0].rewards.tolist() == [1.0, 1.0, 1.0]
+    assert [r.text for r in groups[0].rollouts] == ["0", "3", "2"]
+    assert stats.verifier_failures == 1
+    assert stats.first_failure == "prompt 'p0': RuntimeError: no verdict"
 
 
 @pytest.mark.parametrize(

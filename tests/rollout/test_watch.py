@@ -1,0 +1,92 @@
+"""Stopping groups that are decided: never a live one, and with processes as without."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passk_fast.advantage import dead_rows, table
+from passk_fast.batch import Prompt, Rollout
+from passk_fast.rollout.watch import MISSING, GroupWatch, VerifierPool, reward_of
+
+
+def prompt(i: int) -> Prompt:
+    return Prompt(id=f"p{i}", text="", answer="", task="test")
+
+
+def rollout(text: str) -> Rollout:
+    return Rollout(token_ids=(1, 2), logprobs=(-1.0, -1.0), text=text, finished=True)
+
+
+def verdict(prompt: Prompt, text: str) -> float:
+    """The response says what it is worth; "hang" hangs and "raise" raises."""
+    if text == "hang":
+        time.sleep(60)
+    if text == "raise":
+        raise RuntimeError("no verdict")
+    return float(text)
+
+
+@given(st.data(), st.integers(2, 12))
+def test_a_live_group_is_never_stopped_and_a_dead_one_as_soon_as_it_is(
+    data: st.DataObject, n: int
+) -> None:
+    k = data.draw(st.integers(1, n - 1))
+    dead = dead_rows(table("passk", n, k))
+    rewards = data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n))
+    order = data.draw(st.permutations(range(n)))
+    watch = GroupWatch([prompt(0)], n, verdict, dead_rows=dead)
+    correct, stopped = 0, False
+    for seen, i in enumerate(order, start=1):
+        orders = watch.step([((0, i), rollout(str(rewards[i])))])
+        correct += rewards[i]
+        left = n - seen
+        # brute force: every way the rest can end
+        decided = all(dead[correct + more] for more in range(left + 1))
+        stopped = bool(orders.abort)
+        assert stopped == (decided and left > 0)
+        if stopped:
+            assert orders.abort == [(0, j) for j in sorted(set(range(n)) - set(order[:seen]))]
+            assert int(np.isnan(watch.rewards[0]).sum()) == left == watch.aborted
+            assert all(watch.rollouts[0][j] is MISSING for _, j in orders.abort)
+            break
+    if not dead[sum(rewards)]:
+        assert not stopped
+        assert watch.rewards[0].tolist() == rewards
+
+
+def test_without_dead_rows_nothing_is_stopped() -> None:
+    watch = GroupWatch([prompt(0)], 3, verdict)
+    for i in range(3):
+        assert watch.step([((0, i), rollout("1"))]).abort == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.1, "1", None, [1.0], 1 + 0j])
+def test_what_is_not_a_reward(value: object) -> None:
+    with pytest.raises(ValueError, match="not a reward"):
+        reward_of(value)
+
+
+def test_processes_give_the_same_and_end_a_verifier_that_hangs() -> None:
+    texts = ["1", "0", "raise", "0.5", "hang", "1"]
+    pool = VerifierPool(verdict, processes=2, timeout_s=2.0)
+    try:
+        watch = GroupWatch([prompt(0), prompt(1)], 3, verdict, pool=pool)
+        ended = [((i // 3, i % 3), rollout(text)) for i, text in enumerate(texts)]
+        orders = watch.step(ended)
+        assert orders.waiting
+        assert orders.add == []
+        orders = watch.step([])
+    finally:
+        pool.close()
+    assert orders.add == [(0, 3), (1, 3)]  # both are sampled anew
+    assert not orders.waiting
+    assert watch.failures == 2
+    assert watch.first_failure == "prompt 'p0': RuntimeError: no verdict"
+    assert watch.rewards[0, :2].tolist() == [1.0, 0.0]
+    assert watch.rewards[1, [0, 2]].tolist() == [0.5, 1.0]
+    assert np.isnan(watch.rewards[[0, 1], [2, 1]]).all()
