@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -58,13 +59,16 @@ class Run:
         stop = StopFlag(_GRACE_S)
         stop.install()
         trainer.sync_weights()
-        with Report.open(
-            self.folder,
-            rank=self.mesh.rank,
-            total_steps=config.steps,
-            k=config.algorithm.k,
-            resumed_step=self.resumed_step,
-        ) as report:
+        with (
+            trainer.verifier_pool or nullcontext(),
+            Report.open(
+                self.folder,
+                rank=self.mesh.rank,
+                total_steps=config.steps,
+                k=config.algorithm.k,
+                resumed_step=self.resumed_step,
+            ) as report,
+        ):
             clock = Clock()
             if self.resumed_step is None:
                 self._report_start(report, clock)
@@ -74,8 +78,6 @@ class Run:
                     self._save()
                     self._mark_preempted()
                     return ExitCode.PREEMPTED
-        if trainer.verifier_pool:
-            trainer.verifier_pool.close()
         self._finish()
         return ExitCode.DONE
 

@@ -56,7 +56,10 @@ class VerifierPool:
         """A future with the verifier's value, or its exception."""
         return self._pool.schedule(self._verify, args=(prompt, text), timeout=self.timeout_s)
 
-    def close(self) -> None:
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """End the processes."""
         self._pool.stop()
         self._pool.join()

@@ -73,16 +73,13 @@ def test_what_is_not_a_reward(value: object) -> None:
 
 def test_processes_give_the_same_and_end_a_verifier_that_hangs() -> None:
     texts = ["1", "0", "raise", "0.5", "hang", "1"]
-    pool = VerifierPool(verdict, processes=2, timeout_s=2.0)
-    try:
+    with VerifierPool(verdict, processes=2, timeout_s=2.0) as pool:
         watch = GroupWatch([prompt(0), prompt(1)], 3, verdict, pool=pool)
         ended = [((i // 3, i % 3), rollout(text)) for i, text in enumerate(texts)]
         orders = watch.step(ended)
         assert orders.waiting
         assert orders.add == []
         orders = watch.step([])
-    finally:
-        pool.close()
     assert orders.add == [(0, 3), (1, 3)]  # both are sampled anew
     assert not orders.waiting
     assert watch.failures == 2

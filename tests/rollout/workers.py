@@ -66,6 +66,14 @@ def collect(prompts: list[Prompt], **options: Any) -> tuple[list[RolloutGroup], 
     return collect_groups(engine, prompts, engine.tokenizer, count_a, **options)
 
 
+def collect_with_a(
+    prompts: list[Prompt], **options: Any
+) -> tuple[list[RolloutGroup], CollectStats]:
+    """As `collect`, with a reward of 0 or 1."""
+    engine = _RUNNING["engine"]
+    return collect_groups(engine, prompts, engine.tokenizer, has_a, **options)
+
+
 def collect_error(prompts: list[Prompt], **options: Any) -> str:
     return _message(collect, prompts, **options)
 
@@ -73,6 +81,11 @@ def collect_error(prompts: list[Prompt], **options: Any) -> str:
 def count_a(prompt: Prompt, text: str) -> float:
     """A verifier: the share of a's in the response; raises on an empty one."""
     return text.count("a") / len(text)
+
+
+def has_a(prompt: Prompt, text: str) -> float:
+    """A verifier: whether an a is in the response."""
+    return float("a" in text)
 
 
 def _message(function: Any, *args: Any, **kwargs: Any) -> str:
