@@ -152,6 +152,11 @@ def _convert(hint: Any, value: Any, field: str, source: _Source) -> Any:
         if not isinstance(value, list):
             raise _wrong(field, f"a list of {item.__name__}", value, source)
         return tuple(_convert(item, entry, field, source) for entry in value)
+    if origin is dict:
+        (_, item) = typing.get_args(hint)
+        if not isinstance(value, dict):
+            raise _wrong(field, "a table", value, source)
+        return {key: _convert(item, entry, f"{field}.{key}", source) for key, entry in value.items()}
     assert not isinstance(origin, types.UnionType), "no unions in the configuration"
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -223,6 +228,8 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml_value(v)}" for key, v in value.items()) + "}"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     if isinstance(value, str):

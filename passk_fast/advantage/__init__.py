@@ -1,12 +1,14 @@
-"""Advantage estimators and pass@k metrics; NumPy only."""
+"""Advantage estimators, schedules over them, and pass@k metrics; NumPy only."""
 
 from passk_fast.advantage.metrics import evaluation, pass_at_k, wilson
-from passk_fast.advantage.table import ESTIMATORS, advantages, dead_rows, eta, table
+from passk_fast.advantage.registry import estimators
+from passk_fast.advantage.table import advantages, dead_rows, dead_states, eta, table
 
 __all__ = [
-    "ESTIMATORS",
     "advantages",
     "dead_rows",
+    "dead_states",
+    "estimators",
     "eta",
     "evaluation",
     "pass_at_k",

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from passk_fast.advantage.table import no_success
+from passk_fast.advantage.subsets import some_success
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -26,7 +26,7 @@ def pass_at_k(correct_P: np.ndarray, n: int, k: int) -> np.ndarray:
     correct = counts.astype(np.int64)
     if correct.size and not 0 <= correct.min() <= correct.max() <= n:
         raise ValueError(f"correct must be between 0 and n = {n}.")
-    return 1.0 - no_success(n, k)[correct]
+    return some_success(n, k)[correct]
 
 
 def wilson(share: float, trials: float) -> tuple[float, float]:

@@ -1,107 +1,109 @@
-"""Binary-reward estimators as tables: A[c, correct] for c = 0..N correct responses of N.
-
-Source: Pass@k Training, arXiv 2508.10751, Eq. 11-15. With nn = N - c wrong responses and
-q = C(nn, k) / C(N, k) the chance that k of the N responses hold no correct one,
-    A_correct = sqrt(q / (1 - q)),   A_wrong = -(c / nn) * A_correct,
-which is zero exactly where c = 0 or nn < k. k = 1 is GRPO with the population standard deviation.
-"""
+"""The public face of the estimators: tables of binary rewards, advantages of any rewards."""
 
 from __future__ import annotations
 
-import difflib
-import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-ESTIMATORS = ("passk", "grpo")
-_SMALLEST = float(np.finfo(np.float64).tiny)
-"""A live row is never zero: an A_correct too small for float64 is held here (N > 2000 only)."""
+from passk_fast.advantage.registry import check, find
 
 
-def no_success(n: int, k: int) -> np.ndarray:
-    """q[c] = C(n - c, k) / C(n, k), float64 [n + 1]: none of k draws from n is one of c correct.
-
-    The recurrence q[c + 1] = q[c] * (n - c - k) / (n - c) neither overflows nor cancels.
-    """
-    q = np.ones(n + 1)
-    for c in range(n):
-        q[c + 1] = q[c] * max(0, n - c - k) / (n - c)
-    return q
-
-
-def _failure(n: int, k: int) -> np.ndarray:
-    """1 - q without cancellation where q is near 1, float64 [n + 1].
-
-    C(n, k) - C(n - c, k) is the sum of C(n - j, k - 1) over j = 1..c; term j over C(n, k) is
-    q[j - 1] * k / (n - j + 1).
-    """
-    q = no_success(n, k)
-    steps = q[:-1] * k / (n - np.arange(n))
-    return np.concatenate(([0.0], np.cumsum(steps)))
-
-
-def _check(estimator: str, n: int, k: int) -> None:
-    if estimator not in ESTIMATORS:
-        near = difflib.get_close_matches(estimator, ESTIMATORS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+@lru_cache(maxsize=256)
+def _table(estimator: str, n: int, k: int, options: tuple[tuple[str, Any], ...]) -> np.ndarray:
+    found = check(estimator, n, k, dict(options))
+    if found.table is None:
         raise ValueError(
-            f"estimator {estimator!r} is unknown; known: {', '.join(ESTIMATORS)}.{hint}"
+            f"estimator {estimator!r} is sampled: its advantages depend on which responses share "
+            "a group, so it has no table. Call `advantages`."
         )
-    if n < 2:
-        raise ValueError(f"n must be at least 2, got {n}.")
-    if not 1 <= k <= n:
-        raise ValueError(f"k must be between 1 and n = {n}, got {k}.")
-    if estimator == "grpo" and k != 1:
-        raise ValueError(f"estimator 'grpo' is the k = 1 case, got k = {k}.")
-
-
-@lru_cache(maxsize=64)
-def _table(estimator: str, n: int, k: int) -> np.ndarray:
-    _check(estimator, n, k)
-    failure = _failure(n, k)
-    out = np.zeros((n + 1, 2))
-    root_q = 1.0  # sqrt(q[c]) by recurrence: q itself underflows from about N = 1030, k = N / 2
-    for c in range(1, n - k + 1):  # elsewhere the table is zero, decided on integers
-        root_q *= math.sqrt((n - c + 1 - k) / (n - c + 1))
-        out[c, 1] = max(root_q / math.sqrt(failure[c]), _SMALLEST)
-        out[c, 0] = -(c / (n - c)) * out[c, 1]
+    out = found.table(n, int(k), **dict(options))
+    out += 0.0  # no negative zeros
     out.setflags(write=False)
     return out
 
 
-def table(estimator: str, n: int, k: int) -> np.ndarray:
+def table(estimator: str, n: int, k: int, **options: Any) -> np.ndarray:
     """The estimator's table, float64 [n + 1, 2]: row c correct of n, column 0 wrong, 1 correct.
 
     A response that cannot exist (a correct one at c = 0, a wrong one at c = n) has 0. Read-only.
     Relative error below 1e-12 to n = 4096, but for values under 2.2e-308, which are held there.
+    Estimators without a k (`grpo`, `rloo`, ...) give the same for every k between 1 and n.
 
     Raises:
-        ValueError: unknown estimator, n < 2, k outside 1..n, or k != 1 for 'grpo'.
+        ValueError: unknown estimator or option, n < 2, k outside what the estimator takes, an
+            option out of range, or a sampled estimator.
     """
-    return _table(estimator, n, k)
+    return _table(estimator, n, k, tuple(sorted(options.items())))
 
 
-def advantages(estimator: str, rewards_PN: np.ndarray, k: int) -> np.ndarray:
-    """Advantages, float64 [P, N], of binary rewards [P, N].
-
-    Raises:
-        ValueError: rewards are not two-dimensional, or hold a value other than 0 and 1.
-    """
+def _checked(rewards_PN: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    """Rewards as finite float64 [P, N]."""
+    if not isinstance(rewards_PN, np.ndarray):
+        sizes = [len(row) if hasattr(row, "__len__") else -1 for row in rewards_PN]
+        other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"rewards must be [P, N] with groups of one size: group 0 has {sizes[0]} "
+                f"responses, group {other} has {sizes[other]}."
+            )
     rewards = np.asarray(rewards_PN, dtype=np.float64)
     if rewards.ndim != 2:
         raise ValueError(f"rewards must be [P, N], got shape {rewards.shape}.")
-    if not np.isin(rewards, (0.0, 1.0)).all():
-        bad = rewards[~np.isin(rewards, (0.0, 1.0))][0]
+    finite = np.isfinite(rewards)
+    if not finite.all():
+        p, i = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"rewards must be finite, got {rewards[p, i]} for prompt {p}, response {i}."
+        )
+    return rewards
+
+
+def advantages(
+    estimator: str,
+    rewards_PN: Sequence[Sequence[float]] | np.ndarray,
+    k: int,
+    **options: Any,
+) -> np.ndarray:
+    """Advantages, float64 [P, N], of rewards [P, N]; binary (0 or 1) ones look up the table.
+
+    Real rewards are taken by every estimator but those whose formula counts correct responses.
+    `passk_bootstrap` also takes `seed`.
+
+    Raises:
+        ValueError: as `table`; rewards that are not [P, N] or not finite; rewards other than 0
+            and 1 for an estimator of binary rewards.
+    """
+    rewards = _checked(rewards_PN)
+    found = check(estimator, rewards.shape[1], k, options)
+    is_binary = (rewards == 0.0) | (rewards == 1.0)
+    if found.table is not None and is_binary.all():
+        correct = rewards.astype(np.int64)
+        lookup = table(estimator, rewards.shape[1], k, **options)
+        return lookup[correct.sum(axis=1)[:, None], correct]
+    if found.real is None:
+        bad = rewards[~is_binary][0]
         raise ValueError(f"estimator {estimator!r} needs rewards of 0 or 1, got {bad}.")
-    correct = rewards.astype(np.int64)
-    lookup = table(estimator, rewards.shape[1], k)
-    return lookup[correct.sum(axis=1)[:, None], correct]
+    return found.real(rewards, int(k), **options)
 
 
 def dead_rows(estimator_table: np.ndarray) -> np.ndarray:
     """bool [n + 1]: counts c at which no response has a gradient."""
     return (estimator_table == 0.0).all(axis=1)
+
+
+def dead_states(estimator: str, n: int, k: int, **options: Any) -> np.ndarray:
+    """bool [n + 1]: counts c at which no response ever has a gradient, sampled estimators included.
+
+    Sampled groups of k are all alike exactly where the analytic estimator is dead: c = 0 or
+    n - c < k.
+    """
+    if find(estimator).table is None:
+        check(estimator, n, k, options)
+        return dead_rows(table("passk", n, k))
+    return dead_rows(table(estimator, n, k, **options))
 
 
 def eta(estimator_table: np.ndarray) -> np.ndarray:
