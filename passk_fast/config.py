@@ -214,7 +214,7 @@ class ScheduleConfig:
     """phases: steps of each, 0 for the last one: to the end. linear: steps that it takes."""
     repeat: bool = False
     """phases: begin again after the last one."""
-    metric: Literal["reward", "pass@1", "pass@k", "entropy"] = "pass@k"
+    metric: Literal["reward", "pass@1", "pass@k"] = "pass@k"
     """plateau: the training metric that is watched."""
     patience: int = 50
     """plateau: steps without a new best before the next phase begins."""

@@ -156,7 +156,9 @@ def _convert(hint: Any, value: Any, field: str, source: _Source) -> Any:
         (_, item) = typing.get_args(hint)
         if not isinstance(value, dict):
             raise _wrong(field, "a table", value, source)
-        return {key: _convert(item, entry, f"{field}.{key}", source) for key, entry in value.items()}
+        return {
+            key: _convert(item, entry, f"{field}.{key}", source) for key, entry in value.items()
+        }
     assert not isinstance(origin, types.UnionType), "no unions in the configuration"
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -12,8 +12,9 @@ import numpy as np
 
 from passk_fast.actor.actor import Actor, StepResult
 from passk_fast.actor.schedule import learning_rate
-from passk_fast.advantage import advantages, dead_rows, pass_at_k, table
-from passk_fast.advantage.metrics import evaluation
+from passk_fast.advantage.metrics import evaluation, group_metrics, sampled_entropy
+from passk_fast.advantage.noise import flip_negatives
+from passk_fast.advantage.schedule import Schedule
 from passk_fast.batch import Prompt, RolloutGroup, Sequence
 from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
@@ -22,7 +23,7 @@ from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.engine import RolloutEngine
 from passk_fast.rollout.watch import VerifierPool
 from passk_fast.seeding import seed_for
-from passk_fast.tasks import PromptOrder
+from passk_fast.tasks import PromptOrder, answer_of
 
 _LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
 _LOGPROB_GAP_BF16 = 0.5
@@ -42,6 +43,8 @@ class Progress:
     """All steps whose gradient was not finite."""
     order: dict[str, int] = field(default_factory=dict)
     """Position in the prompt order."""
+    schedule: dict[str, Any] = field(default_factory=dict)
+    """What the schedule of the estimator remembers."""
 
 
 @dataclass
@@ -62,6 +65,14 @@ class Trainer:
     unchecked: int = 2
     """Steps whose rollout and trainer log-probs must still be compared: the first of this process,
     and the first after a weight sync."""
+    schedule: Schedule = field(init=False)
+    """Which estimator and which k each prompt gets."""
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule(self.config.algorithm, self.config.seed)
+        if self.config.rollout.early_stop:
+            self.schedule.check_early_stop()
+        self.schedule.load_state_dict(self.progress.schedule)
 
     def sync_weights(self) -> None:
         """Hand the actor's weights to the engine."""
@@ -72,29 +83,41 @@ class Trainer:
         algorithm, state = self.config.algorithm, self.progress
         with clock.span("sample"):
             chosen = [self.prompts[i] for i in self.order.take(self.config.prompts_per_step)]
-            dead = dead_rows(table(algorithm.estimator, algorithm.num_rollouts, algorithm.k))
+            dead = self.schedule.dead(state.step)
             groups, stats = self._sample(
                 chosen,
                 algorithm.num_rollouts,
                 "sampling",
                 dead_rows=dead if self.config.rollout.early_stop else None,
             )
-        rewards_PN = np.stack([group.rewards for group in groups])
-        advantages_PN = np.zeros_like(rewards_PN)
-        whole = ~np.isnan(rewards_PN).any(axis=1)  # a stopped group has no gradient
-        advantages_PN[whole] = advantages(algorithm.estimator, rewards_PN[whole], algorithm.k)
+        advantages_PN = self._advantages(groups)
         with clock.span("train"):
             results = self._update(groups, advantages_PN)
         with clock.span("sync"):
             self.engine.wake_up()
             self.sync_weights()
-        state.step += 1
-        state.order = self.order.state_dict()
-        record = {"step": state.step, **self._rollout_metrics(groups, rewards_PN)}
+        record = {"step": state.step + 1, **self._rollout_metrics(groups, advantages_PN)}
         record |= self._update_metrics(results)
         record["verifier_failures"] = stats.verifier_failures
-        record["aborted_share"] = stats.aborted / rewards_PN.size
+        record["aborted_share"] = stats.aborted / advantages_PN.size
+        self.schedule.observe(record)
+        state.step += 1
+        state.order = self.order.state_dict()
+        state.schedule = self.schedule.state_dict()
         return record, groups
+
+    def _advantages(self, groups: list[RolloutGroup]) -> np.ndarray:
+        """What the schedule says at this step, float64 [P, N]; noise rewards only count here."""
+        config, step = self.config, self.progress.step
+        rewards_PN = np.stack([group.rewards for group in groups])
+        stopped_P = np.isnan(rewards_PN).any(axis=1)
+        rewards_PN[stopped_P] = 0.0  # any reward will do: a stopped group has no gradient
+        if config.algorithm.flip_negatives > 0:
+            seed = seed_for(config.seed, "noise", step)
+            rewards_PN = flip_negatives(rewards_PN, config.algorithm.flip_negatives, seed)
+        advantages_PN = self.schedule.advantages(step, rewards_PN, sampled_entropy(groups))
+        advantages_PN[stopped_P] = 0.0
+        return advantages_PN
 
     def _sample(
         self,
@@ -134,6 +157,7 @@ class Trainer:
         results: list[StepResult] = []
         for sequences, denominator, batches in parts:
             lr = learning_rate(self.config.optim, self.progress.optimizer_step, self.total_updates)
+            lr *= self.schedule.lr_scale(self.progress.step)
             result = self.actor.policy_step(batches, denominator=denominator, lr=lr)
             result.sums["lr"] = lr
             result.sums["loss"] = result.sums["loss_sum"] / denominator
@@ -184,25 +208,18 @@ class Trainer:
         )
 
     def _rollout_metrics(
-        self, groups: list[RolloutGroup], rewards_PN: np.ndarray
-    ) -> dict[str, float]:
-        algorithm = self.config.algorithm
-        n, k = algorithm.num_rollouts, algorithm.k
-        correct_P = (rewards_PN == 1.0).sum(axis=1)
-        missing_P = np.isnan(rewards_PN).sum(axis=1)
-        dead_P = dead_rows(table(algorithm.estimator, n, k))[correct_P] | (missing_P > 0)
+        self, groups: list[RolloutGroup], advantages_PN: np.ndarray
+    ) -> dict[str, Any]:
+        algorithm, step = self.config.algorithm, self.progress.step
+        dead = self.schedule.dead(step)
         sampled = [r for group in groups for r in group.rollouts if r.token_ids]
         lengths = [len(r.token_ids) for r in sampled]
         finished = [r.finished for r in sampled]
         return {
-            "reward": float(np.nanmean(rewards_PN)),
-            # Lower bounds where a group was stopped, with the upper ones beside them.
-            "pass@1": float(correct_P.mean() / n),
-            "pass@1_high": float((correct_P + missing_P).mean() / n),
-            "pass@k": float(pass_at_k(correct_P, n, k).mean()),
-            "pass@k_high": float(pass_at_k(correct_P + missing_P, n, k).mean()),
-            "censored_share": float((missing_P > 0).mean()),
-            "dead_share": float(dead_P.mean()),
+            **group_metrics(groups, advantages_PN, dead, algorithm.k, answer_of),
+            "k": self.schedule.stages(step)[0].k,
+            "phase": self.schedule.phase(step),
+            "lr_scale": self.schedule.lr_scale(step),
             "response_tokens": int(sum(lengths)),
             "response_length": float(np.mean(lengths)),
             "truncated_share": 1.0 - float(np.mean(finished)),

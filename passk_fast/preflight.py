@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import RunConfig, require
 from passk_fast.config_file import config_digest, differing_fields, load_config
 from passk_fast.errors import ConfigError, DataError, DiskError
@@ -28,6 +29,9 @@ def check_run(config: RunConfig, world_size: int) -> None:
         world_size % config.rollout.tensor == 0,
         f"World size {world_size} is not divisible by rollout.tensor = {config.rollout.tensor}.",
     )
+    schedule = Schedule(config.algorithm, config.seed)  # raises for a stage that is refused
+    if config.rollout.early_stop:
+        schedule.check_early_stop()
     if config.model.path:
         _check_sizes(config, _read_model_folder(Path(config.model.path)), "model.path")
     else:

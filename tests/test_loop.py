@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from passk_fast.actor.actor import StepResult, WorstToken
+from passk_fast.advantage import advantages
 from passk_fast.batch import Prompt, Rollout, RolloutGroup, Sequence
 from passk_fast.config import (
     AlgorithmConfig,
@@ -185,12 +186,32 @@ def test_metrics_of_stopped_groups_are_bounds() -> None:
     nan = math.nan
     rewards = np.array([[1, 1, 1, nan], [1, 0, 0, 0]])
     groups = [group(list(row)) for row in rewards]
-    record = trainer()._rollout_metrics(groups, rewards)
+    record = trainer()._rollout_metrics(groups, np.zeros_like(rewards))
     assert record["pass@1"] == 0.5
     assert record["pass@1_high"] == 0.625
     assert record["pass@k"] == record["pass@k_high"] == 0.75  # N = 4, k = 2: c >= 3 decides it
     assert record["censored_share"] == record["dead_share"] == 0.5
     assert record["reward"] == pytest.approx(4 / 7)
+    assert record["correct_histogram"] == [0, 1, 0, 0, 0]
+    assert record["censored_histogram"] == [0, 0, 0, 1, 0]
+
+
+def test_stopped_groups_get_no_advantage_and_leave_the_others_alone() -> None:
+    rewards = np.array([[1, 1, 1, math.nan], [1, 0, 0, 0], [0, 0, 1, 1]])
+    run = trainer(loss_denominator="sequences")
+    got = run._advantages([group(list(row)) for row in rewards])
+    assert not got[0].any()
+    np.testing.assert_array_equal(got[1:], advantages("passk", rewards[1:], 2))
+
+
+def test_noise_changes_advantages_and_not_the_record() -> None:
+    groups = [group([1.0, 0.0, 0.0, 0.0]) for _ in range(50)]
+    run = trainer(flip_negatives=0.5)
+    noisy = run._advantages(groups)
+    assert (noisy != trainer()._advantages(groups)).any()
+    np.testing.assert_array_equal(noisy, run._advantages(groups))  # seeded by the step
+    record = run._rollout_metrics(groups, noisy)
+    assert record["reward"] == record["pass@1"] == 0.25
 
 
 def test_early_stop_is_refused_where_it_is_not_exact() -> None:
@@ -212,7 +233,7 @@ def test_early_stop_is_refused_where_it_is_not_exact() -> None:
 def test_rollout_metrics_count_dead_groups() -> None:
     rewards = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=float)
     groups = [group(list(row)) for row in rewards]
-    record = trainer()._rollout_metrics(groups, rewards)
+    record = trainer()._rollout_metrics(groups, np.zeros_like(rewards))
     assert record["dead_share"] == 0.75  # N = 4, k = 2: signal at 1 <= c <= 2 only
     assert record["pass@1"] == 0.5
     assert record["pass@k"] == pytest.approx((0 + 0.5 + 1 + 1) / 4)

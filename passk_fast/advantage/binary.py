@@ -43,7 +43,7 @@ def passk(n: int, k: int) -> np.ndarray:
 
     The mean over all C(n - 1, k - 1) groups that hold i of (group reward - rho) / sigma. Zero
     exactly where c = 0 or nn < k, so everywhere at k = n. k = 1 is GRPO. Biased: before the
-    division by sigma it is (1 - k / n) times grad pass@k, so the step shrinks as k nears n. Centred.
+    division by sigma it is (1 - k / n) times grad pass@k: the step shrinks as k nears n. Centred.
     """
     failure = some_success(n, k)
     correct = np.zeros(n - 1)

@@ -1,12 +1,14 @@
-"""Unbiased pass@k and intervals for what is reported about held-out prompts."""
+"""Unbiased pass@k, its errors, and what else is reported about groups of rollouts."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from passk_fast.advantage.subsets import some_success
+from passk_fast.batch import RolloutGroup
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -52,7 +54,8 @@ def evaluation(correct_P: np.ndarray, n: int, k: int) -> dict[str, float]:
     are not independent, so P is the honest (and for pass@1 the wider) count of trials. It is
     conservative: a prompt's score in [0, 1] with mean p varies by p (1 - p) at most.
 
-    Keys: "k", "prompts", "rollouts", and "pass@1", "pass@k", each also with "_low" and "_high".
+    Keys: "k", "prompts", "rollouts", and "pass@1", "pass@k", each also with "_low" and "_high";
+    and those of `pass_at_powers`.
 
     Raises:
         ValueError: no prompts, or as `pass_at_k`.
@@ -61,8 +64,108 @@ def evaluation(correct_P: np.ndarray, n: int, k: int) -> dict[str, float]:
     if num_prompts == 0:
         raise ValueError("correct is empty: there are no prompts to evaluate.")
     out: dict[str, float] = {"k": k, "prompts": num_prompts, "rollouts": n}
+    out |= pass_at_powers(correct_P, n)
     for name, draws in (("pass@1", 1), ("pass@k", k)):
         mean = float(pass_at_k(correct_P, n, draws).mean())
         out[name] = mean
         out[f"{name}_low"], out[f"{name}_high"] = wilson(mean, num_prompts)
     return out
+
+
+def powers_of_two(n: int) -> list[int]:
+    """1, 2, 4, ... up to n. Example: 12 -> [1, 2, 4, 8]."""
+    return [1 << i for i in range(n.bit_length())]
+
+
+def pass_at_powers(correct_P: np.ndarray, n: int) -> dict[str, float]:
+    """Mean unbiased pass@k over prompts for every power of two k up to n, and standard errors.
+
+    Keys "pass@1", "pass@1_se", "pass@2", ... The error is that of the mean over P prompts, the
+    sample deviation over sqrt(P); with one prompt it is NaN. It covers both what prompts and what
+    samples were drawn.
+    """
+    out: dict[str, float] = {}
+    for k in powers_of_two(n):
+        scores_P = pass_at_k(correct_P, n, k)
+        out[f"pass@{k}"] = float(scores_P.mean())
+        error = scores_P.std(ddof=1) / math.sqrt(len(scores_P)) if len(scores_P) > 1 else math.nan
+        out[f"pass@{k}_se"] = float(error)
+    return out
+
+
+def group_metrics(
+    groups: Sequence[RolloutGroup],
+    advantages_PN: np.ndarray,
+    dead: np.ndarray,
+    k: int,
+    answer_of: Callable[[str], str],
+) -> dict[str, object]:
+    """What a step reports about its groups of N rollouts each.
+
+    A group with NaN among its rewards was stopped early: it is censored, and its number of correct
+    responses a lower bound. Then every pass@k is one too, and "pass@1_high", "pass@k_high" are the
+    upper bounds; the reward is over what was sampled.
+
+    Args:
+        advantages_PN: what the step trained on.
+        dead: bool [N + 1], numbers of correct responses without a gradient.
+        k: of the record's "pass@k".
+        answer_of: the answer inside a response, to tell wrong ones apart.
+
+    Returns:
+        "reward", "pass@k" and `pass_at_powers`; "correct_histogram", whole groups by number of
+        correct responses, int [N + 1], and "censored_histogram" of the others by those seen;
+        "censored_share"; "dead_share" of prompts; "effective_batch", sequences whose advantage is
+        not zero; "policy_entropy" in nats a token; "wrong_distinct_share".
+    """
+    rewards_PN = np.stack([group.rewards for group in groups])
+    n = rewards_PN.shape[1]
+    correct_P = (rewards_PN == 1.0).sum(axis=1)
+    missing_P = np.isnan(rewards_PN).sum(axis=1)
+    censored_P = missing_P > 0
+    whole = [group for group, censored in zip(groups, censored_P, strict=True) if not censored]
+    return {
+        "reward": float(np.nanmean(rewards_PN)),
+        "pass@k": float(pass_at_k(correct_P, n, k).mean()),
+        "pass@k_high": float(pass_at_k(correct_P + missing_P, n, k).mean()),
+        "pass@1_high": float((correct_P + missing_P).mean() / n),
+        **pass_at_powers(correct_P, n),
+        "correct_histogram": np.bincount(correct_P[~censored_P], minlength=n + 1).tolist(),
+        "censored_histogram": np.bincount(correct_P[censored_P], minlength=n + 1).tolist(),
+        "censored_share": float(censored_P.mean()),
+        "dead_share": float((dead[correct_P] | censored_P).mean()),
+        "effective_batch": int(np.count_nonzero(advantages_PN)),
+        "policy_entropy": float(sampled_entropy(groups).mean()),
+        "wrong_distinct_share": wrong_distinct_share(whole, answer_of),
+    }
+
+
+def wrong_distinct_share(groups: Sequence[RolloutGroup], answer_of: Callable[[str], str]) -> float:
+    """Distinct answers among a prompt's wrong responses, over their number; the mean over prompts.
+
+    Source: the diversity of wrong answers in arXiv 2508.10751, section 4. Prompts with fewer than
+    two wrong responses say nothing and are left out; NaN where none is left. The share depends on
+    how many wrong responses there are, so compare it at like accuracy.
+    """
+    shares = []
+    for group in groups:
+        wrong = [
+            answer_of(rollout.text)
+            for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
+            if reward < 1.0
+        ]
+        if len(wrong) >= 2:
+            shares.append(len(set(wrong)) / len(wrong))
+    return float(np.mean(shares)) if shares else math.nan
+
+
+def sampled_entropy(groups: Sequence[RolloutGroup]) -> np.ndarray:
+    """Mean token entropy of each prompt's responses in nats, float64 [P], from its samples.
+
+    -log p of a sampled token is an unbiased estimate of the entropy of the distribution that it
+    was drawn from (rollout temperature, top_p 1), so its mean over all tokens of N responses needs
+    no further pass through the model.
+    """
+    return np.array(
+        [-np.mean(np.concatenate([r.logprobs for r in group.rollouts])) for group in groups]
+    )

@@ -31,7 +31,7 @@ def rloo_weights(n: int, k: int) -> GapWeights:
 
 
 def best_minus_second_weights(n: int, k: int) -> GapWeights:
-    """The best response gets (best - second best), all others 0; tied best ones get 0.
+    """A_i = best - second best for the best response, 0 for all others; tied best ones get 0.
 
     Source: arXiv 2503.19595, the leave-one-out form max(g) - max(g without i). It has no k: sum_i
     A_i grad log pi(y_i) is unbiased for grad E[max of n] (n times the scale of (1 / n) sum). Not

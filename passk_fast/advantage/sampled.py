@@ -38,11 +38,12 @@ def full(rewards_PN: np.ndarray, k: int) -> np.ndarray:
 def bootstrap(
     rewards_PN: np.ndarray, k: int, *, seed: int = 0, num_groups: float = 0
 ) -> np.ndarray:
-    """Bootstrap (Alg. 2): `num_groups` (0: N) groups of k distinct responses; A_i is the **sum**
+    """Bootstrap (Alg. 2): `num_groups` (0: N) groups of k distinct responses; A_i = the **sum**
     of the standardised rewards of the groups that hold i.
 
-    About k times the analytic scale, and not its mean at finite num_groups: compare estimators
-    only after matching scales. Draws depend on `seed` and the row alone.
+    Biased, as the analytic estimator that it samples. About k times the analytic scale, and not
+    its mean at finite num_groups: compare estimators only after matching scales. Draws depend on
+    `seed` and the row alone.
     """
     num_prompts, num = rewards_PN.shape
     count = int(num_groups) or num

@@ -131,6 +131,31 @@ class Schedule:
             return np.where(low, dead[0], dead[1])
         return np.logical_and.reduce(dead)
 
+    def check_early_stop(self) -> None:
+        """ConfigError unless a group's own count alone says when its sampling may stop."""
+        algorithm, kind = self._algorithm, self._config.kind
+        name, why = "", ""
+        if algorithm.flip_negatives > 0:
+            name, why = "flip_negatives", "a noise reward may bring any group back to life"
+        elif algorithm.match_norm:
+            name, why = "match_norm", "the norm counts the groups that would be stopped"
+        elif kind == "adaptive":
+            name, why = (
+                "schedule.kind = 'adaptive'",
+                "the entropy needs all responses of all groups",
+            )
+        elif kind == "plateau":
+            name, why = "schedule.kind = 'plateau'", "its metric is not known of stopped groups"
+        if name:
+            raise ConfigError(f"rollout.early_stop does not go with algorithm.{name}: {why}.")
+        n = algorithm.num_rollouts
+        if not any((dead[:-1] & dead[1:]).any() for dead in (s.dead(n) for s in self._stages)):
+            names = ", ".join(sorted({repr(stage.estimator) for stage in self._stages}))
+            raise ConfigError(
+                f"rollout.early_stop has no effect with estimator {names}: a group of {n} may have "
+                "a gradient until its last response is known."
+            )
+
     def lr_scale(self, step: int) -> float:
         """Factor of the learning rate at a step; 1 unless scale_lr is on."""
         if self._config.scale_lr == "off":

@@ -41,6 +41,7 @@ class Sampler(Protocol):
         seed: int,
         prompt_keys: Sequence[int],
         temperature: float | None = None,
+        top_p: float = 1.0,
     ) -> None: ...
 
 
@@ -77,6 +78,7 @@ def collect_groups(
     num_rollouts: int,
     seed: int,
     temperature: float | None = None,
+    top_p: float = 1.0,
     pool: VerifierPool | None = None,
     dead_rows: np.ndarray | None = None,
 ) -> tuple[list[RolloutGroup], CollectStats]:
@@ -99,6 +101,7 @@ def collect_groups(
         seed=seed,
         prompt_keys=list(block),
         temperature=temperature,
+        top_p=top_p,
     )
     samples = _seen(watch) if engine.tensor_rank == 0 else Samples([], [], 0, "")
     parts = [samples]

@@ -122,6 +122,7 @@ class RolloutEngine:
         seed: int,
         prompt_keys: Sequence[int],
         temperature: float | None = None,
+        top_p: float = 1.0,
     ) -> None:
         """Sample as `sample` does, handing every response to `watch` as it ends and obeying it.
 
@@ -137,7 +138,7 @@ class RolloutEngine:
 
         def add(key: tuple[int, int]) -> None:
             p, n = key
-            params = self._params(1, seeds[p] + n, temperature, 1.0, None)
+            params = self._params(1, seeds[p] + n, temperature, top_p, None)
             engine.add_request(f"{p}.{n}", inputs[p], params)
 
         for n in range(watch.num_rollouts):

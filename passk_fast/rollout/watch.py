@@ -88,8 +88,9 @@ class GroupWatch:
         retries: int = 1,
     ) -> None:
         """`dead_rows` bool [N + 1]: counts of correct responses at which the estimator has no
-        gradient; groups that must end in one are stopped. None: never stop. Rewards must then be
-        0 or 1. A response whose verifier fails is sampled anew, `retries` times a group at most.
+        gradient; groups that must end in one are stopped, unless a reward other than 0 and 1 was
+        seen. None: never stop. A response whose verifier fails is sampled anew, `retries` times a
+        group at most.
         """
         count = len(prompts)
         self.prompts, self.num_rollouts = prompts, num_rollouts
@@ -170,6 +171,8 @@ class GroupWatch:
         known = rewards[~np.isnan(rewards)]
         open_ = self.num_rollouts - len(known)
         correct = int((known == 1.0).sum())
+        if not np.isin(known, (0.0, 1.0)).all():
+            return  # the table speaks of right and wrong alone
         if not open_ or not self._dead[correct : correct + open_ + 1].all():
             return
         running = sorted(key for key in self._running if key[0] == p)

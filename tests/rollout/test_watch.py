@@ -59,6 +59,12 @@ def test_a_live_group_is_never_stopped_and_a_dead_one_as_soon_as_it_is(
         assert watch.rewards[0].tolist() == rewards
 
 
+def test_a_group_with_a_fractional_reward_is_never_stopped() -> None:
+    watch = GroupWatch([prompt(0)], 4, verdict, dead_rows=dead_rows(table("passk", 4, 3)))
+    for i, text in enumerate(("0.5", "1", "1")):  # from two correct ones on the table is dead
+        assert watch.step([((0, i), rollout(text))]).abort == []
+
+
 def test_without_dead_rows_nothing_is_stopped() -> None:
     watch = GroupWatch([prompt(0)], 3, verdict)
     for i in range(3):

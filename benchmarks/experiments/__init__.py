@@ -1,0 +1,1 @@
+"""The papers' comparisons on small mazes: `python -m benchmarks.experiments.study --help`."""

@@ -1,0 +1,130 @@
+"""The study's runner: reset runs equal fresh ones, resuming, the toy's exactness."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.experiments import toy
+from benchmarks.experiments.arms import SEEDS, arms, base_config
+from benchmarks.experiments.store import Store, jobs
+from passk_fast.advantage.schedule import Schedule
+from passk_fast.config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def small(folder: str) -> RunConfig:
+    """A base that takes seconds."""
+    base = base_config()
+    maze = replace(base.data.maze, train_per_size=64, test_per_size=8)
+    return replace(
+        base,
+        output_dir=folder,
+        steps=2,
+        prompts_per_step=4,
+        warm_start=replace(base.warm_start, steps=6, batch_size=16, cache_dir=f"{folder}/cache"),
+        algorithm=replace(base.algorithm, num_rollouts=8),
+        data=replace(base.data, maze=maze),
+        eval=replace(base.eval, num_prompts=4, num_rollouts=8),
+    )
+
+
+def runs(folder: str) -> None:
+    """Called in a process of its own: arm A, arm B, arm A again; prints the results."""
+    from benchmarks.experiments.worker import Laboratory
+
+    base = small(folder)
+    by_name = {arm.name: arm for arm in arms(base_config())}
+    laboratory = Laboratory(base)
+    results = []
+    for name in ("passk", "then", "passk"):
+        arm = by_name[name]
+        schedule = arm.algorithm.get("schedule")
+        if schedule is not None:
+            arm = replace(
+                arm, algorithm={**arm.algorithm, "schedule": replace(schedule, steps=(1, 0))}
+            )
+        result = laboratory.run(arm.config(base, seed=1))
+        result.pop("wall_s")
+        results.append(result)
+    Path(folder, "results.json").write_text(json.dumps(results))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+@pytest.mark.slow
+@pytest.mark.megatron
+def test_a_run_after_others_equals_a_fresh_one(tmp_path: Path) -> None:
+    code = f"from tests.benchmarks.test_experiments import runs; runs({str(tmp_path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    fresh, other, again = json.loads((tmp_path / "results.json").read_text())
+    assert again == fresh
+    assert other["steps"] != fresh["steps"]
+
+
+def test_every_arm_is_a_valid_run() -> None:
+    base = base_config()
+    names = [arm.name for arm in arms(base)]
+    assert len(set(names)) == len(names)
+    assert len(SEEDS) >= 3
+    for arm, seed in jobs(base):
+        config = arm.config(base, seed)
+        Schedule(config.algorithm, seed)
+        assert config.prompts_per_step == base.prompts_per_step
+        assert config.algorithm.num_rollouts == base.algorithm.num_rollouts
+        assert config.steps == base.steps
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.claim("a", 0)
+    assert not store.claim("a", 0)  # in progress elsewhere
+    store.forget_claims()  # interrupted
+    assert store.claim("a", 0)
+    store.write("a", 0, {"seed": 0, "x": float("nan")})
+    store.forget_claims()
+    assert not store.claim("a", 0)
+    assert store.read("a") == [{"seed": 0, "x": None}]
+
+
+def test_toy_gradient_is_the_derivative() -> None:
+    for k in (1, 4, 16):
+        for theta in (0.3, 0.8, 1.0):
+            low, high = (toy.expected_max(theta + d, k)[0] for d in (-1e-4, 1e-4))
+            assert toy.expected_max(theta, k)[1] == pytest.approx((high - low) / 2e-4, rel=1e-4)
+
+
+def test_toy_estimates_are_unbiased_and_baselines_lower_the_variance() -> None:
+    theta, k, draws = 0.5, 4, 20_000
+    exact = toy.expected_max(theta, k)[1]
+    variance = {}
+    for name in toy.NAMES:
+        got = toy.estimates(name, k, theta, draws, seed=1)
+        assert abs(got.mean() - exact) < 5 * got.std() / np.sqrt(draws)
+        variance[name] = got.var()
+    assert variance["pkpo_sloo_minus_one"] < variance["pkpo_s"]
+    assert variance["pkpo_sloo"] < variance["pkpo_s"]
+    naive = toy.single_groups(k, theta, draws, seed=1)
+    assert abs(naive.mean() - exact) < 5 * naive.std() / np.sqrt(draws)
+    assert naive.var() > variance["pkpo_s"]
+
+
+def test_larger_k_prefers_a_riskier_mean() -> None:
+    best = [toy.best_theta(k) for k in toy.KS]
+    assert best == sorted(best)

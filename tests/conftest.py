@@ -1,0 +1,9 @@
+"""Settings of all tests."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+# A busy machine is no failure: pytest's own time-out ends a test that hangs.
+settings.register_profile("passk_fast", deadline=None)
+settings.load_profile("passk_fast")
