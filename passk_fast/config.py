@@ -167,6 +167,9 @@ class RolloutConfig:
     early_stop: bool = False
     """Stop a group's sampling once the estimator gives it no gradient however it ends. Pass@1 in
     training is then known within bounds only."""
+    refill: float = 1.0
+    """Draw prompts until prompts_per_step groups have a gradient, but at most this many times
+    prompts_per_step in a step. 1 draws prompts_per_step, live or not."""
     verify_processes: int = 0
     """Verifier processes on each engine, whose work overlaps decoding; 0 verifies in the trainer's
     own process, where a verifier that hangs stops the run."""
@@ -184,6 +187,7 @@ class RolloutConfig:
             kv_cache_gib=self.kv_cache_gib,
             verify_timeout_s=self.verify_timeout_s,
         )
+        require(self.refill >= 1, f"rollout.refill must be 1 (off) or more, got {self.refill}.")
         require(
             self.verify_processes >= 0,
             f"rollout.verify_processes must be 0 or more, got {self.verify_processes}.",
@@ -372,6 +376,8 @@ class AlgorithmConfig:
     unless another term of the loss needs them. Metrics of the update are then over the rest."""
     minibatches: int = 1
     """Optimizer steps a batch of rollouts; 1 is strictly on-policy."""
+    max_dead_steps: int = 100
+    """Stop after this many steps in a row without one group that has a gradient; 0 never does."""
     max_logprob_gap: float = 0.0
     """First-step bound on max |rollout - trainer log-prob|; 0 takes the default of the dtype and
     device (float32 on CPU 1e-4, float32 on GPU 1e-2, bfloat16 0.5)."""
@@ -401,6 +407,10 @@ class AlgorithmConfig:
             "algorithm.match_norm.",
         )
         require_positive("algorithm", minibatches=self.minibatches)
+        require(
+            self.max_dead_steps >= 0,
+            f"algorithm.max_dead_steps must be 0 or more, got {self.max_dead_steps}.",
+        )
         require(
             self.prune != "on" or not self._dead_rows_count,
             "algorithm.prune = 'on' with algorithm.kl_coef or algorithm.entropy_coef above 0: that "
@@ -503,6 +513,16 @@ class DataConfig:
     """The maze generator and verifier."""
     seed: int = 0
     """Seed of generated data and of the order of prompts."""
+    prefer_live: float = 0.0
+    """In [0, 0.95]: pass over a prompt, until the next epoch, with this chance times the chance
+    that its group would be dead, from what was seen of it before. Above 0 it changes the
+    distribution of prompts that is trained on."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.prefer_live <= 0.95,
+            f"data.prefer_live must be in [0, 0.95], got {self.prefer_live}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     LOST_RANK = 17
     DISK = 20
     DIVERGED = 30
+    NO_SIGNAL = 31
 
 
 class PasskError(Exception):
@@ -41,6 +42,12 @@ class DivergedError(PasskError):
     """Numerical failure: repeated non-finite gradients, or rollout and trainer disagree."""
 
     exit_code = ExitCode.DIVERGED
+
+
+class NoSignalError(PasskError):
+    """Group after group carries no gradient: there is nothing to train on."""
+
+    exit_code = ExitCode.NO_SIGNAL
 
 
 class LostRankError(PasskError):

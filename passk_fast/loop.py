@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,14 @@ from passk_fast.advantage.schedule import Schedule
 from passk_fast.batch import Prompt, RolloutGroup, Sequence
 from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
-from passk_fast.errors import DivergedError
+from passk_fast.errors import DivergedError, NoSignalError
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.engine import RolloutEngine
+from passk_fast.rollout.refill import Drawn, LiveShare, draw
 from passk_fast.rollout.watch import VerifierPool
 from passk_fast.seeding import seed_for
 from passk_fast.tasks import PromptOrder, answer_of
+from passk_fast.tasks.difficulty import Difficulty
 
 _LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
 _LOGPROB_GAP_BF16 = 0.5
@@ -45,6 +47,12 @@ class Progress:
     """Position in the prompt order."""
     schedule: dict[str, Any] = field(default_factory=dict)
     """What the schedule of the estimator remembers."""
+    dead_steps: int = 0
+    """Steps in a row without a group that has a gradient."""
+    live_share: dict[str, float] = field(default_factory=dict)
+    """Running share of live groups, for refill."""
+    difficulty: dict[str, Any] = field(default_factory=dict)
+    """Memory of prompts, with data.prefer_live."""
 
 
 @dataclass
@@ -67,8 +75,14 @@ class Trainer:
     and the first after a weight sync."""
     schedule: Schedule = field(init=False)
     """Which estimator and which k each prompt gets."""
+    live_share: LiveShare = field(init=False)
+    difficulty: Difficulty = field(init=False)
 
     def __post_init__(self) -> None:
+        self.live_share = LiveShare(**self.progress.live_share)
+        self.difficulty = Difficulty(len(self.prompts))
+        if self.progress.difficulty:
+            self.difficulty.load_state_dict(self.progress.difficulty)
         self.schedule = Schedule(self.config.algorithm, self.config.seed)
         if self.config.rollout.early_stop:
             self.schedule.check_early_stop()
@@ -80,31 +94,81 @@ class Trainer:
 
     def step(self, clock: Clock) -> tuple[dict[str, Any], list[RolloutGroup]]:
         """Sample, score, update, sync. Returns the step's record and its rollouts."""
-        algorithm, state = self.config.algorithm, self.progress
         with clock.span("sample"):
-            chosen = [self.prompts[i] for i in self.order.take(self.config.prompts_per_step)]
-            dead = self.schedule.dead(state.step)
-            groups, stats = self._sample(
-                chosen,
-                algorithm.num_rollouts,
-                "sampling",
-                dead_rows=dead if self.config.rollout.early_stop else None,
-            )
-        advantages_PN = self._advantages(groups)
+            drawn = self._draw()
+        advantages_PN = self._advantages(drawn.groups)
+        self._count_dead(drawn.groups, advantages_PN)
         with clock.span("train"):
-            results = self._update(groups, advantages_PN)
+            results = self._update(drawn.groups[: drawn.end], advantages_PN[: drawn.end])
         with clock.span("sync"):
             self.engine.wake_up()
             self.sync_weights()
-        record = {"step": state.step + 1, **self._rollout_metrics(groups, advantages_PN)}
+        record = {"step": self.progress.step + 1, **self._drawn_metrics(drawn, advantages_PN)}
         record |= self._update_metrics(results)
-        record["verifier_failures"] = stats.verifier_failures
-        record["aborted_share"] = stats.aborted / advantages_PN.size
         self.schedule.observe(record)
+        self._keep(drawn)
+        return record, drawn.groups
+
+    def _draw(self) -> Drawn:
+        """Sample prompts until the batch has its live groups (rollout.refill), or once."""
+        config, step = self.config, self.progress.step
+        dead = self.schedule.dead(step)
+        live_rows = tuple(bool(live) for live in ~dead)
+        pass_over = config.data.prefer_live
+
+        def chance(prompt: int) -> float:
+            return 1.0 - pass_over * (1.0 - self.difficulty.live_chance(prompt, live_rows))
+
+        def collect(indices: list[int], first: int) -> tuple[list[RolloutGroup], CollectStats]:
+            return self._sample(
+                [self.prompts[i] for i in indices],
+                config.algorithm.num_rollouts,
+                "sampling",
+                dead_rows=dead if config.rollout.early_stop else None,
+                first_key=first,
+            )
+
+        return draw(
+            lambda count: self.order.take(count, chance if pass_over else None),
+            collect,
+            lambda groups: (self._advantages(groups) != 0.0).any(axis=1),
+            wanted=config.prompts_per_step,
+            cap=int(config.prompts_per_step * config.rollout.refill),
+            share=self.live_share,
+            multiple=self.engine.data_size,
+        )
+
+    def _keep(self, drawn: Drawn) -> None:
+        """Bring up to date what a checkpoint saves."""
+        state = self.progress
         state.step += 1
         state.order = self.order.state_dict()
         state.schedule = self.schedule.state_dict()
-        return record, groups
+        state.live_share = asdict(self.live_share)
+        if self.config.data.prefer_live:
+            for index, group in zip(drawn.indices, drawn.groups, strict=True):
+                tried = int(np.isfinite(group.rewards).sum())
+                correct = int((group.rewards == 1.0).sum())
+                self.difficulty.observe(index, correct, tried, state.step)
+            state.difficulty = self.difficulty.state_dict()
+
+    def _count_dead(self, groups: list[RolloutGroup], advantages_PN: np.ndarray) -> None:
+        """NoSignalError after algorithm.max_dead_steps steps without any gradient."""
+        state, limit = self.progress, self.config.algorithm.max_dead_steps
+        state.dead_steps = 0 if advantages_PN.any() else state.dead_steps + 1
+        if not limit or state.dead_steps < limit:
+            return
+        reward = float(np.nanmean([group.rewards for group in groups]))
+        advice = (
+            "Responses are nearly all wrong: warm-start the model, take easier prompts, or look at "
+            "the samples for answers that the verifier does not recognise."
+            if reward < 0.5
+            else "Responses are nearly all correct: take harder prompts, or a smaller algorithm.k."
+        )
+        raise NoSignalError(
+            f"No group of {state.dead_steps} steps in a row had a gradient "
+            f"(algorithm.max_dead_steps); the mean reward is {reward:.3g}. {advice}"
+        )
 
     def _advantages(self, groups: list[RolloutGroup]) -> np.ndarray:
         """What the schedule says at this step, float64 [P, N]; noise rewards only count here."""
@@ -125,6 +189,7 @@ class Trainer:
         num_rollouts: int,
         purpose: str,
         dead_rows: np.ndarray | None = None,
+        first_key: int = 0,
     ) -> tuple[list[RolloutGroup], CollectStats]:
         return collect_groups(
             self.engine,
@@ -135,16 +200,16 @@ class Trainer:
             seed=seed_for(self.config.seed, purpose, self.progress.step),
             pool=self.verifier_pool,
             dead_rows=dead_rows,
+            first_key=first_key,
         )
 
     def _update(self, groups: list[RolloutGroup], advantages_PN: np.ndarray) -> list[StepResult]:
         """One optimizer step a minibatch of prompts."""
         self.engine.sleep()
         count = self.config.algorithm.minibatches
-        size = len(groups) // count
         parts = []
         for m in range(count):
-            part = slice(m * size, (m + 1) * size)
+            part = slice(len(groups) * m // count, len(groups) * (m + 1) // count)
             sequences = to_sequences(groups[part], advantages_PN[part])
             # The denominator counts what was sampled, so it is fixed before anything is dropped.
             denominator = self._denominator(sequences)
@@ -176,7 +241,7 @@ class Trainer:
     def _denominator(self, sequences: list[Sequence]) -> float:
         kind = self.config.algorithm.loss_denominator
         if kind == "sequences":
-            return float(len(sequences))
+            return float(max(1, len(sequences)))
         counted = [s for s in sequences if kind == "response_tokens" or s.advantage != 0.0]
         return float(max(1, sum(s.response_length for s in counted)))
 
@@ -206,6 +271,19 @@ class Trainer:
             f"{worst.rollout_logprob:.6f}, trainer {worst.trainer_logprob:.6f}, prompt of "
             f"{sequences[worst.sequence].prompt_length} tokens."
         )
+
+    def _drawn_metrics(self, drawn: Drawn, advantages_PN: np.ndarray) -> dict[str, Any]:
+        """Metrics of all groups drawn, of the refill among them, and of the verifier."""
+        live_P = (advantages_PN != 0.0).any(axis=1)
+        return {
+            **self._rollout_metrics(drawn.groups, advantages_PN),
+            "verifier_failures": drawn.stats.verifier_failures,
+            "aborted_share": drawn.stats.aborted / advantages_PN.size,
+            "drawn_prompts": len(drawn.groups),
+            "draw_rounds": drawn.rounds,
+            "live_groups": int(live_P[: drawn.end].sum()),
+            "surplus_live_groups": int(live_P[drawn.end :].sum()),
+        }
 
     def _rollout_metrics(
         self, groups: list[RolloutGroup], advantages_PN: np.ndarray

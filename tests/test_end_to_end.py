@@ -136,6 +136,27 @@ def test_resumed_equals_uninterrupted_and_converts(
 
 
 @pytest.mark.slow
+@pytest.mark.sample
+@pytest.mark.megatron
+def test_refill_with_early_stop_resumes_where_it_was(
+    whole: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    _, cache, _ = whole
+    options = """
+        --rollout.early-stop True --rollout.verify-processes 1 --rollout.refill 3
+        --algorithm.loss-denominator live_tokens --data.prefer-live 0.5 --nproc 2
+    """.split()
+    runs = [tmp_path / "whole", tmp_path / "resumed", tmp_path / "resumed"]
+    for folder, steps in zip(runs, ("4", "2", "4"), strict=True):
+        done = train(folder, cache, "--steps", steps, *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert metrics(runs[0]) == metrics(runs[1])
+    for record in metrics(runs[0])[1:]:
+        assert 4 <= record["drawn_prompts"] <= 12
+        assert record["live_groups"] == 4 or record["drawn_prompts"] == 12
+
+
+@pytest.mark.slow
 @pytest.mark.megatron
 def test_two_runs_with_one_seed_agree(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
     folder, cache, _ = whole

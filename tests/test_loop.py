@@ -19,7 +19,7 @@ from passk_fast.config import (
     RunConfig,
     ShapeConfig,
 )
-from passk_fast.errors import ConfigError, DivergedError
+from passk_fast.errors import ConfigError, DivergedError, ExitCode, NoSignalError
 from passk_fast.loop import Progress, Trainer, logprob_bound, to_sequences
 
 pytestmark = pytest.mark.megatron
@@ -161,6 +161,18 @@ def test_non_finite_steps_in_a_row_stop_the_run() -> None:
     assert run.progress.skipped == 2
     with pytest.raises(DivergedError, match="2 optimizer steps in a row"):
         run._count(step(False))
+
+
+@pytest.mark.parametrize(("reward", "advice"), [(0.0, "warm-start"), (1.0, "harder prompts")])
+def test_a_task_without_signal_stops_with_advice(reward: float, advice: str) -> None:
+    run = trainer(max_dead_steps=3)
+    groups = [group([reward] * 4)]
+    dead, live = np.zeros((1, 4)), np.array([[1.0, -1.0, 0.0, 0.0]])
+    for row in (dead, dead, live, dead, dead):
+        run._count_dead(groups, row)
+    with pytest.raises(NoSignalError, match=advice) as caught:
+        run._count_dead(groups, dead)
+    assert caught.value.exit_code == ExitCode.NO_SIGNAL
 
 
 def test_disagreeing_logprobs_stop_the_run_and_name_the_token() -> None:

@@ -49,13 +49,20 @@ class Sampler(Protocol):
 class CollectStats:
     """What went wrong while collecting, over all ranks."""
 
-    verifier_failures: int
+    verifier_failures: int = 0
     """Samples whose verifier raised, ran out of time or gave no reward in [0, 1]. Each group may
     sample one anew; further ones count as wrong."""
-    first_failure: str
+    first_failure: str = ""
     """The first of them in the order of prompts, in words; empty when there is none."""
     aborted: int = 0
     """Responses that were stopped, or never begun, because their group was decided."""
+
+    def __add__(self, later: CollectStats) -> CollectStats:
+        return CollectStats(
+            verifier_failures=self.verifier_failures + later.verifier_failures,
+            first_failure=self.first_failure or later.first_failure,
+            aborted=self.aborted + later.aborted,
+        )
 
 
 @dataclass(frozen=True)
@@ -81,12 +88,14 @@ def collect_groups(
     top_p: float = 1.0,
     pool: VerifierPool | None = None,
     dead_rows: np.ndarray | None = None,
+    first_key: int = 0,
 ) -> tuple[list[RolloutGroup], CollectStats]:
     """N verified responses to each of P prompts: the same list, in order, on every rank.
 
     All ranks call this together with the same prompts. `temperature` defaults to
     rollout.temperature. With `dead_rows` (bool [N + 1] by the count of correct responses), a group
-    that can only end in a dead row is stopped: the rewards of what was left out are NaN.
+    that can only end in a dead row is stopped: the rewards of what was left out are NaN. Prompt p
+    draws its samples with key `first_key` + p, so that several calls with one seed differ.
     DataError, on all ranks alike, names a prompt that the tokenizer cannot encode or that is above
     rollout.max_prompt_tokens.
     """
@@ -99,7 +108,7 @@ def collect_groups(
         [prompt_ids[i] for i in block],
         watch,
         seed=seed,
-        prompt_keys=list(block),
+        prompt_keys=[first_key + i for i in block],
         temperature=temperature,
         top_p=top_p,
     )

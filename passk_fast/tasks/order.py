@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from passk_fast.errors import DataError
 from passk_fast.seeding import seed_for
@@ -26,17 +27,26 @@ class PromptOrder:
         random.Random(seed_for(self._seed, "order", epoch)).shuffle(order)
         return order
 
-    def take(self, count: int) -> list[int]:
-        """The next `count` prompt indices, going on into the next epoch where one ends."""
+    def take(self, count: int, chance: Callable[[int], float] | None = None) -> list[int]:
+        """The next `count` prompt indices, going on into the next epoch where one ends.
+
+        With `chance`, a prompt is taken with that probability, above 0, and otherwise passed over
+        until the next epoch.
+        """
         taken: list[int] = []
         while len(taken) < count:
             if self._position == self._num_prompts:
                 self._epoch, self._position = self._epoch + 1, 0
                 self._shuffled = self._shuffle(self._epoch)
-            part = self._shuffled[self._position : self._position + count - len(taken)]
-            taken += part
-            self._position += len(part)
+            prompt = self._shuffled[self._position]
+            if chance is None or self._draw() < chance(prompt):
+                taken.append(prompt)
+            self._position += 1
         return taken
+
+    def _draw(self) -> float:
+        """In [0, 1), by the place in the order alone."""
+        return seed_for(self._seed, "pass over", self._epoch, self._position) / 2**31
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, position in it, and the size of the data set."""

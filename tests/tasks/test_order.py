@@ -27,6 +27,15 @@ def test_a_saved_position_continues(num_prompts: int, before: int, after: int) -
     assert again.take(after) == order.take(after)
 
 
+def test_a_prompt_is_taken_as_often_as_its_chance_says() -> None:
+    order = PromptOrder(10, 5)
+    taken = order.take(4000, lambda prompt: 0.2 if prompt < 5 else 1.0)
+    rare = sum(prompt < 5 for prompt in taken)
+    assert 0.2 / 1.2 - 0.03 < rare / len(taken) < 0.2 / 1.2 + 0.03
+    again = PromptOrder(10, 5)
+    assert again.take(4000, lambda prompt: 0.2 if prompt < 5 else 1.0) == taken
+
+
 def test_a_data_set_of_another_size_is_refused() -> None:
     with pytest.raises(DataError, match="10 training prompts"):
         PromptOrder(9, 0).load_state_dict(PromptOrder(10, 0).state_dict())
