@@ -1,0 +1,124 @@
+"""Bad input as Python errors that name the argument, before anything is launched.
+
+Shapes, dtypes, devices and strides are always checked. Values (targets inside the vocabulary) are
+read only on the CPU: on a GPU that would wait for the device, so there a target outside gives NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}.")
+    return value
+
+
+def _float_matrix(name: str, value: object, shape: str) -> Tensor:
+    matrix = _tensor(name, value)
+    if matrix.dim() != 2:
+        raise ValueError(f"{name} must be {shape}, got shape {tuple(matrix.shape)}.")
+    if matrix.dtype not in FLOATS:
+        raise TypeError(f"{name} must be a floating-point tensor, got {matrix.dtype}.")
+    if matrix.numel() and matrix.stride(1) != 1:
+        raise ValueError(
+            f"{name} must have contiguous rows (stride 1 in its last dimension), got strides "
+            f"{matrix.stride()}; call .contiguous() first."
+        )
+    return matrix
+
+
+def check_group(correct: Tensor, table: Tensor) -> None:
+    """Inputs of group_advantage."""
+    correct, table = _tensor("correct", correct), _tensor("table", table)
+    if correct.dtype != torch.bool:
+        raise TypeError(f"correct must be bool, got {correct.dtype}.")
+    if correct.dim() != 2 or correct.shape[1] == 0:
+        raise ValueError(
+            f"correct must be [P, N] with N above zero, got shape {tuple(correct.shape)}."
+        )
+    if table.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"table must be float32 or float64, got {table.dtype}.")
+    if tuple(table.shape) != (correct.shape[1] + 1, 2):
+        raise ValueError(
+            f"table must be [N + 1, 2] = [{correct.shape[1] + 1}, 2] for correct "
+            f"{tuple(correct.shape)}, got {tuple(table.shape)}."
+        )
+    if table.device != correct.device:
+        raise ValueError(f"table is on {table.device}, correct on {correct.device}.")
+
+
+def check_logits(logits: Tensor, targets: Tensor) -> None:
+    """Logits [T, V] and targets [T]."""
+    _float_matrix("logits", logits, "[T, V]")
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits must have columns, got shape {tuple(logits.shape)}.")
+    _check_targets(targets, logits.shape[0], "logits")
+
+
+def check_head(hidden: Tensor, weight: Tensor) -> None:
+    """Hidden states [T, H] and the output layer's weight [V, H]."""
+    _float_matrix("hidden", hidden, "[T, H]")
+    _float_matrix("weight", weight, "[V, H]")
+    if hidden.shape[1] != weight.shape[1] or 0 in (*weight.shape, hidden.shape[1]):
+        raise ValueError(
+            f"weight must be [V, H] with hidden's H = {hidden.shape[1]} and not empty, got "
+            f"{tuple(weight.shape)}."
+        )
+    if hidden.dtype != weight.dtype:
+        raise TypeError(f"weight must have hidden's dtype {hidden.dtype}, got {weight.dtype}.")
+    if hidden.device != weight.device:
+        raise ValueError(f"weight is on {weight.device}, hidden on {hidden.device}.")
+
+
+def _check_targets(targets: Tensor, rows: int, owner: str) -> None:
+    targets = _tensor("targets", targets)
+    if targets.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"targets must be int64 or int32, got {targets.dtype}.")
+    if tuple(targets.shape) != (rows,):
+        raise ValueError(
+            f"targets must be [T] = [{rows}], the rows of {owner}, got {tuple(targets.shape)}."
+        )
+    if rows and targets.stride(0) != 1:
+        raise ValueError("targets must be contiguous.")
+
+
+def check_rows(
+    targets: Tensor, vocab: int, *, device: torch.device, **rows: Tensor | None
+) -> None:
+    """Vectors [T] on `device`: `mask` bool, the others floating-point; targets in 0..vocab-1.
+
+    Targets of rows outside `mask` are not looked at.
+    """
+    _check_targets(targets, targets.shape[0], "the batch")
+    for name, value in {"targets": targets, **rows}.items():
+        if value is None:
+            continue
+        value = _tensor(name, value)
+        if tuple(value.shape) != tuple(targets.shape):
+            raise ValueError(
+                f"{name} must be [T] = [{targets.shape[0]}], got {tuple(value.shape)}."
+            )
+        if value.device != device:
+            raise ValueError(f"{name} is on {value.device}, expected {device}.")
+        if value.numel() and value.stride(0) != 1:
+            raise ValueError(f"{name} must be contiguous, got strides {value.stride()}.")
+        if name == "mask" and value.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, got {value.dtype}.")
+        if name == "sequence_index" and value.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"sequence_index must be an integer tensor, got {value.dtype}.")
+        if name not in ("mask", "targets", "sequence_index") and value.dtype not in FLOATS:
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}.")
+    if device.type != "cpu" or not targets.numel():
+        return
+    outside = (targets < 0) | (targets >= vocab)
+    mask = rows.get("mask")
+    if mask is not None:
+        outside &= mask
+    if outside.any():
+        worst = int(targets[outside][0])
+        raise ValueError(f"targets must be in 0..{vocab - 1} (the vocabulary), got {worst}.")

@@ -1,0 +1,132 @@
+"""Statistics and gradients of rows of logits, vocab-parallel, by Triton or by torch.
+
+What `policy_loss` and the slow path of `linear_policy_loss` share: first (logp, entropy) of every
+row, later, once the loss has said its slopes, the gradient of the logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from passk_fast.kernels.shard import Shard
+from passk_fast.kernels.torch_logprob import token_logprob_from_logits
+
+
+@dataclass(frozen=True)
+class LogitRows:
+    """Row statistics; `saved` is the torch path's graph or the Triton path's (M, ln S)."""
+
+    logp: Tensor
+    """float64 (torch path: the logits' compute type) [T]; 0 outside the mask."""
+    entropy: Tensor
+    saved: Any
+
+
+def _grid(rows: int, device: torch.device) -> tuple[int]:
+    """Programs of a persistent row kernel."""
+    if device.type == "cpu":
+        return (min(rows, 4),)
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    return (min(rows, 4 * multiprocessors),)
+
+
+def row_block(columns: int, device: torch.device) -> int:
+    """Columns a program reads at a time."""
+    most = 512 if device.type == "cpu" else 4096
+    block = 128
+    while block < min(most, columns):
+        block *= 2
+    return block
+
+
+def tau_arguments(temperature: float | Tensor, like: Tensor) -> tuple[Any, float, bool]:
+    """(pointer or None, scalar, per row) for the kernels."""
+    if isinstance(temperature, Tensor):
+        return temperature.contiguous(), 1.0, True
+    return None, temperature, False
+
+
+def logit_rows(
+    logits: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    temperature: float | Tensor,
+    shard: Shard,
+    backend: str,
+) -> LogitRows:
+    """Log-prob and entropy of the rows in `mask`; one collective when the vocabulary is sharded."""
+    if backend == "torch":
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            logp, entropy = token_logprob_from_logits(
+                leaf, targets, temperature=temperature, group=shard.group, vocab=shard.vocab
+            )
+        return LogitRows(
+            logp.detach().masked_fill(~mask, 0.0),
+            entropy.detach().masked_fill(~mask, 0.0),
+            (leaf, logp, entropy),
+        )
+    from passk_fast.kernels.triton_logits import stats_kernel
+
+    rows = logits.shape[0]
+    stats = logits.new_empty((rows, 4), dtype=torch.float32)
+    pointer, scalar, per_row = tau_arguments(temperature, logits)
+    if rows:
+        stats_kernel[_grid(rows, logits.device)](
+            logits, targets, mask, pointer, stats, logits.stride(0), rows, shard.num_columns,
+            shard.first, shard.vocab, scalar, PER_ROW_TAU=per_row,
+            BLOCK=row_block(logits.shape[1], logits.device), num_warps=8,
+        )  # fmt: skip
+    whole = stats[None] if shard.size == 1 else shard.gather(stats)[0].view(shard.size, rows, 4)
+    row_max, total, moment, d_y = whole.double().unbind(-1)  # each [shards, T]
+    top = row_max.amax(dim=0)
+    shift = row_max - top
+    scale = shift.exp()
+    mass = (total * scale).sum(dim=0)
+    log_sum = mass.log()
+    spread = torch.where(total == 0, 0.0, scale * (moment + total * shift)).sum(dim=0)
+    entropy = (log_sum - spread / mass).masked_fill(~mask, 0.0)
+    logp = (d_y.sum(dim=0) - top - log_sum).masked_fill(~mask, 0.0)
+    return LogitRows(logp, entropy, (top, log_sum))
+
+
+def logit_gradient(
+    rows: LogitRows,
+    logits: Tensor,
+    targets: Tensor,
+    slope: Tensor,
+    bonus: Tensor | None,
+    temperature: float | Tensor,
+    shard: Shard,
+    backend: str,
+    out: Tensor,
+) -> Tensor:
+    """Gradient [T, V_local] of sum(slope logp - (-bonus) H) with h = bonus: see triton_logits.py.
+
+    Written to `out`, which may be `logits` itself; rows whose slope and bonus are 0 get exact 0.
+    """
+    if backend == "torch":
+        leaf, logp, entropy = rows.saved
+        outputs, grads = [logp], [slope.to(logp.dtype)]
+        if bonus is not None:
+            outputs.append(entropy)
+            grads.append(-bonus.to(entropy.dtype))
+        (grad,) = torch.autograd.grad(outputs, leaf, grads)
+        return grad
+    from passk_fast.kernels.triton_logits import gradient_kernel
+
+    top, log_sum = rows.saved
+    count = logits.shape[0]
+    pointer, scalar, per_row = tau_arguments(temperature, logits)
+    if count:
+        gradient_kernel[_grid(count, logits.device)](
+            logits, out, targets, pointer, top, log_sum, rows.entropy, slope.double().contiguous(),
+            bonus, logits.stride(0), out.stride(0), count, shard.num_columns, logits.shape[1],
+            shard.first, scalar, PER_ROW_TAU=per_row, HAS_BONUS=bonus is not None,
+            BLOCK=row_block(logits.shape[1], logits.device), num_warps=8,
+        )  # fmt: skip
+    return out
