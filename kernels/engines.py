@@ -84,16 +84,16 @@ class TorchEngine:
         return z.masked_fill(~owned, 0.0)
 
     def first(
-        self, x: Tensor, w: Tensor, inv_tau: Tensor, kappa: Tensor, columns: int, keep: bool
+        self, x: Tensor, w: Tensor, inv_tau: Tensor, kappa: Tensor, keep: bool
     ) -> tuple[Tensor | None, Tensor]:
-        """(E [n, V_local] or None, [2, n] row sums of E and E d)."""
+        """(E [n, V] or None, [2, n] row sums of E and E d); w holds the V true columns."""
         n = x.shape[0]
         stats = kappa.new_zeros((2, n))
-        e = x.new_empty((n, columns)) if keep else None
+        e = x.new_empty((n, w.shape[0])) if keep else None
         step = -(-n // Z_BLOCKS) if n else 1
         for at in range(0, n, step):
             rows = slice(at, min(at + step, n))
-            d = mm_float32(x[rows], w[:columns].T).mul_(inv_tau[rows, None])
+            d = mm_float32(x[rows], w.T).mul_(inv_tau[rows, None])
             d = d.sub_(kappa[rows, None])
             block = d.clamp(max=MAX_EXPONENT).exp_()
             stats[0, rows] = block.sum(dim=1)
@@ -107,16 +107,15 @@ class TorchEngine:
     ) -> Tensor | None:
         """dX [n, H] (or None), and dw += E^T (r X). Rows with r = 0 are in no GEMM."""
         keep = (r != 0).nonzero()[:, 0]
-        columns = e.shape[1]
         if len(keep) < len(r):
             e, x, kept = e[keep], x[keep], r[keep]
         else:
             kept = r
         if dw is not None:
-            dw[:columns] += mm_float32(e.T, (kept[:, None] * x).to(x.dtype))
+            dw += mm_float32(e.T, (kept[:, None] * x).to(x.dtype))
         if not need_dx:
             return None
-        part = (mm_float32(e, w[:columns]) * kept[:, None]).to(x.dtype)
+        part = (mm_float32(e, w) * kept[:, None]).to(x.dtype)
         return x.new_zeros((len(r), w.shape[1])).index_copy_(0, keep, part)
 
 
@@ -171,15 +170,15 @@ class TritonEngine:
         return out
 
     def first(
-        self, x: Tensor, w: Tensor, inv_tau: Tensor, kappa: Tensor, columns: int, keep: bool
+        self, x: Tensor, w: Tensor, inv_tau: Tensor, kappa: Tensor, keep: bool
     ) -> tuple[Tensor | None, Tensor]:
-        """(E [n, V_local up to 16 bytes a row] or None, [2, n] row sums of E and E d)."""
+        """(E [n, V up to whole 16 bytes] or None, [2, n] row sums of E and E d)."""
         n, width = x.shape[0], -(-w.shape[0] // 8) * 8
         e = x.new_empty((n, width)) if keep else None
         if not n:
             return e, kappa.new_zeros((2, 0))
         run = self._first_fused if self.backend == "fused" else self._first_blas
-        return e, run(x, w, inv_tau, kappa, columns, width, e)
+        return e, run(x, w, inv_tau, kappa, width, e)
 
     def _first_fused(
         self,
@@ -187,7 +186,6 @@ class TritonEngine:
         w: Tensor,
         inv_tau: Tensor,
         kappa: Tensor,
-        columns: int,
         width: int,
         e: Tensor | None,
     ) -> Tensor:
@@ -198,7 +196,7 @@ class TritonEngine:
         partial = kappa.new_empty((2, tiles, x.shape[0]))
         self._launch(
             first_gemm_kernel, config, x, x, w, e, inv_tau, kappa, partial[0], partial[1],
-            x.stride(0), w.stride(0), width, x.shape[0], columns, width, x.shape[1],
+            x.stride(0), w.stride(0), width, x.shape[0], w.shape[0], width, x.shape[1],
             STORE=e is not None,
         )  # fmt: skip
         return partial.sum(dim=1)
@@ -209,7 +207,6 @@ class TritonEngine:
         w: Tensor,
         inv_tau: Tensor,
         kappa: Tensor,
-        columns: int,
         width: int,
         e: Tensor | None,
     ) -> Tensor:
@@ -223,7 +220,7 @@ class TritonEngine:
             z = mm_float32(x[rows], w.T)
             anchored_rows_kernel[(z.shape[0],)](
                 z, None if e is None else e[rows], inv_tau[rows], kappa[rows], stats[0, rows],
-                stats[1, rows], z.stride(0), width, columns, width, STORE=e is not None,
+                stats[1, rows], z.stride(0), width, w.shape[0], width, STORE=e is not None,
                 BLOCK=512 if self.interpreted else 4096, num_warps=8,
             )  # fmt: skip
         return stats
@@ -253,6 +250,7 @@ class TritonEngine:
             self._launch(
                 weight_grad_kernel, self._config(WEIGHT_GRAD), x, e, rx, dw, count, e.stride(0),
                 rx.stride(0), dw.stride(0), n, w.shape[0], e.shape[1], hidden,
+                REDUCE=not self.interpreted,
             )  # fmt: skip
         if not need_dx:
             return None

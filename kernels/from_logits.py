@@ -15,7 +15,13 @@ from torch import Tensor
 from passk_fast.kernels.attach import attach
 from passk_fast.kernels.backend import pick_backend, row_slopes
 from passk_fast.kernels.checks import check_logits, check_rows
-from passk_fast.kernels.logit_rows import logit_gradient, logit_rows, row_block, tau_arguments
+from passk_fast.kernels.logit_rows import (
+    logit_gradient,
+    logit_rows,
+    row_block,
+    row_grid,
+    tau_arguments,
+)
 from passk_fast.kernels.options import PolicyLoss, merge_clip
 from passk_fast.kernels.shard import Shard, as_temperature, shard_of
 from passk_fast.kernels.token_loss import check_options, policy_loss_from_logprob
@@ -124,7 +130,6 @@ def _fused(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """(logp, entropy) float64 [T]; everything in one kernel."""
-    from passk_fast.kernels.logit_rows import _grid
     from passk_fast.kernels.triton_logits import fused_kernel
     from passk_fast.kernels.triton_rows import option_constants
 
@@ -135,7 +140,7 @@ def _fused(
     pointer, scalar, per_row = tau_arguments(temperature, logits)
     old, rollout, reference = rows["old_logp"], rows["rollout_logp"], rows["reference_logp"]
     if count:
-        fused_kernel[_grid(count, logits.device)](
+        fused_kernel[row_grid(count, logits.device)](
             logits, grad, targets, old, rows["advantages"], mask, rollout, reference, pointer,
             logp, entropy, scale, logits.stride(0), 0 if grad is None else grad.stride(0), count,
             shard.num_columns, width, scalar, PER_ROW_TAU=per_row, GRADIENT=grad is not None,

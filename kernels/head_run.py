@@ -59,6 +59,11 @@ class Head:
     def num_rows(self) -> int:
         return self.targets.shape[0]
 
+    @property
+    def columns(self) -> Tensor:
+        """The weight's true columns [V_true, H]; what phantom ones hold never enters a product."""
+        return self.weight[: self.shard.num_columns]
+
     def chunks(self, index: Tensor, rows: int | None = None) -> list[Chunk]:
         return plan_chunks(
             index,
@@ -148,8 +153,10 @@ def _first(head: Head, chunk: Chunk, x: Tensor, *, keep: bool) -> _Open:
     inv_tau = head.inv_tau[chunk.rows]
     kappa = z * inv_tau - head.anchor[chunk.rows].to(z.dtype)
     kappa = torch.where(torch.isfinite(kappa), kappa, 0.0)
-    columns = head.shard.num_columns
-    e, stats = head.engine.first(x, head.weight, inv_tau, kappa, columns, keep)
+    if head.shard.num_columns:
+        e, stats = head.engine.first(x, head.columns, inv_tau, kappa, keep)
+    else:  # a shard of padding alone
+        e, stats = (x.new_empty((len(x), 0)) if keep else None), kappa.new_zeros((2, len(x)))
     work = head.shard.sum(stats, async_op=True)
     return _Open(chunk, x, e, stats, work, z, kappa, column, owned)
 
@@ -181,24 +188,19 @@ def _finish(head: Head, at: _Open, slopes: Slopes | None, *, last: bool) -> None
     slope = torch.where(good, slope, 0.0)
     assert at.e is not None
     r = (-slope * inv_tau.double() / total).masked_fill(~good | (slope == 0), 0.0)
-    _subtract_sum(at, (at_target.exp() - total).to(at.e.dtype))
-    part = head.engine.gradient(
-        at.e,
-        at.x,
-        r.to(at.z.dtype),
-        head.weight,
-        head.grad_weight,
-        head.grad_hidden is not None,
-    )
-    if part is not None:
-        head.add_hidden_grad(chunk, part)
+    part = None
+    if head.shard.num_columns:
+        _subtract_sum(at, (at_target.exp() - total).to(at.e.dtype))
+        dw = None if head.grad_weight is None else head.grad_weight[: head.shard.num_columns]
+        need = head.grad_hidden is not None
+        part = head.engine.gradient(at.e, at.x, r.to(at.z.dtype), head.columns, dw, need)
+    if head.grad_hidden is not None:
+        head.add_hidden_grad(chunk, at.x.new_zeros(at.x.shape) if part is None else part)
 
 
 def _subtract_sum(at: _Open, value: Tensor) -> None:
     """E[t, y] := E[t, y] - S, float64 arithmetic, on the rank that holds column y."""
     assert at.e is not None
-    if not at.e.shape[1]:
-        return
     row = torch.arange(len(value), device=value.device)
     at.e[row, at.column] = torch.where(at.owned, value, at.e[row, at.column])
 
@@ -232,7 +234,8 @@ def _logits_chunk(head: Head, chunk: Chunk, x: Tensor, slopes: Slopes | None) ->
     dz = logit_gradient(
         rows, z, targets, slope, bonus, temperature, head.shard, head.backend, out=z
     ).to(x.dtype)
+    dz = dz[:, : head.shard.num_columns]
     if head.grad_weight is not None:
-        head.grad_weight += mm_float32(dz.T, x)
+        head.grad_weight[: head.shard.num_columns] += mm_float32(dz.T, x)
     if head.grad_hidden is not None:
-        head.add_hidden_grad(chunk, mm_float32(dz, head.weight).to(x.dtype))
+        head.add_hidden_grad(chunk, mm_float32(dz, head.columns).to(x.dtype))

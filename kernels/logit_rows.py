@@ -26,7 +26,11 @@ class LogitRows:
     saved: Any
 
 
-def _grid(rows: int, device: torch.device) -> tuple[int]:
+ROW_BLOCK = 2048
+"""Columns a program reads at a time on a GPU; 4096 makes the fused kernel spill."""
+
+
+def row_grid(rows: int, device: torch.device) -> tuple[int]:
     """Programs of a persistent row kernel."""
     if device.type == "cpu":
         return (min(rows, 4),)
@@ -36,7 +40,7 @@ def _grid(rows: int, device: torch.device) -> tuple[int]:
 
 def row_block(columns: int, device: torch.device) -> int:
     """Columns a program reads at a time."""
-    most = 512 if device.type == "cpu" else 4096
+    most = 512 if device.type == "cpu" else ROW_BLOCK
     block = 128
     while block < min(most, columns):
         block *= 2
@@ -76,7 +80,7 @@ def logit_rows(
     stats = logits.new_empty((rows, 4), dtype=torch.float32)
     pointer, scalar, per_row = tau_arguments(temperature, logits)
     if rows:
-        stats_kernel[_grid(rows, logits.device)](
+        stats_kernel[row_grid(rows, logits.device)](
             logits, targets, mask, pointer, stats, logits.stride(0), rows, shard.num_columns,
             shard.first, shard.vocab, scalar, PER_ROW_TAU=per_row,
             BLOCK=row_block(logits.shape[1], logits.device), num_warps=8,
@@ -105,7 +109,7 @@ def logit_gradient(
     backend: str,
     out: Tensor,
 ) -> Tensor:
-    """Gradient [T, V_local] of sum(slope logp - (-bonus) H) with h = bonus: see triton_logits.py.
+    """Gradient [T, V_local] of sum(slope * logp - bonus * H) over rows.
 
     Written to `out`, which may be `logits` itself; rows whose slope and bonus are 0 get exact 0.
     """
@@ -123,7 +127,7 @@ def logit_gradient(
     count = logits.shape[0]
     pointer, scalar, per_row = tau_arguments(temperature, logits)
     if count:
-        gradient_kernel[_grid(count, logits.device)](
+        gradient_kernel[row_grid(count, logits.device)](
             logits, out, targets, pointer, top, log_sum, rows.entropy, slope.double().contiguous(),
             bonus, logits.stride(0), out.stride(0), count, shard.num_columns, logits.shape[1],
             shard.first, scalar, PER_ROW_TAU=per_row, HAS_BONUS=bonus is not None,

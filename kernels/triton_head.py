@@ -165,11 +165,12 @@ def weight_grad_kernel(
     e_ptr, rx_ptr, dw_ptr, count_ptr, e_stride, rx_stride, dw_stride, num_rows, num_columns, width,
     hidden,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-    WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr,
+    REDUCE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dw [V, H] += E^T (r X) over the first `count` rows; rows of rX from there on are zero.
 
     Each tile of dw is added to once a launch (a TMA reduction), so two runs are bitwise equal.
+    Triton's interpreter has no TMA reduction: there (REDUCE false) the tile is read and stored.
     """
     HALF: tl.constexpr = BN // 2
     e_desc = tl.make_tensor_descriptor(e_ptr, [num_rows, width], [e_stride, 1], [BK, BM])
@@ -189,5 +190,11 @@ def weight_grad_kernel(
             rx = rx_desc.load([k * BK, pid_n * BN])
             acc = tl.dot(e.T, rx, acc, input_precision=PRECISION)
         left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, HALF)), (0, 2, 1)))
-        dw_desc.atomic_add([pid_m * BM, pid_n * BN], left)
-        dw_desc.atomic_add([pid_m * BM, pid_n * BN + HALF], right)
+        if REDUCE:
+            dw_desc.atomic_add([pid_m * BM, pid_n * BN], left)
+            dw_desc.atomic_add([pid_m * BM, pid_n * BN + HALF], right)
+        else:
+            left += dw_desc.load([pid_m * BM, pid_n * BN])
+            right += dw_desc.load([pid_m * BM, pid_n * BN + HALF])
+            dw_desc.store([pid_m * BM, pid_n * BN], left)
+            dw_desc.store([pid_m * BM, pid_n * BN + HALF], right)

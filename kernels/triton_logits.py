@@ -96,8 +96,9 @@ def fused_kernel(
     HAS_ROLLOUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One rank holds all columns: statistics, row mathematics and gradient of a row together."""
-    for index in range(tl.program_id(0), num_rows, tl.num_programs(0)):
-        row = index.to(tl.int64)
+    first_row = tl.program_id(0).to(tl.int64)
+    for index in range(0, tl.cdiv(num_rows - tl.program_id(0), tl.num_programs(0))):
+        row = first_row + index * tl.num_programs(0)
         live = tl.load(mask_ptr + row).to(tl.int1)
         logp = tl.load(denominator_ptr) * 0.0
         entropy = logp
@@ -152,8 +153,9 @@ def stats_kernel(
     vocab, tau, PER_ROW_TAU: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """This shard's (M, S, U, d_y or 0) as float32 [T, 4]; rows outside the mask are (0, 1, 0, 0)."""
-    for index in range(tl.program_id(0), num_rows, tl.num_programs(0)):
-        row = index.to(tl.int64)
+    first_row = tl.program_id(0).to(tl.int64)
+    for index in range(0, tl.cdiv(num_rows - tl.program_id(0), tl.num_programs(0))):
+        row = first_row + index * tl.num_programs(0)
         inv_tau = 1.0 / tau
         if PER_ROW_TAU:
             inv_tau = 1.0 / tl.load(tau_ptr + row).to(tl.float32)
@@ -183,8 +185,9 @@ def gradient_kernel(
     PER_ROW_TAU: tl.constexpr, HAS_BONUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of this shard's logits from slopes c and bonuses h, float64 [T] each."""
-    for index in range(tl.program_id(0), num_rows, tl.num_programs(0)):
-        row = index.to(tl.int64)
+    first_row = tl.program_id(0).to(tl.int64)
+    for index in range(0, tl.cdiv(num_rows - tl.program_id(0), tl.num_programs(0))):
+        row = first_row + index * tl.num_programs(0)
         slope = tl.load(slope_ptr + row).to(tl.float32)
         bonus = slope * 0.0
         if HAS_BONUS:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import passk_fast.kernels.reference as reference
+from passk_fast.kernels import torch_logprob
 from passk_fast.kernels.reference import token_logprob_from_logits
 
 F64 = torch.float64
@@ -43,7 +43,7 @@ def gradient(outputs: Any, up: Any, logits: torch.Tensor) -> torch.Tensor:
 def test_values_and_gradients_match_log_softmax(
     rows: int, width: int, vocab: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 3 * width)  # several blocks of rows
+    monkeypatch.setattr(torch_logprob, "CHUNK_ELEMENTS", 3 * width)  # several blocks of rows
     logits, targets, up_logp, up_entropy = problem(rows, width, vocab)
     logits.requires_grad_()
     got = token_logprob_from_logits(logits, targets, temperature=temperature, vocab=vocab)

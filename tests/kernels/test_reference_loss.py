@@ -47,6 +47,7 @@ def by_hand(data: dict[str, torch.Tensor], loss: PolicyLoss) -> dict[str, float]
     )
     out |= dict.fromkeys(("ratio_sum", "ppo_kl_sum", "kl_sum", "tis_weight_sum"), 0.0)
     out |= dict.fromkeys(("tis_truncated", "logprob_gap_sum", "logprob_gap_max"), 0.0)
+    out["importance_masked"] = 0.0
     out["dlogp"] = []
     for index in range(len(data["logp"])):
         if not data["mask"][index]:
