@@ -13,7 +13,11 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss: Tensor, grads: list[Tensor | None], main_grad: Tensor | None, *inputs: Tensor
+        ctx: Any,
+        loss: Tensor,
+        grads: list[Tensor | None],
+        main_grad: Tensor | None,
+        *inputs: Tensor,
     ) -> Tensor:
         ctx.grads, ctx.main_grad = grads, main_grad
         ctx.dtypes = [tensor.dtype for tensor in inputs]

@@ -75,6 +75,22 @@ def check_head(hidden: Tensor, weight: Tensor) -> None:
         raise ValueError(f"weight is on {weight.device}, hidden on {hidden.device}.")
 
 
+def check_main_grad(main_grad: Tensor | None, weight: Tensor) -> None:
+    """The float32 buffer [V, H] that takes the weight's gradient."""
+    if main_grad is None:
+        return
+    main_grad = _tensor("main_grad", main_grad)
+    if main_grad.shape != weight.shape:
+        raise ValueError(
+            f"main_grad must have weight's shape {tuple(weight.shape)}, got "
+            f"{tuple(main_grad.shape)}."
+        )
+    if main_grad.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"main_grad must be float32 (or float64), got {main_grad.dtype}.")
+    if main_grad.device != weight.device:
+        raise ValueError(f"main_grad is on {main_grad.device}, weight on {weight.device}.")
+
+
 def _check_targets(targets: Tensor, rows: int, owner: str) -> None:
     targets = _tensor("targets", targets)
     if targets.dtype not in (torch.int64, torch.int32):
@@ -87,9 +103,7 @@ def _check_targets(targets: Tensor, rows: int, owner: str) -> None:
         raise ValueError("targets must be contiguous.")
 
 
-def check_rows(
-    targets: Tensor, vocab: int, *, device: torch.device, **rows: Tensor | None
-) -> None:
+def check_rows(targets: Tensor, vocab: int, *, device: torch.device, **rows: Tensor | None) -> None:
     """Vectors [T] on `device`: `mask` bool, the others floating-point; targets in 0..vocab-1.
 
     Targets of rows outside `mask` are not looked at.

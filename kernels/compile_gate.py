@@ -93,7 +93,7 @@ def entries() -> Iterator[Entry]:
         )
     for store in (True, False):
         constants = {"STORE": store, "BLOCK": 4096}
-        absent = () if store else ("e_ptr",)
+        absent: tuple[str, ...] = () if store else ("e_ptr",)
         name = f"K1 row pass {'with E' if store else 'without E'}"
         yield Entry(name, triton_head.anchored_rows_kernel, constants, absent=absent)
     yield Entry("K1 target logit", triton_head.target_logit_kernel, {"BLOCK": 1024}, 4)
@@ -104,7 +104,8 @@ def entries() -> Iterator[Entry]:
         skip = absent if label == "all" else (*absent, "tau_ptr")
         constants = {**options, **tau, "GRADIENT": True}
         yield Entry(f"K2 fused, {label}", triton_logits.fused_kernel, constants, absent=skip)
-        rows = {**options, "METRIC_COUNT": len(triton_rows.METRICS), "BLOCK": triton_rows.BLOCK_ROWS}
+        count, block = len(triton_rows.METRICS), triton_rows.BLOCK_ROWS
+        rows = {**options, "METRIC_COUNT": count, "BLOCK": block}
         yield Entry(f"rows, {label}", triton_rows.row_kernel, rows, 4, absent=absent)
     for bonus in (True, False):
         constants = {"PER_ROW_TAU": True, "HAS_BONUS": bonus, "BLOCK": ROW_BLOCK}

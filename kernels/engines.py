@@ -128,10 +128,8 @@ class TritonEngine:
 
     def row_bytes(self, width: int, hidden: int, itemsize: int) -> int:
         """Temporary bytes a live row of a chunk takes."""
-        if self.backend == "fused":
-            extra = 8 * -(-width // FIRST.block_n)
-        else:
-            extra = 4 * width // Z_BLOCKS
+        fused = self.backend == "fused"
+        extra = 8 * -(-width // FIRST.block_n) if fused else 4 * width // Z_BLOCKS
         return width * itemsize + extra + 3 * hidden * itemsize
 
     def _config(self, config: GemmConfig) -> GemmConfig:

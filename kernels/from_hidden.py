@@ -21,7 +21,7 @@ from torch import Tensor
 
 from passk_fast.kernels.attach import attach
 from passk_fast.kernels.backend import pick_backend, row_slopes
-from passk_fast.kernels.checks import check_head, check_rows
+from passk_fast.kernels.checks import check_head, check_main_grad, check_rows
 from passk_fast.kernels.engines import TorchEngine, TritonEngine, first_backend
 from passk_fast.kernels.head_run import Head, Slopes, anchored_pass, logits_pass
 from passk_fast.kernels.options import PolicyLoss, merge_clip
@@ -62,7 +62,8 @@ def linear_policy_loss(
     """Policy loss of packed tokens from hidden states, without logits of T x V.
 
     Args:
-        hidden: [T, H] bfloat16, float32 or float64; with `sequence_parallel` this rank's [T / tp, H].
+        hidden: [T, H] bfloat16, float32 or float64; this rank's [T / tp, H] with
+            `sequence_parallel`.
         weight: [V, H], this rank's columns of the output layer: rank r of `group` holds columns
             r V to (r + 1) V - 1 of the padded vocabulary.
         targets: int [T], in 0..vocab-1 (a target outside gives NaN on a GPU, an error on a CPU).
@@ -81,7 +82,8 @@ def linear_policy_loss(
         filter_eps: skip the gradient of rows with |c| (1 - p_y) / tau < filter_eps, where that
             product bounds every entry of the row's dLoss/dlogits; 0 is off.
         main_grad: float32 [V, H] to which backward adds dW instead of returning it.
-        keep_rows: add metrics "logp" and "entropy", float64 [T], NaN in rows not computed.
+        keep_rows: add metrics "logp" and "entropy", float64 [T], NaN in rows not computed, and
+            "counted", bool [T], the rows that the metrics are over.
         first_gemm: "auto", "fused" or "blas": the first GEMM's back end under Triton.
 
     Returns:
@@ -100,6 +102,7 @@ def linear_policy_loss(
             hidden, weight, targets, old_logp if old_logp is not None else rollout_logp,
             temperature, group, vocab, sequence_parallel, memory_gib, first_gemm, need,
         )  # fmt: skip
+        check_main_grad(main_grad, weight)
         rows = {
             "old_logp": old_logp,
             "advantages": advantages,
@@ -117,6 +120,7 @@ def linear_policy_loss(
         if keep_rows:
             metrics["logp"] = head.logp[:-1]
             metrics["entropy"] = head.entropy[:-1]
+            metrics["counted"] = step.counted
     if not any(need):
         return value, metrics
     grads = [None if head.grad_hidden is None else head.grad_hidden[:-1], head.grad_weight]

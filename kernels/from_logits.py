@@ -172,7 +172,5 @@ def _sharded(
         bonus = None
         if loss.entropy_coef:
             bonus = mask.double() * (loss.entropy_coef / denominator)
-        logit_gradient(
-            found, logits, targets, slope, bonus, temperature, shard, backend, out=grad
-        )
+        logit_gradient(found, logits, targets, slope, bonus, temperature, shard, backend, out=grad)
     return found.logp, found.entropy

@@ -1,10 +1,10 @@
 """One pass over the output layer: the bookkeeping of `linear_policy_loss` and `token_logprob`.
 
 Rows go through in chunks (row_plan.py). For each chunk: target logits (summed over shards), the
-first GEMM with the exponential anchored at kappa = z_y / tau - anchor, one SUM all-reduce of the row
-statistics, then slopes, then the two gradient GEMMs. Under tensor parallelism the next chunk's first
-GEMM is issued before a chunk's all-reduce is waited for. The anchor is old_logp, else the sampler's
-log-prob, else 0; any value within 80 nats of logp gives the same result.
+first GEMM with the exponential anchored at kappa = z_y / tau - anchor, one SUM all-reduce of the
+row statistics, then slopes, then the two gradient GEMMs. Under tensor parallelism the next chunk's
+first GEMM is issued before a chunk's all-reduce is waited for. The anchor is old_logp, else the
+sampler's log-prob, else 0; any value within 80 nats of logp gives the same result.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class PolicyLoss:
                 )
         if self.dual_clip and self.objective != "clip":
             raise ValueError(
-                f"PolicyLoss.dual_clip has no effect with objective {self.objective!r}; set it to 0."
+                f"PolicyLoss.dual_clip has no effect with objective {self.objective!r}; "
+                "set it to 0."
             )
 
     @property
@@ -90,5 +91,6 @@ def merge_clip(
 ) -> PolicyLoss:
     """`loss` with the clips given beside it; without `loss`, clips of 0.2 and 0.28."""
     merged = PolicyLoss(clip_high=0.28) if loss is None else loss
-    given = {"clip_low": clip_low, "clip_high": clip_high}
-    return replace(merged, **{name: value for name, value in given.items() if value is not None})
+    if clip_low is not None:
+        merged = replace(merged, clip_low=clip_low)
+    return merged if clip_high is None else replace(merged, clip_high=clip_high)

@@ -1,4 +1,4 @@
-"""The token-level policy loss in plain torch, from log-probs; its slope is the kernels' coefficient.
+"""The token-level policy loss in torch, from log-probs; its slope is the kernels' coefficient.
 
 Sources: PPO (arXiv 1707.06347), dual clip (1912.09729), clip-higher (2503.14476), CISPO
 (2506.13585), GSPO (2507.18071), Schulman's KL estimators. Vectors over T packed tokens.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from passk_fast.kernels.options import PolicyLoss
+
 
 def _policy_term(
     log_ratio: Tensor, logp: Tensor, advantages: Tensor, loss: PolicyLoss

@@ -15,6 +15,7 @@ from passk_fast.kernels.shard import Shard, as_temperature, shard_of
 CHUNK_ELEMENTS = 1 << 22
 """Temporaries are made a block of rows at a time, of at most about this many elements."""
 
+
 def _row_blocks(logits: Tensor, num_columns: int) -> list[slice]:
     """Split the rows into blocks of about CHUNK_ELEMENTS elements."""
     num_rows = logits.shape[0]

@@ -130,7 +130,7 @@ def fused_kernel(
                 logp, entropy, old, advantage, rollout, reference, OBJECTIVE, KL, CLIP_LOW,
                 CLIP_HIGH, DUAL, CAP, MIN_WEIGHT, MAX_WEIGHT, KL_COEF, ENTROPY_COEF, HAS_OLD,
                 HAS_ROLLOUT,
-            )
+            )  # fmt: skip
             slope = slope / tl.load(denominator_ptr)
             bonus = ENTROPY_COEF / tl.load(denominator_ptr)
         tl.store(logp_ptr + row, logp)
@@ -152,7 +152,7 @@ def stats_kernel(
     logits_ptr, target_ptr, mask_ptr, tau_ptr, stats_ptr, stride, num_rows, num_columns, first,
     vocab, tau, PER_ROW_TAU: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """This shard's (M, S, U, d_y or 0) as float32 [T, 4]; rows outside the mask are (0, 1, 0, 0)."""
+    """This shard's (M, S, U, d_y or 0), float32 [T, 4]; rows outside the mask are (0, 1, 0, 0)."""
     first_row = tl.program_id(0).to(tl.int64)
     for index in range(0, tl.cdiv(num_rows - tl.program_id(0), tl.num_programs(0))):
         row = first_row + index * tl.num_programs(0)

@@ -9,8 +9,8 @@
                with g = logp - reference_logp
     c = (w slope + kl_coef slope_KL) / denominator
 Everything is float64: rows are few beside logits, and exp(100) stays finite. The same function
-serves the fused kernel from logits (a scalar row) and `row_kernel` (a block of rows). Sequence-level
-ratios do not come here: they need sums over sequences (token_loss.py does them in torch).
+serves the fused kernel from logits (a scalar row) and `row_kernel` (a block of rows).
+Sequence-level ratios do not come here: they need sums over sequences (token_loss.py, torch).
 """
 
 from __future__ import annotations

@@ -115,6 +115,8 @@ class PackedBatch:
     """Segment whose keys and values a segment sees before its own, or -1; None: nothing shared."""
     context: ContextPart | None = None
     """Set on a context-parallel rank's part; the tensors above then hold its rows alone."""
+    live_L: torch.Tensor | None = None
+    """int64 [L], on the CPU always: the rows whose loss has a gradient; None: not counted"""
     old_logprobs_T: torch.Tensor | None = None
     """float32 [T]: the trainer's own log-probs before the update; None when strictly on-policy"""
     reference_logprobs_T: torch.Tensor | None = None

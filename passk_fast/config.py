@@ -573,6 +573,13 @@ class RunConfig:
     """Tokens of one packed micro-batch on one rank."""
     share_prompts: bool = False
     """Train a prompt's tokens once for its N responses; same gradients up to rounding."""
+    loss_head: Literal["auto", "fused", "logits"] = "auto"
+    """How the last stage gets from hidden states to the loss. fused: response rows with a gradient
+    only, no logits of a whole micro-batch, gradients in the forward (docs/kernels.md); logits: all
+    rows through the model's output layer. Same loss and gradients up to rounding; metrics of the
+    update are over the rows computed. auto: fused on a GPU."""
+    loss_head_memory_gib: float = 2.6
+    """loss_head = "fused": bound of its temporary memory on a rank."""
     timeout_s: int = 1800
     """Deadline of a collective; a rank that misses it is called lost."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -602,6 +609,7 @@ class RunConfig:
             steps=self.steps,
             prompts_per_step=self.prompts_per_step,
             micro_batch_tokens=self.micro_batch_tokens,
+            loss_head_memory_gib=self.loss_head_memory_gib,
             timeout_s=self.timeout_s,
         )
         require(

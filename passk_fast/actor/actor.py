@@ -27,6 +27,7 @@ from torch import Tensor
 from passk_fast import packing
 from passk_fast.actor import loss as losses
 from passk_fast.actor.attention import packed_params
+from passk_fast.actor.head import hidden_output, uses_fused_head
 from passk_fast.actor.megatron_on_cpu import megatron_scope
 from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab, uses_transformer_engine
 from passk_fast.batch import ContextPart, PackedBatch, Sequence
@@ -37,7 +38,8 @@ from passk_fast.weights.hf import HFReader
 from passk_fast.weights.layout import ModelShape
 from passk_fast.weights.megatron import full_tensors, load
 
-LossBuilder = Callable[[PackedBatch], Callable[..., Any]]
+LossBuilder = Callable[..., losses.LossFunction]
+"""(batch, weight=...) -> loss function; `weight` is passed with the fused head only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,9 @@ class Actor:
             temperature=config.rollout.temperature,
             vocab=hf.vocab_size,
             tensor_group=mesh.tensor_group,
+            memory_gib=config.loss_head_memory_gib,
         )
+        self.fused_head = uses_fused_head(config, mesh.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.chunks = self._wrap(build_chunks(hf, config, mesh))
@@ -175,6 +179,9 @@ class Actor:
             batches = [packing.pack(sequences, i, multiple=multiple, pad_id=0) for i in chosen]
         if mesh.context_size > 1:
             batches = [context_part(b, mesh.context_rank, mesh.context_size) for b in batches]
+        if self.fused_head:
+            # Counted here, on the host: counting on the device would wait for it in mid-step.
+            batches = [replace(b, live_L=losses.live_rows_of(b, self.settings)) for b in batches]
         return [_to(batch, mesh.torch_device) for batch in batches]
 
     @property
@@ -208,10 +215,12 @@ class Actor:
                 padded=self._pads,
                 context_group=self.mesh.context_group,
             )
-            out = model(
-                batch.tokens_T[None], batch.positions_T[None], None, packed_seq_params=params
-            )
-            return out, make_loss(batch)
+            inputs = (batch.tokens_T[None], batch.positions_T[None], None)
+            if not self.fused_head:
+                return model(*inputs, packed_seq_params=params), make_loss(batch)
+            with hidden_output(model) as weight:
+                out = model(*inputs, packed_seq_params=params)
+            return out, make_loss(batch, weight=weight)
 
         iterators: Any = [iter(batches) for _ in chunks]
         with megatron_scope(self.mesh.device):
@@ -362,6 +371,6 @@ def _to(batch: Any, device: torch.device) -> Any:
         if isinstance(value, Tensor)
         else _to(value, device)
         for name, value in vars(batch).items()
-        if isinstance(value, Tensor | ContextPart)
+        if isinstance(value, Tensor | ContextPart) and name != "live_L"
     }
     return replace(batch, **moved)
