@@ -136,14 +136,13 @@ def test_resumed_equals_uninterrupted_and_converts(
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 @pytest.mark.megatron
 def test_refill_with_early_stop_resumes_where_it_was(
     whole: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     _, cache, _ = whole
     options = """
-        --rollout.early-stop True --rollout.verify-processes 1 --rollout.refill 3
+        --rollout.early-stop --rollout.verify-processes 1 --rollout.refill 3
         --algorithm.loss-denominator live_tokens --data.prefer-live 0.5 --nproc 2
     """.split()
     runs = [tmp_path / "whole", tmp_path / "resumed", tmp_path / "resumed"]

@@ -192,7 +192,7 @@ def test_noise_rewards() -> None:
             r"algorithm.schedule.ks\[1\]: k must be between 1 and n = 8",
         ),
         (
-            {"kind": "phases", "estimators": ("passk", "grop"), "ks": (4, 1), "steps": (5, 0)},
+            {"kind": "phases", "estimators": ("passk", "gprpo"), "ks": (4, 1), "steps": (5, 0)},
             r"algorithm.schedule.estimators\[1\].*Did you mean 'grpo'",
         ),
         (
