@@ -1,4 +1,4 @@
-"""The command line: `passk-fast train | convert`."""
+"""The command line: `passk-fast train | eval | curves | convert`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,14 @@ passk-fast {__version__}: train language models with Pass@k advantages
   passk-fast train CONFIG [--nproc N] [--dry-run] [--key value ...]
       Train on this machine. CONFIG is a TOML file; `--optim.lr 2e-4` overrides a field.
       `passk-fast train --help` lists all of them.
+  passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...] [--out FILE] [--nproc N]
+                  [--key value ...]
+      Pass@k on all held-out prompts for every power of two, with standard errors; temperature and
+      top_p are eval.temperature (1.0) and eval.top_p (0.95). The model is the newest checkpoint of
+      the run folder, or FOLDER: a Hugging Face folder, a run or a checkpoint. --samples sets how
+      many responses a prompt of a task gets (else eval.num_rollouts).
+  passk-fast curves [ESTIMATOR[:K[:OPTION=VALUE,...]] ...] [--num-rollouts N] [--out STEM]
+      Draw advantage and eta against the number of correct responses: STEM.csv, .png, .svg.
   passk-fast convert RUN OUT
       Write a run's newest checkpoint (or the checkpoint folder RUN) as a Hugging Face folder.
 """
@@ -89,7 +98,7 @@ def _train(arguments: list[str]) -> ExitCode:
         print(text, end="")
         return ExitCode.DONE
     clear_exit_code(Path(config.output_dir))
-    returned = _launch(processes, arguments)
+    returned = _launch(processes, "passk_fast.train", arguments)
     code = read_exit_code(Path(config.output_dir))
     if returned != 0 and code in (None, ExitCode.DONE):
         raise LostRankError(
@@ -99,7 +108,7 @@ def _train(arguments: list[str]) -> ExitCode:
     return ExitCode.DONE if code is None else code
 
 
-def _launch(processes: int, arguments: list[str]) -> int:
+def _launch(processes: int, module: str, arguments: list[str]) -> int:
     """Run torchrun's launcher and hand it the signals that this process gets."""
     cores = len(os.sched_getaffinity(0))
     environment = {
@@ -115,7 +124,7 @@ def _launch(processes: int, arguments: list[str]) -> int:
         "--standalone",
         f"--nproc-per-node={processes}",
         "-m",
-        "passk_fast.train",
+        module,
         *arguments,
     ]
     # Workers report for themselves; torchrun's own account of a failure is noise on top.
@@ -134,6 +143,62 @@ def _launch(processes: int, arguments: list[str]) -> int:
                 signal.signal(number, handler)
 
 
+def _eval(arguments: list[str]) -> ExitCode:
+    from passk_fast.config_file import load_config
+    from passk_fast.evaluate import parse_samples
+    from passk_fast.exit_status import read_exit_code
+    from passk_fast.preflight import check_evaluation
+
+    taken = {name: _take(arguments, f"--{name}") for name in ("model", "samples", "out", "nproc")}
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError("usage: passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...]")
+    config = load_config(arguments[0], arguments[1:])
+    samples = taken["samples"] or ""
+    parse_samples(samples)
+    processes = _num_processes(config, taken["nproc"])
+    out = Path(taken["out"] or Path(config.output_dir) / "eval.json").resolve()
+    if not out.parent.is_dir():
+        raise ConfigError(f"command line: --out: {out.parent} is not a folder.")
+    with tempfile.TemporaryDirectory(prefix="passk-fast-eval-") as scratch:
+        source = Path(taken["model"] or config.output_dir)
+        model = source if (source / "config.json").is_file() else Path(scratch) / "model"
+        if model != source:
+            _convert_apart(source, model)
+        check_evaluation(config, model, processes)
+        own = [arguments[0], str(model), samples, str(out), scratch, *arguments[1:]]
+        returned = _launch(processes, "passk_fast.evaluate", own)
+        code = read_exit_code(Path(scratch))
+    if returned != 0 and code in (None, ExitCode.DONE):
+        raise LostRankError("A rank ended without saying why (killed, or out of memory).")
+    return ExitCode.DONE if code is None else code
+
+
+def _convert_apart(source: Path, out: Path) -> None:
+    """`convert` in a process of its own: it makes a process group, which this one must not have."""
+    command = [sys.executable, "-m", "passk_fast", "convert", str(source), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        raise ConfigError(lines[-1].removeprefix("error: ") if lines else done.stderr[-2000:])
+
+
+def _curves(arguments: list[str]) -> ExitCode:
+    from passk_fast.report.estimator_curves import FIGURE_9, write_curves
+
+    count = _take(arguments, "--num-rollouts") or "32"
+    out = Path(_take(arguments, "--out") or "curves")
+    if not count.isdigit():
+        raise ConfigError(f"command line: --num-rollouts must be a whole number, got {count!r}.")
+    stray = next((a for a in arguments if a.startswith("-")), None)
+    if stray:
+        raise ConfigError(f"command line: passk-fast curves has no option {stray!r}.")
+    curves, paths = write_curves(arguments or FIGURE_9, int(count), out)
+    for curve in curves:
+        print(curve.summary())
+    print(f"Wrote {', '.join(map(str, paths))}")
+    return ExitCode.DONE
+
+
 def _convert(arguments: list[str]) -> ExitCode:
     if len(arguments) != 2:
         raise ConfigError("usage: passk-fast convert RUN_OR_CHECKPOINT OUT")
@@ -148,7 +213,12 @@ def _convert(arguments: list[str]) -> ExitCode:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; a user's error is one paragraph on stderr."""
-    commands: dict[str, Callable[[list[str]], ExitCode]] = {"train": _train, "convert": _convert}
+    commands: dict[str, Callable[[list[str]], ExitCode]] = {
+        "train": _train,
+        "eval": _eval,
+        "curves": _curves,
+        "convert": _convert,
+    }
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")

@@ -527,7 +527,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Held-out evaluation during training."""
+    """Held-out evaluation: during training a quick look, afterwards by `passk-fast eval`."""
 
     every: int = 10
     """Steps between evaluations; 0 evaluates only before and after training."""
@@ -535,9 +535,15 @@ class EvalConfig:
     """Held-out prompts, the first of the split."""
     num_rollouts: int = 16
     """Responses a prompt; pass@k needs k of them at least."""
+    temperature: float = 1.0
+    """`passk-fast eval`: sampling temperature; training looks with rollout.temperature."""
+    top_p: float = 0.95
+    """`passk-fast eval`: nucleus sampling; training looks without it."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"eval.every must be 0 or more, got {self.every}.")
+        require(self.temperature >= 0, f"eval.temperature must be 0 or more: {self.temperature}.")
+        require(0 < self.top_p <= 1, f"eval.top_p must be in (0, 1], got {self.top_p}.")
         require_positive("eval", num_prompts=self.num_prompts, num_rollouts=self.num_rollouts)
 
 

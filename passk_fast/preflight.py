@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from passk_fast.advantage.schedule import Schedule
-from passk_fast.config import RunConfig, require
+from passk_fast.config import ParallelConfig, RunConfig, require
 from passk_fast.config_file import config_digest, differing_fields, load_config
 from passk_fast.errors import ConfigError, DataError, DiskError
 
@@ -38,6 +39,23 @@ def check_run(config: RunConfig, world_size: int) -> None:
         _check_sizes(config, _shape_as_hf(config), "model.shape")
     _check_data(config)
     _check_output(config)
+
+
+def check_evaluation(config: RunConfig, model: Path, world_size: int) -> None:
+    """As `check_run`, for sampling from a model folder without training.
+
+    Raises:
+        ConfigError: the ranks do not divide into engines, or the model folder cannot be used.
+        DataError: the held-out data do not exist.
+    """
+    require(
+        world_size % config.rollout.tensor == 0,
+        f"World size {world_size} is not divisible by rollout.tensor = {config.rollout.tensor}.",
+    )
+    config = replace(config, parallel=ParallelConfig())
+    _check_sizes(config, _read_model_folder(model), str(model))
+    if config.data.test and not Path(config.data.test).exists():
+        raise DataError(f"{config.data.test}: no such file or folder (data.test).")
 
 
 def _json(file: Path) -> Any:

@@ -54,7 +54,7 @@ def _as_user_error(error: BaseException) -> PasskError | None:
     return None
 
 
-def _report(error: BaseException, rank: int) -> ExitCode:
+def report_error(error: BaseException, rank: int) -> ExitCode:
     """Print a user's error as one paragraph (once), anything else as a traceback."""
     known = _as_user_error(error)
     if known is None:
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         output_dir = Path(config.output_dir)
         code = run(config)
     except BaseException as error:
-        code = _report(error, rank)
+        code = report_error(error, rank)
     if output_dir is not None and (rank == 0 or code not in (ExitCode.DONE, ExitCode.PREEMPTED)):
         write_exit_code(output_dir, code)
     sys.stdout.flush()

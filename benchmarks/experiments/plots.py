@@ -97,23 +97,24 @@ def _plot_curves(found: list[Arm], runs: dict[str, list[dict[str, Any]]], path: 
 
 def plot_toy(toy: dict[str, Any], path: Path) -> None:
     """E[max of k] by theta with its maximiser, and the variance of the gradient by k."""
-    figure, axes = _figure(2)
+    thetas = list(dict.fromkeys(row["theta"] for row in toy["variance"]))
+    figure, axes = _figure(1 + len(thetas))
     for (k, values), colour in zip(toy["expected_max"].items(), COLOURS, strict=False):
         axes[0].plot(toy["thetas"], values, color=colour, label=f"k = {k}")
         axes[0].axvline(toy["best_theta"][k], color=colour, linestyle=":", linewidth=0.8)
     axes[0].set_xlabel("theta (dotted: the maximiser)")
     axes[0].set_ylabel("E[max of k]")
-    axes[0].legend(frameon=False, fontsize=8)
-    for name, colour in zip(
-        dict.fromkeys(r["estimator"] for r in toy["variance"]), COLOURS, strict=False
-    ):
-        rows = [r for r in toy["variance"] if r["estimator"] == name]
-        axes[1].plot([r["k"] for r in rows], [r["variance"] for r in rows], "o-", color=colour,
-                     label=name, markersize=3)  # fmt: skip
-    axes[1].set_yscale("log")
-    axes[1].set_xlabel(f"k (n = {toy['n']}, theta = {toy['theta_of_the_variances']})")
-    axes[1].set_ylabel("variance of the gradient estimate")
-    axes[1].legend(frameon=False, fontsize=8)
+    names = dict.fromkeys(row["estimator"] for row in toy["variance"])
+    for axis, theta in zip(axes[1:], thetas, strict=True):
+        for name, colour in zip(names, COLOURS, strict=False):
+            rows = [r for r in toy["variance"] if (r["estimator"], r["theta"]) == (name, theta)]
+            axis.plot([r["k"] for r in rows], [r["variance"] for r in rows], "o-", color=colour,
+                      label=name, markersize=3)  # fmt: skip
+        axis.set_yscale("log")
+        axis.set_xlabel(f"k (n = {toy['n']}, theta = {theta})")
+        axis.set_ylabel("variance of the gradient estimate")
+    for axis in axes[:2]:
+        axis.legend(frameon=False, fontsize=8)
     for axis in axes:
         axis.grid(alpha=0.25)
     _save(figure, path)

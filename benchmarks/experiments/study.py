@@ -4,9 +4,9 @@
     python -m benchmarks.experiments.study report [--out runs/experiments]
 
 `run` resumes where it stopped: finished runs are kept, those in progress begin again. Every worker
-is a process of one thread. With --minutes no run begins that would end later. `report` writes
-benchmarks/results/experiments/ and the generated part of docs/experiments.md, from however many
-runs are done.
+is a process of one thread. With --minutes M it ends about then, and no run begins that would not
+fit; the next call goes on. `report` writes benchmarks/results/experiments/ and the generated part
+of docs/experiments.md, from however many runs are done.
 """
 
 from __future__ import annotations

@@ -12,6 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passk_fast.advantage import evaluation, pass_at_k, wilson
+from passk_fast.advantage.metrics import (
+    group_metrics,
+    pass_at_powers,
+    sampled_entropy,
+    wrong_distinct_share,
+)
+from passk_fast.batch import Prompt, Rollout, RolloutGroup
 
 
 @pytest.mark.parametrize("n", range(1, 9))
@@ -107,3 +114,60 @@ def test_interval_covers_under_clustering() -> None:
 def test_evaluation_without_prompts() -> None:
     with pytest.raises(ValueError, match="no prompts"):
         evaluation(np.array([], dtype=np.int64), 8, 4)
+
+
+def test_pass_at_powers_and_their_errors() -> None:
+    counts, n = np.array([0, 1, 3, 12]), 12
+    got = pass_at_powers(counts, n)
+    assert sorted(got) == sorted(f"pass@{k}{part}" for k in (1, 2, 4, 8) for part in ("", "_se"))
+    for k in (1, 2, 4, 8):
+        scores = pass_at_k(counts, n, k)
+        assert got[f"pass@{k}"] == pytest.approx(scores.mean())
+        assert got[f"pass@{k}_se"] == pytest.approx(scores.std(ddof=1) / 2)
+    assert math.isnan(pass_at_powers(counts[:1], n)["pass@1_se"])
+
+
+def group(texts: list[str], rewards: list[float]) -> RolloutGroup:
+    """Responses of two tokens with log-probs -1 and -3."""
+    rollouts = tuple(
+        Rollout(token_ids=(1, 2), logprobs=(-1.0, -3.0), text=text, finished=True) for text in texts
+    )
+    prompt = Prompt(id="p", text="", answer="", task="exact")
+    return RolloutGroup(
+        prompt=prompt, prompt_ids=(1,), rollouts=rollouts, rewards=np.array(rewards)
+    )
+
+
+def test_distinct_wrong_answers() -> None:
+    same = group(["a", "a", "a", "b"], [0, 0, 0, 1])
+    different = group(["a", "b", "c", "c"], [0, 0, 0, 1])
+    assert wrong_distinct_share([same], str) == pytest.approx(1 / 3)
+    assert wrong_distinct_share([same, different], str) == pytest.approx(2 / 3)
+    assert wrong_distinct_share([different], lambda text: "one answer") == pytest.approx(1 / 3)
+    assert math.isnan(wrong_distinct_share([group(["a", "b"], [0, 1])], str))  # one wrong response
+
+
+def test_entropy_from_samples() -> None:
+    np.testing.assert_allclose(sampled_entropy([group(["a", "b"], [0, 1])]), [2.0])
+
+
+def test_group_metrics_mark_what_is_censored() -> None:
+    groups = [
+        group(["x", "y", "z", "z"], [1, 0, 0, 0]),
+        group(["x", "x", "x", "x"], [1, 1, 1, 1]),
+        group(["x", "x", "x", ""], [1, 1, 1, math.nan]),
+    ]
+    dead = np.array([True, False, False, True, True])
+    advantages_PN = np.array([[1.0, -0.5, -0.5, 0.0], [0.0] * 4, [0.0] * 4])
+    record = group_metrics(groups, advantages_PN, dead, 2, str)
+    assert record["correct_histogram"] == [0, 1, 0, 0, 1]
+    assert record["censored_histogram"] == [0, 0, 0, 1, 0]
+    assert record["censored_share"] == pytest.approx(1 / 3)
+    assert record["dead_share"] == pytest.approx(2 / 3)
+    assert record["effective_batch"] == 3
+    assert record["reward"] == pytest.approx(8 / 11)
+    assert record["pass@1"] == pytest.approx(8 / 12)
+    assert record["pass@1_high"] == pytest.approx(9 / 12)
+    assert record["pass@k"] == record["pass@2"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert record["wrong_distinct_share"] == pytest.approx(2 / 3)
+    assert record["policy_entropy"] == pytest.approx(2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from benchmarks.experiments import toy
 from benchmarks.experiments.arms import SEEDS, arms, base_config
 from benchmarks.experiments.store import Store, jobs
+from passk_fast.advantage import table
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import RunConfig
 
@@ -110,19 +112,33 @@ def test_toy_gradient_is_the_derivative() -> None:
             assert toy.expected_max(theta, k)[1] == pytest.approx((high - low) / 2e-4, rel=1e-4)
 
 
-def test_toy_estimates_are_unbiased_and_baselines_lower_the_variance() -> None:
-    theta, k, draws = 0.5, 4, 20_000
-    exact = toy.expected_max(theta, k)[1]
-    variance = {}
+def test_toy_moments_are_those_of_the_estimates() -> None:
+    theta, k = 0.9, 4
+    exact, variance = toy.expected_max(theta, k)[1], {}
     for name in toy.NAMES:
-        got = toy.estimates(name, k, theta, draws, seed=1)
-        assert abs(got.mean() - exact) < 5 * got.std() / np.sqrt(draws)
-        variance[name] = got.var()
+        scale = k / toy.N if name == "pkpo_centred" else 1.0
+        mean, variance[name] = toy.moments(table(name, toy.N, k), theta, scale=scale)
+        assert mean == pytest.approx(exact, rel=1e-10)  # unbiased
+        got = toy.estimates(name, k, theta, 20_000, seed=1)
+        assert got.mean() == pytest.approx(mean, abs=5 * got.std() / np.sqrt(20_000))
+        assert got.var() == pytest.approx(variance[name], rel=0.08)
     assert variance["pkpo_sloo_minus_one"] < variance["pkpo_s"]
     assert variance["pkpo_sloo"] < variance["pkpo_s"]
-    naive = toy.single_groups(k, theta, draws, seed=1)
-    assert abs(naive.mean() - exact) < 5 * naive.std() / np.sqrt(draws)
-    assert naive.var() > variance["pkpo_s"]
+    mean, naive = toy.naive_moments(k, theta)
+    assert mean == pytest.approx(exact, rel=1e-10)
+    assert naive > variance["pkpo_s"]
+
+
+def test_toy_moments_in_closed_form() -> None:
+    """k = 1 of s: the mean of g z over n draws, whose variance is that of one draw over n."""
+    theta = 0.5
+    z = np.linspace(-8, 8, 400_001)
+    chance = np.exp(-z * z / 2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
+    one = toy.reward(theta + toy.SIGMA * z) * z / toy.SIGMA
+    mean = (one * chance).sum()
+    want = ((one**2 * chance).sum() - mean**2) / toy.N
+    got = toy.moments(table("pkpo_s", toy.N, 1), theta)
+    assert got == pytest.approx((mean, want), rel=1e-6)
 
 
 def test_larger_k_prefers_a_riskier_mean() -> None:
