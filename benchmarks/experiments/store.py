@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.experiments.arms import SEEDS, Arm, arms
 from passk_fast.config import RunConfig
+from passk_fast.config_file import dump_toml
 from passk_fast.report.records import plain
 
 
@@ -22,7 +23,14 @@ def jobs(base: RunConfig) -> list[tuple[Arm, int]]:
 class Store:
     """`OUT/results/ARM-SEED.json` and claims of runs in progress."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, base: RunConfig | None = None) -> None:
+        """With `base`, SystemExit when OUT holds results of another base configuration."""
+        if base is not None:
+            text, kept = dump_toml(base), out / "base.toml"
+            if kept.exists() and kept.read_text() != text:
+                raise SystemExit(f"{out} holds runs of another study.toml; take another --out.")
+            out.mkdir(parents=True, exist_ok=True)
+            kept.write_text(text)
         self.results = out / "results"
         self.claims = out / "claims"
         for folder in (self.results, self.claims):

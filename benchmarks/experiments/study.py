@@ -31,8 +31,7 @@ def run(out: Path, workers: int, minutes: float) -> int:
     from benchmarks.experiments.store import Store
     from passk_fast.warm_start import cache_folder
 
-    out.mkdir(parents=True, exist_ok=True)
-    Store(out).forget_claims()
+    Store(out, base_config()).forget_claims()
     environment = dict(os.environ) | dict.fromkeys(_THREADS, "1") | {"PYTHONWARNINGS": "ignore"}
     begun = time.monotonic()
     command = [sys.executable, "-m", "benchmarks.experiments.worker", str(out)]

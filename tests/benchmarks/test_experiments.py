@@ -105,6 +105,14 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert store.read("a") == [{"seed": 0, "x": None}]
 
 
+def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path: Path) -> None:
+    base = base_config()
+    Store(tmp_path, base)
+    Store(tmp_path, base)
+    with pytest.raises(SystemExit, match="another study"):
+        Store(tmp_path, replace(base, steps=base.steps + 1))
+
+
 def test_toy_gradient_is_the_derivative() -> None:
     for k in (1, 4, 16):
         for theta in (0.3, 0.8, 1.0):
