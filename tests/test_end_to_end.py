@@ -157,6 +157,64 @@ def test_refill_with_early_stop_resumes_where_it_was(
 
 @pytest.mark.slow
 @pytest.mark.megatron
+def test_a_schedule_resumes_where_it_was(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, cache, _ = whole
+    plan = "--algorithm.schedule.kind plateau --algorithm.schedule.ks 2 1".split()
+    plan += "--algorithm.schedule.patience 1 --algorithm.schedule.min-delta 1.0".split()
+    for folder, calls in (("whole", ("4",)), ("resumed", ("2", "4"))):
+        for steps in calls:
+            done = train(tmp_path / folder, cache, "--steps", steps, *plan)
+            assert done.returncode == 0, done.stdout + done.stderr
+    # Never better by 1: the second step without a new best ends the first phase.
+    assert [r["phase"] for r in metrics(tmp_path / "whole")[1:]] == [0, 0, 1, 1]
+    assert [r["k"] for r in metrics(tmp_path / "whole")[1:]] == [2, 2, 1, 1]
+    assert metrics(tmp_path / "resumed") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+@pytest.mark.megatron
+def test_evaluating_a_run(whole: tuple[Path, Path, str]) -> None:
+    folder, _, _ = whole
+    done = call("eval", str(folder / "config.toml"), "--samples", "maze=6")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "maze, 8 prompts x 6: pass@1 0." in done.stdout
+    record = json.loads((folder / "eval.json").read_text())
+    assert (record["temperature"], record["top_p"]) == (1.0, 0.95)
+    maze = record["tasks"]["maze"]
+    assert sum(maze["correct_histogram"]) == 8
+    assert {"pass@1", "pass@1_se", "pass@2", "pass@4", "pass@4_se"} <= maze.keys()
+    assert maze["pass@1"] <= maze["pass@2"] <= maze["pass@4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "maze"], "--samples must be like maze=32"),
+        (["--model", "nowhere"], "nowhere is neither a run folder nor a checkpoint"),
+        (["--out", "no/such/folder/x.json"], "is not a folder"),
+        (["--eval.top-p", "2"], "eval.top_p must be in (0, 1]"),
+    ],
+)
+def test_what_eval_refuses(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = call("eval", str(CONFIG), "--output-dir", str(tmp_path), *arguments)
+    assert done.returncode == ExitCode.BAD_CONFIG
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_curves(tmp_path: Path) -> None:
+    done = call("curves", "passk:4", "--num-rollouts", "32", "--out", str(tmp_path / "a"))
+    assert done.returncode == 0, done.stderr
+    assert "passk:4: eta is largest, 10.3622, at c = 8 of 32 (25.0%)" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.png", "a.svg"]
+    wrong = call("curves", "passk:4", "--rollouts", "8")
+    assert wrong.returncode == ExitCode.BAD_CONFIG
+    assert "has no option '--rollouts'" in wrong.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.megatron
 def test_two_runs_with_one_seed_agree(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
     folder, cache, _ = whole
     again = tmp_path / "again"

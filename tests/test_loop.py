@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from passk_fast.config import (
     OptimConfig,
     RolloutConfig,
     RunConfig,
+    ScheduleConfig,
     ShapeConfig,
 )
 from passk_fast.errors import ConfigError, DivergedError, ExitCode, NoSignalError
@@ -44,7 +46,7 @@ class Tokenizer:
         return f"t{ids[0]}"
 
 
-def trainer(**algorithm: Any) -> Trainer:
+def trainer(progress: Progress | None = None, **algorithm: Any) -> Trainer:
     """A trainer whose parts are absent: the functions under test use none of them."""
     parts: dict[str, Any] = dict.fromkeys(("engine", "verify", "order"), None)
     config = RunConfig(
@@ -58,7 +60,7 @@ def trainer(**algorithm: Any) -> Trainer:
         tokenizer=Tokenizer(),
         prompts=[],
         test_prompts=[],
-        progress=Progress(),
+        progress=progress or Progress(),
         **parts,
     )
 
@@ -214,6 +216,18 @@ def test_stopped_groups_get_no_advantage_and_leave_the_others_alone() -> None:
     got = run._advantages([group(list(row)) for row in rewards])
     assert not got[0].any()
     np.testing.assert_array_equal(got[1:], advantages("passk", rewards[1:], 2))
+
+
+def test_a_checkpoint_keeps_the_schedule() -> None:
+    plan = ScheduleConfig(kind="plateau", ks=(2, 1), patience=3)
+    run = trainer(schedule=plan)
+    for value in (0.5, 0.4, 0.4, 0.4):
+        run.schedule.observe({"pass@k": value})
+    state = json.loads(json.dumps(run.schedule.state_dict()))
+    assert run.schedule.phase(4) == 1
+    again = trainer(schedule=plan, progress=Progress(step=4, schedule=state))
+    assert again.schedule.state_dict() == run.schedule.state_dict()
+    assert again.schedule.stages(4)[0].k == 1
 
 
 def test_noise_changes_advantages_and_not_the_record() -> None:
