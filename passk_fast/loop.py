@@ -86,6 +86,8 @@ class Trainer:
         self.schedule = Schedule(self.config.algorithm, self.config.seed)
         if self.config.rollout.early_stop:
             self.schedule.check_early_stop()
+        if self.config.rollout.refill > 1:
+            self.schedule.check_refill()
         self.schedule.load_state_dict(self.progress.schedule)
 
     def sync_weights(self) -> None:

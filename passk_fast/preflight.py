@@ -33,6 +33,8 @@ def check_run(config: RunConfig, world_size: int) -> None:
     schedule = Schedule(config.algorithm, config.seed)  # raises for a stage that is refused
     if config.rollout.early_stop:
         schedule.check_early_stop()
+    if config.rollout.refill > 1:
+        schedule.check_refill()
     if config.model.path:
         _check_sizes(config, _read_model_folder(Path(config.model.path)), "model.path")
     else:

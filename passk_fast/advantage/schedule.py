@@ -156,6 +156,20 @@ class Schedule:
                 "a gradient until its last response is known."
             )
 
+    def check_refill(self) -> None:
+        """ConfigError unless a group alone says whether it has a gradient, whatever is drawn."""
+        algorithm, why = self._algorithm, ""
+        if algorithm.flip_negatives > 0:
+            why = "algorithm.flip_negatives: noise is drawn for the batch as a whole"
+        elif algorithm.match_norm:
+            why = "algorithm.match_norm: the norm is that of the batch as a whole"
+        elif self._config.kind == "adaptive":
+            why = "algorithm.schedule.kind = 'adaptive': the ranking is over the batch as a whole"
+        elif any("seed" in find(stage.estimator).options for stage in self._stages):
+            why = "a bootstrap estimator: its draws depend on the place in the batch"
+        if why:
+            raise ConfigError(f"rollout.refill does not go with {why}.")
+
     def lr_scale(self, step: int) -> float:
         """Factor of the learning rate at a step; 1 unless scale_lr is on."""
         if self._config.scale_lr == "off":

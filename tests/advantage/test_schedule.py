@@ -282,3 +282,21 @@ def test_early_stop_is_refused_by_name(options: dict[str, Any], words: str) -> N
 )
 def test_early_stop_goes_with_what_a_count_decides(options: dict[str, Any]) -> None:
     schedule(**options).check_early_stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"flip_negatives": 0.1}, "flip_negatives"),
+        ({"match_norm": "grpo"}, "match_norm"),
+        ({"kind": "adaptive", "ks": (1, 4)}, "adaptive"),
+        ({"estimator": "passk_bootstrap"}, "bootstrap"),
+    ],
+)
+def test_refill_is_refused_where_groups_depend_on_each_other(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"rollout\.refill does not go with .*{words}"):
+        schedule(**options).check_refill()
+    schedule().check_refill()
+    schedule(kind="by_accuracy", ks=(1, 4)).check_refill()
