@@ -36,11 +36,9 @@ def plot_study(
     start: dict[str, Any] | None,
     folder: Path,
 ) -> None:
-    """experiments_arms.png (held-out pass@1 and pass@16 of all arms) and experiments_curves.png."""
-    _plot_arms(found, runs, start, folder / "experiments_arms.png")
-    _plot_curves(
-        [arm for arm in found if arm.name in CURVES], runs, folder / "experiments_curves.png"
-    )
+    """arms.png (held-out pass@1 and pass@16 of all arms) and curves.png."""
+    _plot_arms(found, runs, start, folder / "arms.png")
+    _plot_curves([arm for arm in found if arm.name in CURVES], runs, folder / "curves.png")
 
 
 def _plot_arms(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from benchmarks.experiments import toy
 from benchmarks.experiments.arms import SEEDS, Arm, arms, base_config
 from benchmarks.experiments.store import Store
+from passk_fast.advantage import pass_at_k
 from passk_fast.report.records import plain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,25 +63,38 @@ def summary(store: Store, arm: Arm) -> dict[str, Any] | None:
     return out
 
 
-def difference(store: Store, a: str, b: str, key: str) -> tuple[float, float, int] | None:
-    """(mean, standard error, number) of a - b in held-out `key`, paired by prompt and by seed.
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Of two arms in one held-out figure, over the seeds that both have."""
 
-    The error is over prompts, of the difference of their scores averaged over seeds: prompts are
-    what both arms share. The spread over seeds stands in the tables.
-    """
-    from passk_fast.advantage import pass_at_k
+    mean: float
+    prompt_error: float
+    """Standard error over prompts, of differences averaged over seeds: both arms share prompts."""
+    by_seed: tuple[float, ...]
 
+    def __str__(self) -> str:
+        low, high = min(self.by_seed), max(self.by_seed)
+        return f"{self.mean:+.3f} ± {self.prompt_error:.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def difference(store: Store, a: str, b: str, key: str) -> Difference | None:
+    """a - b in held-out `key`, paired by prompt and by seed; None without a common seed."""
     n, k = base_config().eval.num_rollouts, int(key.removeprefix("pass@"))
     by_seed = [{run["seed"]: run for run in store.read(name)} for name in (a, b)]
     seeds = sorted(set(by_seed[0]) & set(by_seed[1]))
     if not seeds:
         return None
-    scores = [
-        np.mean([pass_at_k(np.array(runs[s]["eval"]["correct"]), n, k) for s in seeds], axis=0)
+    first, second = (
+        np.stack([pass_at_k(np.array(runs[s]["eval"]["correct"]), n, k) for s in seeds])
         for runs in by_seed
-    ]
-    gap = scores[0] - scores[1]
-    return float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap))), len(seeds)
+    )
+    gap_SP = first - second
+    gap_P = gap_SP.mean(axis=0)
+    return Difference(
+        mean=float(gap_P.mean()),
+        prompt_error=float(gap_P.std(ddof=1) / np.sqrt(len(gap_P))),
+        by_seed=tuple(gap_SP.mean(axis=1).tolist()),
+    )
 
 
 def _cell(pair: tuple[float, float]) -> str:
@@ -115,7 +130,7 @@ def _differences(store: Store, found: list[Arm]) -> list[str]:
         for other in ("grpo", "passk"):
             for key in ("pass@1", "pass@16"):
                 gap = difference(store, arm.name, other, key) if arm.name != other else None
-                cells.append("" if gap is None else f"{gap[0]:+.3f} ± {gap[1]:.3f}")
+                cells.append("" if gap is None else str(gap))
         lines.append(f"| {arm.title} | {' | '.join(cells)} |")
     return lines
 
@@ -146,8 +161,18 @@ def _environment() -> dict[str, str]:
     return {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit, "cpu": cpu, **found}
 
 
+def _compact(run: dict[str, Any]) -> dict[str, Any]:
+    """A run for the repository: a list a metric, five digits."""
+    names = run["steps"][0] if run["steps"] else ()
+    columns = {
+        name: [None if s[name] is None else float(f"{s[name]:.5g}") for s in run["steps"]]
+        for name in names
+    }
+    return {**run, "steps": columns}
+
+
 def write_report(out: Path) -> None:
-    """benchmarks/results/experiments/*.json, docs/experiments_*.png, docs/experiments.md."""
+    """benchmarks/results/experiments/* and the generated part of docs/experiments.md."""
     base, store = base_config(), Store(out)
     found = [arm for arm in arms(base) if store.read(arm.name)]
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -165,17 +190,17 @@ def write_report(out: Path) -> None:
     }
     (RESULTS / "study.json").write_text(json.dumps(plain(record), indent=1, sort_keys=True))
     for name, several in runs.items():
+        compact = [_compact(run) for run in several]
         (RESULTS / f"runs_{name}.json").write_text(
-            json.dumps(plain(several), sort_keys=True) + "\n"
+            json.dumps(plain(compact), sort_keys=True, separators=(",", ":")) + "\n"
         )
     toy_file = RESULTS / "pkpo_toy.json"
-    if not toy_file.exists():
-        toy_file.write_text(json.dumps(plain(toy.run()), sort_keys=True) + "\n")
+    toy_file.write_text(json.dumps(plain(toy.run()), sort_keys=True) + "\n")
     from benchmarks.experiments.plots import plot_study, plot_toy
 
-    plot_toy(json.loads(toy_file.read_text()), DOCS / "experiments_toy.png")
+    plot_toy(json.loads(toy_file.read_text()), RESULTS / "toy.png")
     if found:
-        plot_study(found, runs, start, DOCS)
+        plot_study(found, runs, start, RESULTS)
     _write_document(_generated(store, found, start))
 
 
@@ -193,7 +218,8 @@ def _generated(store: Store, found: list[Arm], start: dict[str, Any] | None) -> 
             lines += [f"### {title}", *_table([r for r in rows if r], start), ""]
     lines += [
         "### Differences, paired by prompt",
-        "Mean over prompts and seeds ± standard error over the held-out prompts.",
+        "Mean over prompts and seeds ± standard error over the held-out prompts (in brackets: from "
+        "the smallest to the largest of the seeds).",
         "",
         *_differences(store, found),
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.experiments import toy
+from benchmarks.experiments import report, toy
 from benchmarks.experiments.arms import SEEDS, arms, base_config
 from benchmarks.experiments.store import Store, jobs
 from passk_fast.advantage import table
@@ -111,6 +111,28 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(tmp_path: Path) -> None:
     Store(tmp_path, base)
     with pytest.raises(SystemExit, match="another study"):
         Store(tmp_path, replace(base, steps=base.steps + 1))
+
+
+def test_differences_are_paired_by_prompt_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = small(str(tmp_path))  # eight responses a prompt
+    monkeypatch.setattr(report, "base_config", lambda: base)
+    store = Store(tmp_path)
+    for name, seed, correct in (
+        ("a", 0, [8, 4]),
+        ("a", 1, [8, 8]),
+        ("b", 0, [4, 0]),
+        ("b", 1, [8, 0]),
+        ("b", 2, [0, 0]),  # no partner
+    ):
+        store.write(name, seed, {"seed": seed, "eval": {"correct": correct}})
+    got = report.difference(store, "a", "b", "pass@1")
+    assert got is not None
+    assert got.mean == pytest.approx(0.5)
+    assert got.by_seed == pytest.approx((0.5, 0.5))
+    assert got.prompt_error == pytest.approx(np.std([0.25, 0.75], ddof=1) / math.sqrt(2))
+    assert report.difference(store, "a", "c", "pass@1") is None
 
 
 def test_toy_gradient_is_the_derivative() -> None:
