@@ -111,6 +111,8 @@ class PackedBatch:
     sequence_index_T: torch.Tensor
     """int64 [T]: which of the step's sequences a token belongs to; -1 for padding and shared
     prompts"""
+    real_tokens: int = 0
+    """Tokens that are not padding."""
     prefix_B: tuple[int, ...] | None = None
     """Segment whose keys and values a segment sees before its own, or -1; None: nothing shared."""
     context: ContextPart | None = None

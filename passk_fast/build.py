@@ -156,7 +156,7 @@ def build_run(config: RunConfig, mesh: Mesh) -> Run:
     say = _printer(mesh.rank)
     prompts = train_prompts(config.data)
     held_out = test_prompts(config.data)
-    model_dir = _model_folder(config, mesh)
+    model_dir = model_folder(config, mesh)
     hf = AutoConfig.from_pretrained(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     if config.warm_start.steps:
@@ -208,7 +208,7 @@ def _printer(rank: int) -> Callable[[str], None]:
     return say
 
 
-def _model_folder(config: RunConfig, mesh: Mesh) -> str:
+def model_folder(config: RunConfig, mesh: Mesh) -> str:
     """The folder to start from: `model.path`, or a new random model in the run folder."""
     if config.model.path:
         return config.model.path

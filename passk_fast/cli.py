@@ -1,4 +1,4 @@
-"""The command line: `passk-fast train | eval | curves | convert`."""
+"""The command line: `passk-fast train | eval | bench | curves | convert`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from passk_fast import __version__
@@ -28,6 +29,9 @@ passk-fast {__version__}: train language models with Pass@k advantages
       top_p are eval.temperature (1.0) and eval.top_p (0.95). The model is the newest checkpoint of
       the run folder, or FOLDER: a Hugging Face folder, a run or a checkpoint. --samples sets how
       many responses a prompt of a task gets (else eval.num_rollouts).
+  passk-fast bench CONFIG [--out FILE] [--nproc N] [--key value ...]
+      Where the time and the tokens of a step go, on random prompts with lengths and verdicts set by
+      --bench.accuracy, --bench.response-mean, ...; no data set. --bench.no-decode: without vLLM.
   passk-fast curves [ESTIMATOR[:K[:OPTION=VALUE,...]] ...] [--num-rollouts N] [--out STEM]
       Draw advantage and eta against the number of correct responses: STEM.csv, .png, .svg.
   passk-fast convert RUN OUT
@@ -211,11 +215,32 @@ def _convert(arguments: list[str]) -> ExitCode:
     return ExitCode.DONE
 
 
+def _bench(arguments: list[str]) -> ExitCode:
+    from passk_fast.config_file import load_config
+    from passk_fast.preflight import check_run
+
+    out, wanted = _take(arguments, "--out"), _take(arguments, "--nproc")
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError("usage: passk-fast bench CONFIG [--out FILE] [--nproc N] [--key value]")
+    config = load_config(arguments[0], arguments[1:])
+    processes = _num_processes(config, wanted)
+    if config.bench.random_weights:
+        config.parallel.data(processes)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            check_run(replace(config, output_dir=str(Path(folder) / "run")), processes)
+    if out:
+        os.environ["PASSK_BENCH_OUT"] = str(Path(out).resolve())
+    returned = _launch(processes, "passk_fast.bench", arguments)
+    return ExitCode.DONE if returned == 0 else ExitCode.LOST_RANK
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; a user's error is one paragraph on stderr."""
     commands: dict[str, Callable[[list[str]], ExitCode]] = {
         "train": _train,
         "eval": _eval,
+        "bench": _bench,
         "curves": _curves,
         "convert": _convert,
     }

@@ -21,7 +21,11 @@ class Clock:
         try:
             yield
         finally:
-            self._spans[name] = self._spans.get(name, 0.0) + time.perf_counter() - start
+            self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add seconds that were measured elsewhere; below zero to take them from another phase."""
+        self._spans[name] = self._spans.get(name, 0.0) + seconds
 
     def take(self) -> dict[str, float]:
         """Seconds by phase and in all ("total") since the last call, and start over."""

@@ -564,6 +564,44 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What `passk-fast bench` runs; training ignores it."""
+
+    task: Literal["synthetic", "data"] = "synthetic"
+    """synthetic: random prompts, lengths and verdicts, no data set; data: the run's own."""
+    steps: int = 5
+    """Steps that are measured."""
+    warmup: int = 1
+    """Steps before them that are not."""
+    accuracy: float = 0.5
+    """Chance of a synthetic verdict of 1."""
+    prompt_tokens: int = 0
+    """Tokens of a synthetic prompt; 0: rollout.max_prompt_tokens."""
+    response_mean: float = 0.0
+    """Mean of log-normal response lengths in tokens; 0: half of rollout.max_response_tokens."""
+    response_sigma: float = 0.6
+    """Their spread: deviation of the logarithm."""
+    lengths_file: str = ""
+    """JSONL with "tokens" a line (a run's samples): lengths are drawn from it instead."""
+    decode: bool = True
+    """Sample with vLLM; without, random tokens of these lengths, and no engine."""
+    random_weights: bool = False
+    """Train random weights: model.path need hold config.json alone; needs decode = false."""
+
+    def __post_init__(self) -> None:
+        require_positive("bench", steps=self.steps)
+        require(self.warmup >= 0, f"bench.warmup must be 0 or more, got {self.warmup}.")
+        require(0 <= self.accuracy <= 1, f"bench.accuracy must be in [0, 1], got {self.accuracy}.")
+        for name in ("prompt_tokens", "response_mean", "response_sigma"):
+            value = getattr(self, name)
+            require(value >= 0, f"bench.{name} must be 0 or more, got {value}.")
+        require(
+            not (self.random_weights and self.decode),
+            "bench.random_weights needs bench.decode = false: vLLM reads its weights from a file.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run."""
 
@@ -608,6 +646,8 @@ class RunConfig:
     """Evaluation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    """Benchmarks."""
 
     def __post_init__(self) -> None:
         require_positive(

@@ -31,6 +31,7 @@ _FREE_FIELDS = (
     "micro_batch_tokens",
     "checkpoint.",
     "eval.",
+    "bench.",
     "parallel.tensor",
     "parallel.pipeline",
     "parallel.virtual_pipeline",

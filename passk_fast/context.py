@@ -57,6 +57,7 @@ def context_part(batch: PackedBatch, rank: int, size: int) -> PackedBatch:
         sequence_index_T=batch.sequence_index_T[rows],
         cu_seqlens=_borders(lengths),
         max_seqlen=max(lengths),
+        real_tokens=batch.real_tokens // size,
         prefix_B=None,
         context=ContextPart(
             kv_rows=torch.from_numpy(np.concatenate(keys)),

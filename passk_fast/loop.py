@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from passk_fast.actor.schedule import learning_rate
 from passk_fast.advantage.metrics import evaluation, group_metrics, sampled_entropy
 from passk_fast.advantage.noise import flip_negatives
 from passk_fast.advantage.schedule import Schedule
-from passk_fast.batch import Prompt, RolloutGroup, Sequence
+from passk_fast.batch import PackedBatch, Prompt, RolloutGroup, Sequence
 from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
 from passk_fast.errors import DivergedError, NoSignalError
@@ -24,6 +23,7 @@ from passk_fast.rollout.engine import RolloutEngine
 from passk_fast.rollout.refill import Drawn, LiveShare, draw
 from passk_fast.rollout.watch import VerifierPool
 from passk_fast.seeding import seed_for
+from passk_fast.step_record import Savings, drawn_metrics, update_metrics
 from passk_fast.tasks import PromptOrder, answer_of
 from passk_fast.tasks.difficulty import Difficulty
 
@@ -96,17 +96,28 @@ class Trainer:
 
     def step(self, clock: Clock) -> tuple[dict[str, Any], list[RolloutGroup]]:
         """Sample, score, update, sync. Returns the step's record and its rollouts."""
-        with clock.span("sample"):
+        with clock.span("decode"):
             drawn = self._draw()
+        for name, seconds in (("verify", drawn.stats.verify_s), ("idle", drawn.stats.idle_s)):
+            clock.add(name, seconds)
+            clock.add("decode", -seconds)
         advantages_PN = self._advantages(drawn.groups)
         self._count_dead(drawn.groups, advantages_PN)
-        with clock.span("train"):
-            results = self._update(drawn.groups[: drawn.end], advantages_PN[: drawn.end])
+        savings = Savings()
+        results = self._update(
+            drawn.groups[: drawn.end], advantages_PN[: drawn.end], clock, savings
+        )
         with clock.span("sync"):
             self.engine.wake_up()
             self.sync_weights()
-        record = {"step": self.progress.step + 1, **self._drawn_metrics(drawn, advantages_PN)}
-        record |= self._update_metrics(results)
+        record = {
+            "step": self.progress.step + 1,
+            **self._rollout_metrics(drawn.groups, advantages_PN),
+            **drawn_metrics(drawn, advantages_PN),
+            **update_metrics(results),
+            "skipped_steps": self.progress.skipped,
+            **savings.record(),
+        }
         self.schedule.observe(record)
         self._keep(drawn)
         return record, drawn.groups
@@ -205,35 +216,55 @@ class Trainer:
             first_key=first_key,
         )
 
-    def _update(self, groups: list[RolloutGroup], advantages_PN: np.ndarray) -> list[StepResult]:
+    def _update(
+        self,
+        groups: list[RolloutGroup],
+        advantages_PN: np.ndarray,
+        clock: Clock,
+        savings: Savings,
+    ) -> list[StepResult]:
         """One optimizer step a minibatch of prompts."""
         self.engine.sleep()
         count = self.config.algorithm.minibatches
         parts = []
         for m in range(count):
             part = slice(len(groups) * m // count, len(groups) * (m + 1) // count)
-            sequences = to_sequences(groups[part], advantages_PN[part])
-            # The denominator counts what was sampled, so it is fixed before anything is dropped.
-            denominator = self._denominator(sequences)
-            if self.config.algorithm.prunes:
-                sequences = [s for s in sequences if s.advantage != 0.0]
-            batches = self.actor.pack(sequences)
-            # Log-probs of the sampling policy are needed once the weights have moved.
-            prepared = self.actor.prepare(batches, old_logprobs=count > 1)
+            with clock.span("pack"):
+                everything = to_sequences(groups[part], advantages_PN[part])
+                # The denominator counts what was sampled, so it is fixed before dropping any.
+                denominator = self._denominator(everything)
+                sequences = everything
+                if self.config.algorithm.prunes:
+                    sequences = [s for s in everything if s.advantage != 0.0]
+                batches = self.actor.pack(sequences)
+                savings.count(everything, sequences, shared=self.config.share_prompts)
+                savings.count_packed(batches)
+            with clock.span("logprob"):
+                # Log-probs of the sampling policy are needed once the weights have moved.
+                prepared = self.actor.prepare(batches, old_logprobs=count > 1)
             parts.append((sequences, denominator, prepared))
-        results: list[StepResult] = []
-        for sequences, denominator, batches in parts:
-            lr = learning_rate(self.config.optim, self.progress.optimizer_step, self.total_updates)
-            lr *= self.schedule.lr_scale(self.progress.step)
-            result = self.actor.policy_step(batches, denominator=denominator, lr=lr)
-            result.sums["lr"] = lr
-            result.sums["loss"] = result.sums["loss_sum"] / denominator
-            if self.unchecked and not results and result.sums["tokens"]:
-                self._check_logprobs(result, sequences)
-                self.unchecked -= 1
-            self._count(result)
-            results.append(result)
-        return results
+        with clock.span("train"):
+            return [self._optimize(*part, first=i == 0) for i, part in enumerate(parts)]
+
+    def _optimize(
+        self,
+        sequences: list[Sequence],
+        denominator: float,
+        batches: list[PackedBatch],
+        *,
+        first: bool,
+    ) -> StepResult:
+        """One optimizer step."""
+        lr = learning_rate(self.config.optim, self.progress.optimizer_step, self.total_updates)
+        lr *= self.schedule.lr_scale(self.progress.step)
+        result = self.actor.policy_step(batches, denominator=denominator, lr=lr)
+        result.sums["lr"] = lr
+        result.sums["loss"] = result.sums["loss_sum"] / denominator
+        if self.unchecked and first and result.sums["tokens"]:
+            self._check_logprobs(result, sequences)
+            self.unchecked -= 1
+        self._count(result)
+        return result
 
     @property
     def total_updates(self) -> int:
@@ -274,53 +305,17 @@ class Trainer:
             f"{sequences[worst.sequence].prompt_length} tokens."
         )
 
-    def _drawn_metrics(self, drawn: Drawn, advantages_PN: np.ndarray) -> dict[str, Any]:
-        """Metrics of all groups drawn, of the refill among them, and of the verifier."""
-        live_P = (advantages_PN != 0.0).any(axis=1)
-        return {
-            **self._rollout_metrics(drawn.groups, advantages_PN),
-            "verifier_failures": drawn.stats.verifier_failures,
-            "aborted_share": drawn.stats.aborted / advantages_PN.size,
-            "drawn_prompts": len(drawn.groups),
-            "draw_rounds": drawn.rounds,
-            "live_groups": int(live_P[: drawn.end].sum()),
-            "surplus_live_groups": int(live_P[drawn.end :].sum()),
-        }
-
     def _rollout_metrics(
         self, groups: list[RolloutGroup], advantages_PN: np.ndarray
     ) -> dict[str, Any]:
         algorithm, step = self.config.algorithm, self.progress.step
         dead = self.schedule.dead(step)
-        sampled = [r for group in groups for r in group.rollouts if r.token_ids]
-        lengths = [len(r.token_ids) for r in sampled]
-        finished = [r.finished for r in sampled]
         return {
             **group_metrics(groups, advantages_PN, dead, algorithm.k, answer_of),
             "k": self.schedule.stages(step)[0].k,
             "phase": self.schedule.phase(step),
             "lr_scale": self.schedule.lr_scale(step),
-            "response_tokens": int(sum(lengths)),
-            "response_length": float(np.mean(lengths)),
-            "truncated_share": 1.0 - float(np.mean(finished)),
         }
-
-    def _update_metrics(self, results: list[StepResult]) -> dict[str, float]:
-        total = {key: sum(r.sums[key] for r in results) for key in results[0].sums}
-        tokens = max(1.0, total["tokens"])
-        means = ("entropy", "ppo_kl", "kl", "logprob_gap", "tis_weight")
-        shares = ("clipped_low", "clipped_high", "dual_clipped", "tis_truncated")
-        record = {name: total[f"{name}_sum"] / tokens for name in means}
-        record |= {name: total[name] / tokens for name in shares}
-        record["logprob_gap_max"] = max(r.sums["logprob_gap_max"] for r in results)
-        record["loss"] = total["loss"] / len(results)
-        record["lr"] = results[-1].sums["lr"]
-        norms = [r.grad_norm for r in results if math.isfinite(r.grad_norm)]
-        record["grad_norm"] = sum(norms) / len(norms) if norms else math.nan
-        record["skipped_steps"] = self.progress.skipped
-        record["micro_batches"] = sum(r.micro_batches for r in results)
-        record["trained_tokens"] = int(total["tokens"])
-        return record
 
     def evaluate(self) -> dict[str, Any] | None:
         """Held-out pass@1 and pass@k with 95 % intervals; None without held-out prompts."""

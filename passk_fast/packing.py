@@ -116,6 +116,7 @@ class _Rows:
         self.lengths: list[int] = []
         self.prefix: list[int] = []
         self.filled = 0
+        self.real = 0
 
     def segment(self, s: Sequence, owner: int, first: int, last: int, prefix: int = -1) -> None:
         """Tokens first..last - 1 of a sequence, and their targets where there are any."""
@@ -137,6 +138,7 @@ class _Rows:
 
     def pad(self, piece: int) -> None:
         """Fill up with segments of at most `piece` tokens, which attend to themselves alone."""
+        self.real = self.filled
         while left := len(self.tokens) - self.filled:
             length = min(piece, left)
             self.positions[self.filled : self.filled + length] = np.arange(length)
@@ -159,6 +161,7 @@ class _Rows:
             cu_seqlens=torch.from_numpy(borders),
             max_seqlen=max(self.lengths),
             sequence_index_T=torch.from_numpy(self.owner),
+            real_tokens=self.real,
             prefix_B=tuple(self.prefix) if shared else None,
         )
 

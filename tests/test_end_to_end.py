@@ -215,6 +215,26 @@ def test_curves(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.megatron
+@pytest.mark.parametrize("decode", [pytest.param(True, marks=pytest.mark.sample), False])
+def test_bench_says_where_the_time_goes(tmp_path: Path, decode: bool) -> None:
+    out = tmp_path / "bench.json"
+    options = """
+        --bench.steps 1 --bench.accuracy 0.7 --bench.response-mean 8 --rollout.early-stop
+        --algorithm.loss-denominator live_tokens --nproc 2
+    """.split()
+    more = [] if decode else ["--bench.no-decode"]
+    done = call("bench", str(CONFIG), "--out", str(out), *SMALL, *options, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MFU" in done.stdout
+    result = json.loads(out.read_text())
+    assert sum(result["breakdown_s"].values()) == pytest.approx(result["step_s"])
+    assert result["config"]["decode"] == decode
+    assert 0 < result["saved_by_sharing"] < 1
+    assert 0 < result["mfu"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.megatron
 def test_two_runs_with_one_seed_agree(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
     folder, cache, _ = whole
     again = tmp_path / "again"

@@ -12,6 +12,7 @@ import pytest
 from passk_fast.actor.actor import StepResult, WorstToken
 from passk_fast.advantage import advantages
 from passk_fast.batch import Prompt, Rollout, RolloutGroup, Sequence
+from passk_fast.clock import Clock
 from passk_fast.config import (
     AlgorithmConfig,
     ModelConfig,
@@ -23,6 +24,7 @@ from passk_fast.config import (
 )
 from passk_fast.errors import ConfigError, DivergedError, ExitCode, NoSignalError
 from passk_fast.loop import Progress, Trainer, logprob_bound, to_sequences
+from passk_fast.step_record import Savings
 
 pytestmark = pytest.mark.megatron
 
@@ -104,9 +106,9 @@ class Recorder:
         self.packed: list[list[Sequence]] = []
         self.denominators: list[float] = []
 
-    def pack(self, sequences: list[Sequence]) -> list[Sequence]:
+    def pack(self, sequences: list[Sequence]) -> list[Any]:
         self.packed.append(sequences)
-        return sequences
+        return []
 
     def prepare(self, batches: list[Sequence], *, old_logprobs: bool) -> list[Sequence]:
         return batches
@@ -144,7 +146,7 @@ def test_only_sequences_with_advantage_are_trained(options: dict[str, Any], trai
     run.actor = Recorder()  # type: ignore[assignment]
     run.engine = Engine()  # type: ignore[assignment]
     groups = [group([1, 0, 0, 0]), group([0, 0, 0, 0])]
-    run._update(groups, np.array([[1.0, -0.5, -0.5, 0.0], [0.0] * 4]))
+    run._update(groups, np.array([[1.0, -0.5, -0.5, 0.0], [0.0] * 4]), Clock(), Savings())
     assert [len(packed) for packed in run.actor.packed] == [trained]
     assert run.actor.denominators == [20.0]  # all response tokens, fixed before pruning
     assert run.unchecked == 2  # nothing was compared
@@ -263,4 +265,3 @@ def test_rollout_metrics_count_dead_groups() -> None:
     assert record["dead_share"] == 0.75  # N = 4, k = 2: signal at 1 <= c <= 2 only
     assert record["pass@1"] == 0.5
     assert record["pass@k"] == pytest.approx((0 + 0.5 + 1 + 1) / 4)
-    assert record["response_tokens"] == 40

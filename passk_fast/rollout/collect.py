@@ -6,8 +6,9 @@ verifies and sends, so that what the blocks send, in rank order, is the whole li
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -56,12 +57,24 @@ class CollectStats:
     """The first of them in the order of prompts, in words; empty when there is none."""
     aborted: int = 0
     """Responses that were stopped, or never begun, because their group was decided."""
+    verify_s: float = field(default=0.0, compare=False)
+    """Seconds this rank spent on verifying, or waiting for verdicts, while it sampled."""
+    idle_s: float = field(default=0.0, compare=False)
+    """Seconds it waited for the other engines to finish."""
+    prompt_tokens: int = field(default=0, compare=False)
+    """Prompt tokens of the responses of this rank's engine, each response's counted."""
+    cached_tokens: int = field(default=0, compare=False)
+    """Those of them that the engine's prefix cache had."""
 
     def __add__(self, later: CollectStats) -> CollectStats:
         return CollectStats(
             verifier_failures=self.verifier_failures + later.verifier_failures,
             first_failure=self.first_failure or later.first_failure,
             aborted=self.aborted + later.aborted,
+            verify_s=self.verify_s + later.verify_s,
+            idle_s=self.idle_s + later.idle_s,
+            prompt_tokens=self.prompt_tokens + later.prompt_tokens,
+            cached_tokens=self.cached_tokens + later.cached_tokens,
         )
 
 
@@ -114,12 +127,17 @@ def collect_groups(
     )
     samples = _seen(watch) if engine.tensor_rank == 0 else Samples([], [], 0, "")
     parts = [samples]
+    start = time.perf_counter()
     if engine.data_size * engine.tensor_size > 1:
         parts = [decode_samples(data) for data in gather(encode_samples(samples))]
     return _groups(prompts, prompt_ids, parts, num_rollouts), CollectStats(
         verifier_failures=sum(part.failures for part in parts),
         first_failure=next((part.first_failure for part in parts if part.failures), ""),
         aborted=sum(part.aborted for part in parts),
+        verify_s=watch.seconds,
+        idle_s=time.perf_counter() - start,
+        prompt_tokens=watch.prompt_tokens,
+        cached_tokens=watch.cached_tokens,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,9 @@ class RolloutEngine:
         self._asleep = False
         self._has_weights = True
         self._refresh_output_layer = device == "cpu"
+        self.forced_length: Callable[[int, int, int], int] | None = None
+        """Of (seed, prompt key, number of the response): benchmarks set it; end tokens are then
+        tokens like any other."""
         prepare_environment()
         self.llm: LLM = _start(config, model_dir, device)
         self.tokenizer: Any = self.llm.get_tokenizer()
@@ -139,6 +142,9 @@ class RolloutEngine:
         def add(key: tuple[int, int]) -> None:
             p, n = key
             params = self._params(1, seeds[p] + n, temperature, top_p, None)
+            if self.forced_length is not None:
+                params.max_tokens = self.forced_length(seed, prompt_keys[p], n)
+                params.ignore_eos = True
             engine.add_request(f"{p}.{n}", inputs[p], params)
 
         for n in range(watch.num_rollouts):
@@ -149,6 +155,9 @@ class RolloutEngine:
             while busy:
                 outputs = engine.step() if engine.has_unfinished_requests() else []
                 ended = [output for output in outputs if output.finished]
+                for output in ended:
+                    watch.prompt_tokens += len(output.prompt_token_ids)
+                    watch.cached_tokens += output.num_cached_tokens or 0
                 orders = self._agreed(watch, ended)
                 engine.abort_request([f"{p}.{n}" for p, n in orders.abort])
                 for key in orders.add:

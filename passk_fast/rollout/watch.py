@@ -9,6 +9,7 @@ decoding while the outcome still depends on the order of events alone, not on th
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -99,6 +100,10 @@ class GroupWatch:
         self.failures = 0
         self.first_failure = ""
         self.aborted = 0
+        self.seconds = 0.0
+        self.prompt_tokens = self.cached_tokens = 0
+        """Prompt tokens of all responses, and those whose keys and values were found; the engine
+        counts them."""
         self._verify, self._pool = verify, pool
         self._dead, self._retries = dead_rows, retries
         self._slot = {(p, n): n for p in range(count) for n in range(num_rollouts)}
@@ -108,7 +113,17 @@ class GroupWatch:
         self._pending: list[tuple[Key, Future]] = []
 
     def step(self, ended: Sequence[tuple[Key, Rollout]]) -> Orders:
-        """Take the responses that ended in an engine step; returns what to abort and to add."""
+        """Take the responses that ended in an engine step; returns what to abort and to add.
+
+        `seconds` grows by the time this took: verifying, or waiting for verdicts.
+        """
+        start = time.perf_counter()
+        try:
+            return self._step(ended)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def _step(self, ended: Sequence[tuple[Key, Rollout]]) -> Orders:
         orders = Orders()
         touched: set[int] = set()
         if self._pool is None:

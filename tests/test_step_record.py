@@ -1,0 +1,82 @@
+"""What a step reports of sampling, and of the work that was left out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from passk_fast import packing
+from passk_fast.batch import Prompt, Rollout, RolloutGroup, Sequence
+from passk_fast.flops import Work
+from passk_fast.rollout.collect import CollectStats
+from passk_fast.rollout.refill import Drawn
+from passk_fast.rollout.watch import MISSING
+from passk_fast.step_record import Savings, drawn_metrics
+
+
+def sequence(prompt: tuple[int, ...], response: int, advantage: float) -> Sequence:
+    return Sequence(
+        token_ids=prompt + (7,) * response,
+        prompt_length=len(prompt),
+        rollout_logprobs=(-1.0,) * response,
+        advantage=advantage,
+    )
+
+
+def test_savings_are_shares_of_training_everything_alone() -> None:
+    everything = [sequence((1, 2, 3, 4), n, a) for n, a in ((2, 1.0), (3, -1.0))]
+    everything += [sequence((5, 6, 7), n, 0.0) for n in (4, 1)]
+    savings = Savings()
+    savings.count(everything, everything[:2], shared=True)
+    whole = (4 + 2) + (4 + 3) + (3 + 4) + (3 + 1)
+    record = savings.record()
+    assert record["saved_by_pruning"] == pytest.approx(11 / whole)
+    # three prompt tokens once, and each response from the prompt's last token to its last but one
+    assert record["work"] == vars(Work(tokens=3 + 2 + 3, scored=5, pairs=6 + (6 + 3) + (9 + 6)))
+    assert record["saved_by_sharing"] == pytest.approx((13 - 8) / whole)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_work_is_what_is_packed(shared: bool) -> None:
+    sequences = [sequence((1, 2, 3), n, 1.0) for n in (2, 5)]
+    if shared:
+        units = packing.shared_units(sequences, 1, 64)
+        batch = packing.pack_shared(sequences, units, multiple=16, pad_id=0)
+    else:
+        batch = packing.pack(sequences, range(2), multiple=16, pad_id=0)
+    savings = Savings()
+    savings.count(sequences, sequences, shared=shared)
+    savings.count_packed([batch])
+    assert batch.real_tokens == savings.record()["work"]["tokens"]
+    assert savings.record()["padding_share"] == 1 - batch.real_tokens / 16
+
+
+def test_metrics_of_what_was_drawn() -> None:
+    def group(lengths: list[int]) -> RolloutGroup:
+        rollouts = tuple(
+            Rollout(token_ids=(1,) * n, logprobs=(-1.0,) * n, text="", finished=n < 4)
+            if n
+            else MISSING
+            for n in lengths
+        )
+        rewards = np.array([1.0 if n else math.nan for n in lengths])
+        prompt = Prompt(id="p", text="", answer="", task="t")
+        return RolloutGroup(prompt=prompt, prompt_ids=(1,), rollouts=rollouts, rewards=rewards)
+
+    drawn = Drawn(
+        indices=[3, 1, 2],
+        groups=[group([1, 2]), group([4, 0]), group([3, 3])],
+        end=2,
+        rounds=2,
+        stats=CollectStats(aborted=1, verifier_failures=5),
+    )
+    record = drawn_metrics(drawn, np.array([[1.0, -1.0], [0.0, 0.0], [0.5, -0.5]]))
+    assert record["response_tokens"] == 13
+    assert record["response_length"] == 13 / 5
+    assert record["truncated_share"] == pytest.approx(1 / 5)
+    assert record["aborted_share"] == 1 / 6
+    assert (record["live_groups"], record["surplus_live_groups"]) == (1, 1)
+    assert (record["drawn_prompts"], record["draw_rounds"]) == (3, 2)
+    assert record["verifier_failures"] == 5
