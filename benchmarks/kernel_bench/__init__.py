@@ -1,0 +1,1 @@
+"""Parts of benchmarks/kernels.py: problems, peers, measurement, plot."""
