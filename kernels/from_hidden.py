@@ -89,8 +89,8 @@ def linear_policy_loss(
     Returns:
         (loss, metrics). Gradients of hidden and weight are ready when it returns; backward scales
         them, once. Metrics are float64 sums over the rows computed (see `MAX_METRICS`), with
-        "backend": "triton", "interpreter" or "torch", "far_rows" (done again with an online
-        maximum) and "filtered_rows".
+        "backend": "triton", "interpreter" or "torch", "far_rows" (done through float32 logits
+        with an online maximum) and "filtered_rows".
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, shape, device or range; names it.
@@ -191,7 +191,7 @@ class _Step:
         head = self.head
         if self.loss.entropy_coef:
             logits_pass(head, self.index, slopes)
-            return self.filtered * 0.0
+            return self.counted.sum().double()
         anchored_pass(head, self.index, slopes)
         far = head.far[:-1]
         if int(head.far_count):

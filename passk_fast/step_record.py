@@ -50,6 +50,8 @@ def update_metrics(results: SequenceOf[StepResult]) -> dict[str, float]:
     record["grad_norm"] = sum(norms) / len(norms) if norms else math.nan
     record["micro_batches"] = sum(r.micro_batches for r in results)
     record["trained_tokens"] = int(total["tokens"])
+    if "far_rows" in total:  # rows that took the fused head's slow path
+        record["head_far_rows"] = int(total["far_rows"])
     return record
 
 
