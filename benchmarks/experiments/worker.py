@@ -36,7 +36,7 @@ KEPT = (
     "truncated_share",
     "skipped_steps",
 )
-"""Of a step's record, what results keep."""
+"""Of a step's record, what results keep; pass@k above N is not there."""
 TOP_P = 0.95
 """Evaluation as the papers do it: temperature 1.0, top_p 0.95."""
 
@@ -129,7 +129,7 @@ class Laboratory:
         steps = []
         for _ in range(config.steps):
             record, _ = trainer.step(Clock())
-            steps.append({name: record[name] for name in KEPT})
+            steps.append({name: record[name] for name in KEPT if name in record})
         result = {
             "seed": config.seed,
             "algorithm": asdict(config.algorithm),
