@@ -50,11 +50,6 @@ class Store:
             return False
         return True
 
-    def longest_run_s(self) -> float:
-        """Wall seconds of the longest finished run, 0 without one."""
-        every = [json.loads(path.read_text()) for path in self.results.glob("*.json")]
-        return max((float(run.get("wall_s", 0.0)) for run in every), default=0.0)
-
     def forget_claims(self) -> None:
         """Of an interrupted study: what was begun and not finished is begun again."""
         shutil.rmtree(self.claims)

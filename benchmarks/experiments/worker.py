@@ -142,7 +142,8 @@ class Laboratory:
 
 
 def main(out: Path, minutes: float) -> None:
-    """Take runs that nobody has taken until none is left, or the next would end too late.
+    """Take runs that nobody has taken until none is left, or the next would take as long as the
+    last and end too late. One is always taken.
 
     Called by study.py in a new process. `minutes` counts from now, the engine's start included.
     """
@@ -153,9 +154,9 @@ def main(out: Path, minutes: float) -> None:
     base = replace(base_config(), output_dir=str(out / f"worker-{os.getpid()}"))
     store = Store(out)
     laboratory = Laboratory(base)
-    longest = store.longest_run_s()
+    expected_s = 0.0
     for arm, seed in jobs(base):
-        if time.monotonic() + longest > deadline:
+        if time.monotonic() + expected_s > deadline:
             return
         if not store.claim(arm.name, seed):
             continue
@@ -167,7 +168,7 @@ def main(out: Path, minutes: float) -> None:
             f"pass@16 {final['pass@16']:.3f} in {result['wall_s']:.0f} s",
             flush=True,
         )
-        longest = max(longest, result["wall_s"])
+        expected_s = result["wall_s"]
     if store.claim("warm", 0):
         laboratory.trainer(replace(base, seed=0))
         store.write("warm", 0, {"seed": 0, "steps": [], "eval": laboratory.evaluate(0)})
