@@ -11,52 +11,57 @@ tokens stand in the micro-batch once, and every response attends to them.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from typing import Any
 
 import numpy as np
 import torch
 
+from passk_fast import native
 from passk_fast.batch import PackedBatch, Sequence
+from passk_fast.flops import ModelFlops
 
 _EMPTY_PIECE = 64
 """Length in tokens of the padding segments of a micro-batch that has no real one."""
 
 
 def plan(
-    lengths: SequenceOf[int], data_size: int, max_tokens: int, divisor: int = 1
+    lengths: SequenceOf[int],
+    data_size: int,
+    max_tokens: int,
+    divisor: int = 1,
+    *,
+    linear: float = 1.0,
+    quadratic: float = 0.0,
+    pairs: SequenceOf[int] | None = None,
 ) -> list[list[list[int]]]:
     """Indices of sequences by [data rank][micro-batch].
 
-    `lengths` in tokens; no micro-batch exceeds `max_tokens`, a ValueError if one sequence does.
-    The number of micro-batches on each rank is a multiple of `divisor` (interleaved pipeline).
-    Longest first to the least loaded rank, then first fit, then the micro-batch with most room.
+    `lengths` in tokens; no micro-batch exceeds `max_tokens`, a ValueError names a sequence that
+    does. All ranks get the same number of micro-batches, a multiple of `divisor` (interleaved
+    pipeline), as few as can be found. Computed by csrc/: the same for the same lengths on every
+    rank, and with the same costs in whatever order they are listed.
+
+    A sequence costs `linear * length + quadratic * pairs`, in any unit: what is balanced, first
+    over ranks, then over each rank's micro-batches, is the sum of it. `linear` is the work a token
+    takes whatever surrounds it (every matrix product with weights), `quadratic` that of one entry
+    of the attention matrix; see `flop_coefficients`. `pairs` is length**2 unless it is given.
     """
-    if lengths and max(lengths) > max_tokens:
-        raise ValueError(f"a sequence of {max(lengths)} tokens exceeds max_tokens = {max_tokens}")
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    ranks: list[list[int]] = [[] for _ in range(data_size)]
-    loads = [0] * data_size
-    for i in order:
-        rank = loads.index(min(loads))
-        ranks[rank].append(i)
-        loads[rank] += lengths[i]
-    packed = [_first_fit(ranks[r], lengths, max_tokens) for r in range(data_size)]
-    count = max(1, *(len(bins) for bins in packed))
-    count = -(-count // divisor) * divisor
-    return [bins + [[] for _ in range(count - len(bins))] for bins in packed]
+    tokens = np.asarray(lengths, np.int64)
+    squares = tokens * tokens if pairs is None else np.asarray(pairs, np.int64)
+    return native.plan_micro_batches(
+        tokens, squares, data_size, max_tokens, divisor, linear, quadratic
+    )
 
 
-def _first_fit(indices: list[int], lengths: SequenceOf[int], max_tokens: int) -> list[list[int]]:
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in indices:
-        target = next((b for b, left in enumerate(room) if left >= lengths[i]), None)
-        if target is None:
-            bins.append([])
-            room.append(max_tokens)
-            target = len(bins) - 1
-        bins[target].append(i)
-        room[target] -= lengths[i]
-    return bins
+def flop_coefficients(hf: Any) -> tuple[float, float]:
+    """(linear, quadratic) of `plan`: FLOPs of a forward pass, from a transformers config.
+
+    Every token passes all layers and, scored or not, the output layer; a pair is an entry of the
+    attention matrix, of which causal attention computes half.
+    """
+    sizes = ModelFlops.from_hf(hf)
+    linear = 2.0 * (sizes.layers * sizes.layer_weights + sizes.head_weights)
+    return linear, 2.0 * sizes.layers * sizes.attention_width
 
 
 # ---- shared prompts ----------------------------------------------------------------------------
@@ -97,6 +102,13 @@ def _same_prompt(a: Sequence, b: Sequence) -> bool:
 def unit_length(sequences: SequenceOf[Sequence], unit: SequenceOf[int]) -> int:
     """Packed tokens of a unit: the prompt but its last token, then each response's."""
     return sequences[unit[0]].prompt_length - 1 + sum(sequences[i].response_length for i in unit)
+
+
+def unit_pairs(sequences: SequenceOf[Sequence], unit: SequenceOf[int]) -> int:
+    """`pairs` of a unit for `plan`: twice its causal pairs, the prompt's among themselves once."""
+    prompt = sequences[unit[0]].prompt_length - 1
+    responses = (sequences[i].response_length for i in unit)
+    return prompt * prompt + sum(r * (2 * prompt + r) for r in responses)
 
 
 # ---- packing -----------------------------------------------------------------------------------

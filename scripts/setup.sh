@@ -24,8 +24,9 @@ megatron=0.16.1
 [ "$version" = 3.12 ] && megatron=0.19.2
 
 stamp="$venv/.passk-setup"
-key="$(cat requirements/*.txt scripts/setup.sh pyproject.toml | sha256sum | cut -c1-16) $version $kind $PWD"
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then exit 0; fi
+key="$(cat requirements/*.txt scripts/setup.sh pyproject.toml setup.py csrc/* | sha256sum | cut -c1-16) $version $kind $PWD"
+native=$(compgen -G "passk_fast/_native.cpython-${version/./}-*.so" || true)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ] && [ -n "$native" ]; then exit 0; fi
 
 started=$SECONDS
 say() { echo "setup [$((SECONDS - started)) s]: $*"; }
@@ -54,7 +55,12 @@ if [ ! -f "$installed" ] || [ "$(cat "$installed")" != "$have" ]; then
   pip -r requirements/dev.txt
   echo "$have" >"$installed"
 fi
-say "passk_fast itself"
+say "passk_fast itself, and its extension from csrc/"
+if ! command -v "${CXX:-g++}" >/dev/null; then
+  echo "setup: csrc/ needs a C++20 compiler and ${CXX:-g++} is not there: install g++ 11 or newer" \
+    "(Debian: apt install g++), or name another with CXX=..." >&2
+  exit 2
+fi
 pip --no-deps --no-build-isolation -e .
 echo "$key" >"$stamp"
 say "done"

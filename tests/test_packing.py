@@ -1,36 +1,13 @@
-"""Packing: nothing lost, nothing twice, limits kept, and every token in its place."""
+"""Packing: every token in its place. The plan: see test_plan_micro_batches.py."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from passk_fast.batch import Sequence
-from passk_fast.packing import pack, pack_shared, plan, shared_units, unit_length
-
-
-@given(
-    st.lists(st.integers(1, 64), max_size=40),
-    st.integers(1, 5),
-    st.integers(64, 200),
-    st.integers(1, 4),
-)
-def test_the_plan_holds_everything_once(
-    lengths: list[int], ranks: int, limit: int, divisor: int
-) -> None:
-    got = plan(lengths, ranks, limit, divisor)
-    assert len(got) == ranks
-    assert len({len(bins) for bins in got}) == 1
-    assert len(got[0]) % divisor == 0
-    assert sorted(i for bins in got for bin_ in bins for i in bin_) == list(range(len(lengths)))
-    assert all(sum(lengths[i] for i in bin_) <= limit for bins in got for bin_ in bins)
-
-
-def test_a_sequence_above_the_limit_is_refused() -> None:
-    with pytest.raises(ValueError, match="65 tokens exceeds"):
-        plan([3, 65], 1, 64)
+from passk_fast.packing import pack, pack_shared, shared_units, unit_length
 
 
 def sequence(prompt: int, response: int, start: int) -> Sequence:

@@ -1,0 +1,253 @@
+"""The packing planner against Karmarkar-Karp in Python: seconds, and balance of log-normal lengths.
+
+    python benchmarks/packing.py --out benchmarks/results/packing_cpu.json
+
+The peers balance ranks, then each rank's micro-batches, by the largest differencing method of
+Karmarkar and Karp in Python, on the cost of a sequence; they take the number of micro-batches from
+the tokens and may exceed the token limit. `karmarkar_karp` is that method with nothing left out or
+slowed down. Three of its uses are timed: `flat` (all micro-batches of all ranks at once),
+`two_level` (ranks, then micro-batches) and `two_level_equal` (the same with equally many sequences
+a rank, verl's default, which needs fewer merges). Both sides get the same number of micro-batches.
+
+Balance is the largest cost over its lower bound, max(mean, largest single cost), for ranks and for
+micro-batches. Timings are medians over interleaved repeats on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from passk_fast.packing import flop_coefficients, plan
+
+Groups = list[list[int]]
+Plan = list[Groups]
+
+
+class Partial:
+    """A partial solution: `count` pairs (sum, indices), largest sum first."""
+
+    __slots__ = ("parts", "spread")
+
+    def __init__(self, parts: list[tuple[float, list[int]]]) -> None:
+        self.parts = parts
+        self.spread = parts[0][0] - parts[-1][0]
+
+    def __lt__(self, other: Partial) -> bool:
+        return self.spread > other.spread
+
+    def merged(self, other: Partial) -> Partial:
+        """Largest with smallest, and so on."""
+        parts = [
+            (a[0] + b[0], a[1] + b[1] if b[1] else a[1])
+            for a, b in zip(self.parts, reversed(other.parts), strict=True)
+        ]
+        parts.sort(key=lambda part: part[0], reverse=True)
+        return Partial(parts)
+
+
+def karmarkar_karp(costs: Sequence[float], count: int, *, equal: bool = False) -> Groups:
+    """Indices of `costs` in `count` groups; with `equal` of the same size, if they divide so."""
+    order = sorted(range(len(costs)), key=lambda i: costs[i])
+    if equal:
+        starts = [order[at : at + count] for at in range(0, len(order), count)]
+    else:
+        starts = [[i] for i in order]
+    heap = []
+    for start in starts:
+        parts = [(costs[i], [i]) for i in reversed(start)]
+        heap.append(Partial(parts + [(0, [])] * (count - len(parts))))
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        first = heapq.heappop(heap)
+        heapq.heapreplace(heap, first.merged(heap[0]))
+    return [indices for _, indices in heap[0].parts]
+
+
+def two_level(costs: Sequence[float], ranks: int, micros: int, *, equal: bool = False) -> Plan:
+    """The peers' way: ranks first, then the micro-batches of each."""
+    out = []
+    for rank in karmarkar_karp(costs, ranks, equal=equal):
+        inner = karmarkar_karp([costs[i] for i in rank], micros)
+        out.append([[rank[i] for i in group] for group in inner])
+    return out
+
+
+def flat(costs: Sequence[float], ranks: int, micros: int) -> Plan:
+    """All micro-batches of all ranks at once, then dealt out to the ranks in turns."""
+    groups = karmarkar_karp(costs, ranks * micros)
+    groups.sort(key=lambda group: -sum(costs[i] for i in group))
+    dealt: Plan = [[] for _ in range(ranks)]
+    for at, group in enumerate(groups):
+        turn, place = divmod(at, ranks)
+        dealt[place if turn % 2 == 0 else ranks - 1 - place].append(group)
+    return dealt
+
+
+def balance(plan_: Plan, costs: Sequence[float]) -> dict[str, float]:
+    """Largest cost over its lower bound, for ranks and for micro-batches."""
+    bins = [sum(costs[i] for i in bin_) for rank in plan_ for bin_ in rank]
+    ranks = [sum(costs[i] for bin_ in rank for i in bin_) for rank in plan_]
+    largest = max(costs)
+    return {
+        "ranks": max(ranks) / max(sum(ranks) / len(ranks), largest),
+        "micro_batches": max(bins) / max(sum(bins) / len(bins), largest),
+    }
+
+
+def log_normal(count: int, seed: int, *, median: float, sigma: float, limit: int) -> list[int]:
+    """Lengths in tokens, cut at `limit`."""
+    draws = np.random.default_rng(seed).lognormal(np.log(median), sigma, count)
+    return [int(x) for x in np.clip(draws, 1, limit)]
+
+
+class Qwen3:
+    """The sizes of Qwen3-32B that a sequence's cost depends on."""
+
+    num_attention_heads = 64
+    num_key_value_heads = 8
+    head_dim = 128
+    hidden_size = 5120
+    intermediate_size = 25600
+    num_hidden_layers = 64
+    vocab_size = 151936
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """(seconds, result)."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def speed(count: int, ranks: int, micros: int, repeats: int) -> dict[str, Any]:
+    """100,000 sequences over 64 ranks x 8 micro-batches, all methods."""
+    lengths = log_normal(count, 0, median=1500, sigma=0.8, limit=16384)
+    linear, quadratic = flop_coefficients(Qwen3())
+    costs = [linear * n + quadratic * n * n for n in lengths]
+    limit = int(sum(lengths) / ranks / micros * 1.1)
+    methods: dict[str, Callable[[], Plan]] = {
+        "ours_tokens": lambda: plan(lengths, ranks, limit),
+        "ours": lambda: plan(lengths, ranks, limit, linear=linear, quadratic=quadratic),
+        "two_level": lambda: two_level(costs, ranks, micros),
+        "two_level_equal": lambda: two_level(costs, ranks, micros, equal=True),
+        "flat": lambda: flat(costs, ranks, micros),
+    }
+    rows: dict[str, Any] = {}
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for repeat in range(repeats):
+        for name, method in methods.items():
+            if name == "flat" and repeat:
+                continue
+            seconds, made = timed(method)
+            times[name].append(seconds)
+            assert {len(rank) for rank in made} == {micros}
+            used = [float(n) for n in lengths] if name == "ours_tokens" else costs
+            rows[name] = {"balance": balance(made, used)}
+    for name, row in rows.items():
+        row["seconds"] = statistics.median(times[name])
+        row["all_seconds"] = times[name]
+        row["times_ours"] = row["seconds"] / statistics.median(times["ours"])
+    return {"sequences": count, "ranks": ranks, "micro_batches": micros, "methods": rows}
+
+
+def compare(cases: int) -> dict[str, Any]:
+    """Balance of ours and the peers' over many small batches, same counts; how often we lose."""
+    rng = np.random.default_rng(1)
+    linear, quadratic = flop_coefficients(Qwen3())
+    rows = []
+    while len(rows) < cases:
+        ranks, each = int(rng.integers(1, 17)), int(rng.integers(1, 9))
+        per_bin = int(rng.integers(2, 40))
+        count = ranks * each * per_bin
+        lengths = log_normal(count, len(rows), median=1500, sigma=0.8, limit=16384)
+        limit = max(16384, int(sum(lengths) / ranks / each * 1.2))
+        use = (linear, quadratic) if len(rows) % 2 else (1.0, 0.0)
+        ours = plan(lengths, ranks, limit, linear=use[0], quadratic=use[1])
+        costs = [use[0] * n + use[1] * n * n for n in lengths]
+        theirs = two_level(costs, ranks, len(ours[0]))
+        default = two_level(costs, ranks, len(ours[0]), equal=True)
+        over = max(sum(lengths[i] for i in b) for rank in theirs for b in rank) > limit
+        rows.append(
+            {
+                "sequences": count,
+                "ranks": ranks,
+                "micro_batches": len(ours[0]),
+                "quadratic": bool(use[1]),
+                "ours": balance(ours, costs),
+                "two_level": balance(theirs, costs),
+                "two_level_equal": balance(default, costs),
+                "two_level_exceeds_limit": over,
+            }
+        )
+    return summarise(rows)
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of wins and losses against each method, and distributions of the balance."""
+    out: dict[str, Any] = {
+        "cases": len(rows),
+        "two_level_exceeds_limit": sum(row["two_level_exceeds_limit"] for row in rows),
+    }
+    for key in ("ranks", "micro_batches"):
+        for name in ("ours", "two_level", "two_level_equal"):
+            values = [row[name][key] for row in rows]
+            part = {"mean": statistics.fmean(values), "max": max(values)}
+            if name != "ours":
+                ratios = [row["ours"][key] / row[name][key] for row in rows]
+                part["we_are_better"] = sum(ratio < 1 - 1e-9 for ratio in ratios)
+                part["we_are_worse"] = sum(ratio > 1 + 1e-9 for ratio in ratios)
+                part["worst_ratio"] = max(ratios)
+            out.setdefault(key, {})[name] = part
+    return out
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    )
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
+        "threads": 1,
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+    }
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cases", type=int, default=400)
+    parser.add_argument("--sequences", type=int, default=100_000)
+    args = parser.parse_args()
+    result = {
+        "machine": machine(),
+        "speed": speed(args.sequences, 64, 8, args.repeats),
+        "compare": compare(args.cases),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
