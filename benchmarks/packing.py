@@ -10,7 +10,7 @@ slowed down. Three of its uses are timed: `flat` (all micro-batches of all ranks
 a rank, verl's default, which needs fewer merges). Both sides get the same number of micro-batches.
 
 Balance is the largest cost over its lower bound, max(mean, largest single cost), for ranks and for
-micro-batches. Timings are medians over interleaved repeats on one thread.
+micro-batches. Timings are CPU seconds of the one thread, medians over interleaved repeats.
 """
 
 from __future__ import annotations
@@ -126,10 +126,10 @@ class Qwen3:
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """(seconds, result)."""
-    start = time.perf_counter()
+    """(CPU seconds of the one thread, result): other processes do not count."""
+    start = time.process_time()
     result = call()
-    return time.perf_counter() - start, result
+    return time.process_time() - start, result
 
 
 def speed(count: int, ranks: int, micros: int, repeats: int) -> dict[str, Any]:

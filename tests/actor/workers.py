@@ -130,15 +130,16 @@ def logits_gap(kind: str, folder: str, parallel: dict[str, Any]) -> float:
     if not captured:
         return 0.0
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    owner = batches[0].sequence_index_T
-    reference = torch.zeros(len(owner), VOCAB)
-    with torch.no_grad():
-        for i, sequence in enumerate(sequences):
-            reference[owner == i] = model(torch.tensor([sequence.token_ids])).logits[0]
     width = captured[0].shape[1]
     first = actor.mesh.tensor_rank * width
-    real = captured[0][owner >= 0][:, : max(0, min(width, VOCAB - first))]
-    return float((real - reference[owner >= 0][:, first : first + width]).abs().max())
+    gap = 0.0
+    for batch, logits in zip(batches, captured, strict=True):
+        for i in set(batch.sequence_index_T.tolist()) - {-1}:
+            with torch.no_grad():
+                reference = model(torch.tensor([sequences[i].token_ids])).logits[0]
+            real = logits[batch.sequence_index_T == i][:, : max(0, min(width, VOCAB - first))]
+            gap = max(gap, float((real - reference[:, first : first + width]).abs().max()))
+    return gap
 
 
 def gradients(
