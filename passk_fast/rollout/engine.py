@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
 
 _GIB = 1 << 30
+_CPU_BLOCK = 32
+"""Tokens of a block of keys and values: the smallest that vLLM's CPU kernels take."""
 _ENVIRONMENT = {
     # The engine must run in this process: external_launcher asks for it.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -334,6 +336,8 @@ def _start(config: RunConfig, model_dir: str, device: str) -> LLM:
         # With seeds, vLLM rewinds a request's generator after a partial prefill, which torch's CPU
         # generator cannot do: prefill every prompt whole.
         options["enable_chunked_prefill"] = False
+        # vLLM takes 128 by itself: a prompt shorter than a block is computed for every response.
+        options["block_size"] = _CPU_BLOCK
     else:
         options["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         options["enable_sleep_mode"] = rollout.sleep
