@@ -1,6 +1,7 @@
 """End-to-end steps against TRL's GRPOTrainer: same model, prompts, lengths; all sequences trained.
 
     python benchmarks/e2e_vs_trl.py --repeats 3 --out benchmarks/results/e2e_vs_trl_cpu.json
+    python benchmarks/e2e_vs_trl.py --accuracy 0.7 --out benchmarks/results/e2e_vs_trl_07_cpu.json
 
 Each side runs in processes of its own, in turn (ours, TRL, ours, ...), under each layout: one rank
 with a thread a core, and a data-parallel rank a core with one thread each. A side's figure is its
@@ -8,6 +9,12 @@ best layout's median over the repeats of completion tokens/s in steady steps (th
 Every completion runs to the token limit on both sides: the tokenizer has no end token for us, and
 TRL's generation config has none. TRL generates with transformers: its vLLM mode needs a GPU. Ours
 trains with shared prompts (config share_prompts), whose gradient is the same up to rounding.
+
+With --accuracy A, verdicts are coins of that chance, N = 16 and k = 8, and ours leaves out what
+has
+no gradient (prune, early_stop); the figure is then prompts/s, whole groups on both sides. TRL's
+loss
+is GRPO's, which has almost no group without a gradient to leave out.
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ import itertools
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -27,7 +35,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PROMPTS, ROLLOUTS, TOKENS = 32, 8, 64
+PROMPTS, TOKENS = 32, 64
 MARK = "RESULT "
 
 
@@ -66,7 +74,19 @@ def odd_distinct(text: str) -> float:
     return float(len(set(text)) % 2)
 
 
-def run_ours(model: Path, steps: int) -> dict[str, Any]:
+def num_rollouts(accuracy: float | None) -> int:
+    """N: 8 where every sequence is trained, 16 where verdicts are coins."""
+    return 8 if accuracy is None else 16
+
+
+def reward(text: str, accuracy: float | None) -> float:
+    """The verdict on a response: a coin of the chance `accuracy`, or `odd_distinct`."""
+    if accuracy is None:
+        return odd_distinct(text)
+    return float(random.Random(text).random() < accuracy)
+
+
+def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     """Steps of our trainer; seconds by phase."""
     from passk_fast.rollout.engine import prepare_environment
     from passk_fast.train import quiet
@@ -90,6 +110,7 @@ def run_ours(model: Path, steps: int) -> dict[str, Any]:
     from passk_fast.rollout.engine import RolloutEngine
     from passk_fast.tasks import PromptOrder
 
+    rollouts, everything = num_rollouts(accuracy), accuracy is None
     config = RunConfig(
         steps=steps,
         prompts_per_step=PROMPTS,
@@ -97,9 +118,17 @@ def run_ours(model: Path, steps: int) -> dict[str, Any]:
         share_prompts=True,
         model=ModelConfig(path=str(model)),
         rollout=RolloutConfig(
-            max_prompt_tokens=64, max_response_tokens=TOKENS, max_num_seqs=PROMPTS * ROLLOUTS
+            max_prompt_tokens=64,
+            max_response_tokens=TOKENS,
+            max_num_seqs=256,
+            early_stop=not everything,
         ),
-        algorithm=AlgorithmConfig(num_rollouts=ROLLOUTS, k=4, prune="off"),
+        algorithm=AlgorithmConfig(
+            num_rollouts=rollouts,
+            k=rollouts // 2,
+            prune="off" if everything else "auto",
+            loss_denominator="response_tokens" if everything else "live_tokens",
+        ),
         optim=OptimConfig(lr=1e-4),
     )
     start_process_group("cpu", 600)
@@ -120,7 +149,7 @@ def run_ours(model: Path, steps: int) -> dict[str, Any]:
         tokenizer=engine.tokenizer,
         prompts=prompts,
         test_prompts=[],
-        verify=lambda prompt, text: odd_distinct(text),
+        verify=lambda prompt, text: reward(text, accuracy),
         order=PromptOrder(len(prompts), 0),
         progress=Progress(),
     )
@@ -129,12 +158,12 @@ def run_ours(model: Path, steps: int) -> dict[str, Any]:
     spans = []
     for _ in range(steps):
         record, _ = trainer.step(clock)
-        assert record["response_tokens"] == PROMPTS * ROLLOUTS * TOKENS
+        assert not everything or record["response_tokens"] == PROMPTS * rollouts * TOKENS
         spans.append(clock.take())
-    return summarise([s["total"] for s in spans[1:]], spans[1:])
+    return summarise([s["total"] for s in spans[1:]], spans[1:], rollouts)
 
 
-def run_trl(model: Path, steps: int) -> dict[str, Any]:
+def run_trl(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     """Steps of TRL's GRPOTrainer; generation (with scoring) and the rest."""
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_DISABLED="true")
     import torch
@@ -163,11 +192,12 @@ def run_trl(model: Path, steps: int) -> dict[str, Any]:
             generation.append(time.perf_counter() - start)
             return out
 
+    rollouts = num_rollouts(accuracy)
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=PROMPTS * ROLLOUTS // int(os.environ["WORLD_SIZE"]),
-            num_generations=ROLLOUTS,
+            per_device_train_batch_size=PROMPTS * rollouts // int(os.environ["WORLD_SIZE"]),
+            num_generations=rollouts,
             max_completion_length=TOKENS,
             max_steps=steps,
             save_strategy="no",
@@ -185,31 +215,34 @@ def run_trl(model: Path, steps: int) -> dict[str, Any]:
             model=net,
             args=settings,
             train_dataset=Dataset.from_dict({"prompt": maze_prompts(512)}),
-            reward_funcs=lambda completions, **kwargs: [odd_distinct(c) for c in completions],
+            reward_funcs=lambda completions, **kwargs: [reward(c, accuracy) for c in completions],
             processing_class=tokenizer,
             callbacks=[Stopwatch()],
         )
         trainer.train()
     totals = [b - a for a, b in itertools.pairwise(ends)]
     spans = [{"generate": g, "train": t - g} for g, t in zip(generation[1:], totals, strict=True)]
-    return summarise(totals, spans)
+    return summarise(totals, spans, rollouts)
 
 
-def summarise(totals: list[float], spans: list[dict[str, float]]) -> dict[str, Any]:
-    """Completion tokens/s over the steps, and the median seconds of each phase."""
-    tokens = PROMPTS * ROLLOUTS * TOKENS
+def summarise(totals: list[float], spans: list[dict[str, float]], rollouts: int) -> dict[str, Any]:
+    """Completion tokens/s (those left out too) and prompts/s, and the median seconds of phases."""
+    tokens = PROMPTS * rollouts * TOKENS
     names = [name for name in spans[0] if name != "total"]
     return {
         "tokens_per_s": tokens * len(totals) / sum(totals),
+        "prompts_per_s": PROMPTS * len(totals) / sum(totals),
         "step_s": statistics.median(totals),
         "breakdown_s": {name: statistics.median(s[name] for s in spans) for name in names},
     }
 
 
-def one(role: str, ranks: int, model: Path, steps: int) -> dict[str, Any]:
+def one(role: str, ranks: int, model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     """A side in processes of its own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *launcher, __file__, "--role", role, "--model", str(model)]
+    if accuracy is not None:
+        command += ["--accuracy", str(accuracy)]
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     done = subprocess.run(
         [*command, "--steps", str(steps)],
@@ -255,14 +288,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--accuracy", type=float)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.role:
         run = run_ours if arguments.role == "ours" else run_trl
-        result = run(arguments.model, arguments.steps)
+        result = run(arguments.model, arguments.steps, arguments.accuracy)
         if os.environ["RANK"] == "0":
             print(MARK + json.dumps(result), flush=True)
         os._exit(0)
+    accuracy = arguments.accuracy
+    figure = "tokens_per_s" if accuracy is None else "prompts_per_s"
     layouts = sorted({1, len(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
@@ -273,19 +309,24 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for ranks in layouts:
                 for role, runs in sides.items():
-                    runs[ranks].append(one(role, ranks, model, arguments.steps))
+                    runs[ranks].append(one(role, ranks, model, arguments.steps, accuracy))
                     print(role, ranks, json.dumps(runs[ranks][-1]), flush=True)
     best = {
-        role: max(
-            statistics.median(r["tokens_per_s"] for r in results) for results in runs.values()
-        )
+        role: max(statistics.median(r[figure] for r in results) for results in runs.values())
         for role, runs in sides.items()
     }
     report = {
-        "what": "completion tokens/s of whole training steps, every sequence trained",
-        "setup": {"prompts": PROMPTS, "rollouts": ROLLOUTS, "tokens": TOKENS},
+        "what": "completion tokens/s of whole training steps, every sequence trained"
+        if accuracy is None
+        else "prompts/s of whole training steps, ours without what has no gradient",
+        "setup": {
+            "prompts": PROMPTS,
+            "rollouts": num_rollouts(accuracy),
+            "tokens": TOKENS,
+            "accuracy": accuracy,
+        },
         "machine": machine(),
-        "tokens_per_s": best,
+        figure: best,
         "ratio_ours_to_trl": best["ours"] / best["trl"],
         "runs_by_ranks": sides,
     }
