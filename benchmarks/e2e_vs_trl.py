@@ -10,11 +10,9 @@ Every completion runs to the token limit on both sides: the tokenizer has no end
 TRL's generation config has none. TRL generates with transformers: its vLLM mode needs a GPU. Ours
 trains with shared prompts (config share_prompts), whose gradient is the same up to rounding.
 
-With --accuracy A, verdicts are coins of that chance, N = 16 and k = 8, and ours leaves out what
-has
+With --accuracy A, verdicts are coins of that chance, N = 16 and k = 8, and ours leaves out what has
 no gradient (prune, early_stop); the figure is then prompts/s, whole groups on both sides. TRL's
-loss
-is GRPO's, which has almost no group without a gradient to leave out.
+loss is GRPO's, which has almost no group without a gradient to leave out.
 """
 
 from __future__ import annotations
