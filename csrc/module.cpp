@@ -3,11 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
 #include "micro_batches.hpp"
+#include "reshard.hpp"
 
 namespace py = pybind11;
 
@@ -63,13 +66,77 @@ passk::MicroBatches plan_micro_batches(
     return passk::plan_micro_batches(std::move(items), ranks, cap, divisor);
 }
 
+using Table = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+using Ranks = std::vector<std::vector<std::int32_t>>;
+
+// One side of a resharding, checked: every index is in range and every rectangle has a place.
+passk::Side checked_side(
+    const Table& pieces, const std::vector<std::int64_t>& counts, const Ranks& ranks,
+    std::int32_t tensors, std::int32_t world) {
+    if (pieces.ndim() != 2 || pieces.shape(1) != 8 || counts.size() != ranks.size()) {
+        throw std::invalid_argument("pieces must be [n, 8] with one count and rank list a part");
+    }
+    auto count = static_cast<std::size_t>(pieces.shape(0));
+    passk::Side side{{reinterpret_cast<const passk::Piece*>(pieces.data()), count}, {0}, ranks};
+    for (std::int64_t n : counts) side.piece_starts.push_back(side.piece_starts.back() + n);
+    if (side.piece_starts.back() != static_cast<std::int64_t>(count)) {
+        throw std::invalid_argument("the counts of the parts do not add up to the pieces");
+    }
+    for (const passk::Piece& p : side.pieces) {
+        if (p.tensor < 0 || p.tensor >= tensors || p.r0 < 0 || p.c0 < 0 || p.r1 < p.r0 ||
+            p.c1 < p.c0 || p.row < 0 || p.col < 0) {
+            throw std::invalid_argument("a piece of tensor " + std::to_string(p.tensor) + " of " +
+                                        std::to_string(tensors) + " is no rectangle");
+        }
+    }
+    for (auto& part : side.ranks) {
+        std::ranges::sort(part);
+        if (!part.empty() && (part.front() < 0 || part.back() >= world)) {
+            throw std::invalid_argument("a part has a rank outside of the world");
+        }
+    }
+    return side;
+}
+
+py::tuple plan_reshard(
+    std::int32_t tensors, const Table& source, const std::vector<std::int64_t>& source_counts,
+    const Ranks& source_ranks, const Table& destination,
+    const std::vector<std::int64_t>& destination_counts, const Ranks& destination_ranks,
+    std::int32_t world, std::int64_t element_bytes, std::int64_t round_bytes, std::int32_t rank) {
+    if (element_bytes < 1 || round_bytes < 1) {
+        throw std::invalid_argument("element_bytes and round_bytes must be at least 1");
+    }
+    auto from = checked_side(source, source_counts, source_ranks, tensors, world);
+    auto to = checked_side(destination, destination_counts, destination_ranks, tensors, world);
+    passk::Limits limits{element_bytes, round_bytes, std::max<std::int64_t>(1, round_bytes / 8)};
+    auto plan = std::make_unique<passk::ReshardPlan>();
+    {
+        py::gil_scoped_release release;
+        *plan = passk::plan_reshard(tensors, from, to, world, limits, rank);
+    }
+    auto sent = plan->sent, received = plan->received, kept = plan->kept;
+    std::int32_t rounds = plan->rounds;
+    auto rows = static_cast<py::ssize_t>(plan->transfers.size());
+    auto* data = reinterpret_cast<std::int32_t*>(plan->transfers.data());
+    py::capsule owner(plan.release(), [](void* p) { delete static_cast<passk::ReshardPlan*>(p); });
+    py::array_t<std::int32_t> transfers({rows, py::ssize_t{12}}, data, owner);
+    return py::make_tuple(transfers, sent, received, kept, rounds);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "Balancing, written in C++; see csrc/.";
+    m.doc() = "Balancing and reshard planning, written in C++; see csrc/.";
     m.def(
         "plan_micro_batches", &plan_micro_batches, py::arg("lengths"), py::arg("pairs"),
         py::arg("data_size"), py::arg("max_tokens"), py::arg("divisor"), py::arg("linear"),
         py::arg("quadratic"),
         "Indices by [data rank][micro-batch]; see passk_fast.packing.plan.");
+    m.def(
+        "plan_reshard", &plan_reshard, py::arg("tensors"), py::arg("source"),
+        py::arg("source_counts"), py::arg("source_ranks"), py::arg("destination"),
+        py::arg("destination_counts"), py::arg("destination_ranks"), py::arg("world"),
+        py::arg("element_bytes"), py::arg("round_bytes"), py::arg("rank"),
+        "(transfers [n, 12], bytes sent, received and kept by rank, rounds); see "
+        "passk_fast.weights.reshard.");
 }

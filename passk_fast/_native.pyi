@@ -12,3 +12,16 @@ def plan_micro_batches(
     linear: float,
     quadratic: float,
 ) -> list[list[list[int]]]: ...
+def plan_reshard(
+    tensors: int,
+    source: NDArray[np.int32],
+    source_counts: list[int],
+    source_ranks: list[list[int]],
+    destination: NDArray[np.int32],
+    destination_counts: list[int],
+    destination_ranks: list[list[int]],
+    world: int,
+    element_bytes: int,
+    round_bytes: int,
+    rank: int,
+) -> tuple[NDArray[np.int32], list[int], list[int], list[int], int]: ...

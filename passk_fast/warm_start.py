@@ -108,7 +108,7 @@ def _batches(config: RunConfig, tokenizer: Any) -> Iterator[list[Sequence]]:
 
 def _keep(actor: Actor, target: Path, like: Path, config: RunConfig) -> None:
     """Write the model where the next run finds it; the folder appears complete or not at all."""
-    tensors = actor.full_tensors()
+    tensors = actor.full_tensors(ranks=[0])
     if actor.mesh.rank == 0:
         staging = target.with_name(f".{target.name}-{os.getpid()}")
         write_folder(tensors, staging, like=like, dtype=DTYPES[config.model.dtype])

@@ -7,7 +7,7 @@ depend on how sequences are split over ranks, micro-batches, pipeline stages or 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,8 +35,9 @@ from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.context import context_part
 from passk_fast.distributed import Mesh
 from passk_fast.weights.hf import HFReader
-from passk_fast.weights.layout import ModelShape
-from passk_fast.weights.megatron import full_tensors, load
+from passk_fast.weights.layout import ModelShape, Spec
+from passk_fast.weights.megatron import Layout, full_tensors, load, named_parameters
+from passk_fast.weights.mesh import TrainerMesh
 
 LossBuilder = Callable[..., losses.LossFunction]
 """(batch, weight=...) -> loss function; `weight` is passed with the fused head only."""
@@ -81,6 +82,17 @@ class Actor:
         self.optim = optim or config.optim
         self.shape = ModelShape.from_hf(hf, padded_vocab(hf.vocab_size, mesh.tensor_size))
         self.transformer_engine = uses_transformer_engine(config, mesh.device)
+        self.layout = Layout.of(
+            self.shape,
+            TrainerMesh(
+                world=mesh.world_size,
+                tensor=mesh.tensor_size,
+                pipeline=mesh.pipeline_size,
+                virtual=mesh.virtual_pipeline_size,
+            ),
+            mesh.rank,
+            Spec.TE if self.transformer_engine else Spec.LOCAL,
+        )
         self._pads = mesh.device == "cpu" or config.model.dtype == "float32"
         self.settings = losses.LossSettings(
             policy=losses.policy_options(config.algorithm),
@@ -140,20 +152,24 @@ class Actor:
     def load_folder(self, folder: str) -> None:
         """Load weights from a Hugging Face folder into the model and the optimizer's main copy."""
         with megatron_scope(self.mesh.device):
-            load(self.chunks, HFReader(folder), self.shape, self.mesh)
+            load(self.chunks, HFReader(folder), self.layout)
             self.optimizer.reload_model_params()
 
     def load_reference(self, folder: str) -> None:
         """A frozen second model for the KL term, from a Hugging Face folder."""
         config = self.config
         self.reference = build_chunks(self.hf, config, self.mesh)
-        load(self.reference, HFReader(folder), self.shape, self.mesh)
+        load(self.reference, HFReader(folder), self.layout)
         for chunk in self.reference:
             chunk.requires_grad_(False)
 
-    def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, full tensor) of the current weights, on every rank."""
-        return full_tensors(self.chunks, self.shape, self.mesh)
+    def full_tensors(self, ranks: Iterable[int] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, full tensor) of the current weights, on `ranks` (default: all)."""
+        return full_tensors(self.chunks, self.layout, ranks)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """This rank's current weights by Megatron name with global layer indices."""
+        return dict(named_parameters(self.chunks))
 
     # ---- packing -------------------------------------------------------------------------------
 

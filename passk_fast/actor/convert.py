@@ -28,7 +28,8 @@ def convert(source: str, out: str) -> Path:
     from passk_fast.distributed import make_mesh, start_process_group
     from passk_fast.weights.hf import write_folder
     from passk_fast.weights.layout import ModelShape
-    from passk_fast.weights.megatron import full_tensors
+    from passk_fast.weights.megatron import Layout, full_tensors
+    from passk_fast.weights.mesh import TrainerMesh
 
     run, folder = _locate(Path(source))
     target = Path(out)
@@ -45,7 +46,7 @@ def convert(source: str, out: str) -> Path:
         checkpoint.read_weights(chunks, folder, mesh.device)
     shape = ModelShape.from_hf(hf, padded_vocab(hf.vocab_size, 1))
     write_folder(
-        full_tensors(chunks, shape, mesh),
+        full_tensors(chunks, Layout.of(shape, TrainerMesh(world=1), 0)),
         target,
         like=run / "model",
         dtype=DTYPES[config.model.dtype],

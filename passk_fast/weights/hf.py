@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,7 @@ class HFReader:
         self.folder = Path(folder)
         index = self.folder / _INDEX
         self._files: dict[str, str] = {}
+        self._handles: dict[str, Any] = {}
         if index.is_file():
             self._files = json.loads(index.read_text())["weight_map"]
             return
@@ -46,11 +48,24 @@ class HFReader:
 
     def read(self, name: str) -> Tensor:
         """One full tensor; ConfigError when the folder has no tensor of this name."""
+        return self._handle(name).get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it; ConfigError as for `read`."""
+        return tuple(self._handle(name).get_slice(name).get_shape())
+
+    def read_part(self, name: str, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+        """Rows r0..r1 and columns c0..c1 as a matrix; a vector has one column."""
+        part = self._handle(name).get_slice(name)
+        return part[r0:r1, c0:c1] if len(part.get_shape()) > 1 else part[r0:r1][:, None]
+
+    def _handle(self, name: str) -> Any:
         file = self._files.get(name)
         if file is None:
             raise ConfigError(f"model.path: {self.folder} has no tensor {name!r}.")
-        with safe_open(self.folder / file, framework="pt") as handle:
-            return handle.get_tensor(name)
+        if file not in self._handles:
+            self._handles[file] = safe_open(self.folder / file, framework="pt").__enter__()
+        return self._handles[file]
 
 
 def write_folder(

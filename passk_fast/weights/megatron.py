@@ -1,44 +1,47 @@
-"""Weights of this rank's Megatron chunks from and to Hugging Face names.
+"""Weights of this rank's Megatron chunks from and to Hugging Face names, by the layout table.
 
-`load` reads the shards a rank needs from a model folder. `full_tensors` walks all parameters in one
-order on all ranks and yields full Hugging Face tensors everywhere: what vLLM and a checkpoint
-conversion read. It is the seam that a faster resharding replaces.
+`load` reads from a model folder the rectangles that a rank holds. `full_tensors` walks the model
+layer by layer and yields full Hugging Face tensors: what an export reads.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from passk_fast.errors import ConfigError
+from passk_fast.weights.exchange import Exchange, check_targets
 from passk_fast.weights.hf import HFReader
-from passk_fast.weights.layout import ModelShape, Split, entry, from_shards, to_shard
+from passk_fast.weights.layout import ModelShape, Spec
+from passk_fast.weights.mesh import TrainerMesh
+from passk_fast.weights.placement import Side, Tensors, trainer_side
+from passk_fast.weights.reshard import plan_reshard
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
 
-class MeshLike(Protocol):
-    """What this module needs of `distributed.Mesh`."""
+@dataclass(frozen=True)
+class Layout:
+    """The model's tensors and where the trainer's ranks hold them."""
 
-    @property
-    def tensor_rank(self) -> int: ...
-    @property
-    def tensor_size(self) -> int: ...
-    @property
-    def pipeline_rank(self) -> int: ...
-    @property
-    def pipeline_size(self) -> int: ...
-    @property
-    def tensor_group(self) -> dist.ProcessGroup: ...
-    @property
-    def pipeline_group(self) -> dist.ProcessGroup: ...
+    tensors: Tensors
+    side: Side
+    rank: int
+
+    @classmethod
+    def of(cls, shape: ModelShape, mesh: TrainerMesh, rank: int, spec: Spec = Spec.LOCAL) -> Layout:
+        """For this `rank`; ConfigError when the model does not divide over the mesh."""
+        tensors = Tensors.of(shape, spec)
+        return cls(tensors, trainer_side(tensors, mesh), rank)
 
 
-def named_parameters(chunks: list[Any]) -> dict[str, torch.nn.Parameter]:
+def named_parameters(chunks: Sequence[Any]) -> dict[str, torch.nn.Parameter]:
     """Parameters of this rank by Megatron name with global layer indices."""
     named = {}
     for chunk in chunks:
@@ -55,61 +58,90 @@ def named_parameters(chunks: list[Any]) -> dict[str, torch.nn.Parameter]:
 
 
 @torch.no_grad()
-def load(chunks: list[Any], reader: HFReader, shape: ModelShape, mesh: MeshLike) -> None:
-    """Fill this rank's parameters from a model folder; ConfigError names a missing tensor."""
-    for name, parameter in named_parameters(chunks).items():
-        row = entry(name, shape)
-        tensors = [reader.read(hf_name) for hf_name in row.hf_names]
-        shard = to_shard(row.split, tensors, shape, mesh.tensor_rank, mesh.tensor_size)
-        assert shard.shape == parameter.shape, f"{name}: {shard.shape} != {parameter.shape}"
-        parameter.copy_(shard)
+def load(chunks: Sequence[Any], reader: HFReader, layout: Layout) -> None:
+    """Fill this rank's parameters from a model folder; rows of padding become zero.
 
-
-def _gather_tensor_parallel(x: Tensor, mesh: MeshLike) -> list[Tensor]:
-    if mesh.tensor_size == 1:
-        return [x]
-    shards = [torch.empty_like(x) for _ in range(mesh.tensor_size)]
-    dist.all_gather(shards, x.contiguous(), group=mesh.tensor_group)
-    return shards
-
-
-def _stage_inventory(
-    named: dict[str, torch.nn.Parameter], mesh: MeshLike
-) -> list[list[tuple[str, tuple[int, ...]]]]:
-    """Names and shapes of every pipeline stage's parameters, the same list on all its ranks."""
-    mine = [(name, tuple(parameter.shape)) for name, parameter in named.items()]
-    if mesh.pipeline_size == 1:
-        return [mine]
-    stages: list[Any] = [None] * mesh.pipeline_size
-    dist.all_gather_object(stages, mine, group=mesh.pipeline_group)
-    return stages
-
-
-@torch.no_grad()
-def full_tensors(
-    chunks: list[Any], shape: ModelShape, mesh: MeshLike
-) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, full tensor) on every rank, one Megatron parameter at a time.
-
-    A collective: every rank must exhaust it. A tied output layer is yielded once, as the embedding.
+    ConfigError names a tensor that is missing or does not have the configuration's shape, and a
+    parameter that the table does not know.
     """
-    named = named_parameters(chunks)
-    sources = dist.get_process_group_ranks(mesh.pipeline_group)
-    for stage, inventory in enumerate(_stage_inventory(named, mesh)):
-        for name, shard_shape in inventory:
-            if name == "output_layer.weight" and shape.tied:
-                continue
-            if stage == mesh.pipeline_rank:
-                shard = named[name].detach()
-            else:
-                like = next(iter(named.values()))
-                shard = torch.empty(shard_shape, dtype=like.dtype, device=like.device)
-            if mesh.pipeline_size > 1:
-                shard = shard.contiguous()
-                dist.broadcast(shard, sources[stage], group=mesh.pipeline_group)
-            row = entry(name, shape)
-            if row.split is Split.NONE:
-                yield row.hf_names[0], shard
-                continue
-            shards = _gather_tensor_parallel(shard, mesh)
-            yield from zip(row.hf_names, from_shards(row.split, shards, shape), strict=True)
+    named, side = named_parameters(chunks), layout.side
+    check_targets(side, layout.rank, named)
+    for parameter in named.values():
+        parameter.zero_()
+    checked: set[int] = set()
+    for tensor, param, r0, r1, c0, c1, row, col in side.of_rank(layout.rank).tolist():
+        name = layout.tensors.name(tensor)
+        if tensor not in checked:
+            _check_shape(reader, name, layout.tensors.row_of(tensor).shape)
+            checked.add(tensor)
+        parameter = named[side.names[param]]
+        matrix = parameter.view(-1, parameter.shape[-1] if parameter.ndim > 1 else 1)
+        part = reader.read_part(name, r0, r1, c0, c1)
+        matrix[row : row + r1 - r0, col : col + c1 - c0].copy_(part)
+
+
+def _check_shape(reader: HFReader, name: str, expected: tuple[int, ...]) -> None:
+    found = reader.shape(name)
+    if found != expected:
+        raise ConfigError(
+            f"model.path: {name} has shape {found}; config.json says that it is {expected}."
+        )
+
+
+def full_tensors(
+    chunks: Sequence[Any], layout: Layout, ranks: Iterable[int] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, full tensor) on `ranks` (default: all), layer by layer.
+
+    A collective of the trainer's ranks: every one must exhaust it. Other ranks get nothing. A tied
+    output layer is yielded once, as the embedding.
+    """
+    named, tensors = named_parameters(chunks), layout.tensors
+    like = next(iter(named.values()))
+    wanted = sorted({r for part in layout.side.ranks for r in part} if ranks is None else ranks)
+    for numbers in _by_layer(tensors):
+        source, target = _only(layout.side, numbers), _whole(tensors, numbers, wanted)
+        plan = plan_reshard(
+            tensors, source, target, element_bytes=like.dtype.itemsize, rank=layout.rank
+        )
+        exchange = Exchange(plan, tensors, rank=layout.rank, dtype=like.dtype, device=like.device)
+        out = {}
+        if layout.rank in wanted:
+            for number in numbers:
+                shape = tensors.row_of(number).shape
+                out[tensors.name(number)] = torch.empty(shape, dtype=like.dtype, device=like.device)
+        exchange.run(named, out)
+        yield from out.items()
+
+
+def _by_layer(tensors: Tensors) -> Iterator[list[int]]:
+    """Numbers of all tensors: those outside of layers, then layer by layer."""
+    top: list[int] = []
+    layers: list[list[int]] = [[] for _ in range(tensors.shape.num_layers)]
+    for row, first in zip(tensors.rows, tensors.first, strict=False):
+        each = tensors.shape.num_experts if row.per_expert else 1
+        if not row.per_layer:
+            top.append(first)
+            continue
+        for layer, numbers in enumerate(layers):
+            numbers.extend(range(first + layer * each, first + (layer + 1) * each))
+    yield top
+    yield from layers
+
+
+def _only(side: Side, numbers: list[int]) -> Side:
+    """The pieces of some tensors."""
+    parts = [part[np.isin(part[:, 0], numbers)] for part in side.parts]
+    return Side(side.names, parts, side.ranks)
+
+
+def _whole(tensors: Tensors, numbers: list[int], ranks: list[int]) -> Side:
+    """A side on which `ranks` hold tensors whole under their Hugging Face names."""
+    side = Side()
+    pieces = []
+    for number in numbers:
+        rows, *rest = tensors.row_of(number).shape
+        columns = rest[0] if rest else 1
+        pieces.append([number, side.number(tensors.name(number)), 0, rows, 0, columns, 0, 0])
+    side.add([np.array(pieces, np.int32)], ranks)
+    return side

@@ -1,52 +1,183 @@
-"""The layout table: sharding and its inverse, and the QKV interleave against a plain loop."""
+"""The layout table against layouts written out by hand, for both sides."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from passk_fast.weights.layout import ModelShape, Split, entry, from_shards, to_shard
-
-SHAPE = ModelShape(num_heads=8, num_kv_heads=4, head_dim=3, vocab=13, padded_vocab=16, tied=False)
-
-
-def full_tensors(split: Split) -> list[torch.Tensor]:
-    """Hugging Face tensors of a kind, all values distinct."""
-    d = SHAPE.head_dim
-    rows = {
-        Split.QKV: [SHAPE.num_heads * d, SHAPE.num_kv_heads * d, SHAPE.num_kv_heads * d],
-        Split.GATE_UP: [12, 12],
-        Split.VOCAB: [SHAPE.vocab],
-    }.get(split, [12])
-    return [torch.randn(n, 8) for n in rows]
+from passk_fast.errors import ConfigError
+from passk_fast.weights.layout import ARCHITECTURES, ModelShape, Spec
+from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
+from passk_fast.weights.placement import Tensors, rollout_side, trainer_side
+from tests.weights.shapes import full_weights, held, model_shape
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize("split", list(Split))
-def test_shards_put_together_are_the_whole(split: Split, size: int) -> None:
-    tensors = full_tensors(split)
-    shards = [to_shard(split, tensors, SHAPE, rank, size) for rank in range(size)]
-    back = from_shards(split, shards, SHAPE)
-    assert all(torch.equal(a, b) for a, b in zip(tensors, back, strict=True))
+def test_query_key_value_are_grouped_by_key_value_head() -> None:
+    """Against a loop over heads: each key-value head follows its queries."""
+    tensors = Tensors.of(model_shape("qwen2"))
+    full = full_weights(tensors)
+    side = trainer_side(tensors, TrainerMesh(world=2, tensor=2))
+    for kind in ("weight", "bias"):
+        parts = [full[f"model.layers.1.self_attn.{x}_proj.{kind}"] for x in "qkv"]
+        q, k, v = (part.view(-1, 3, *part.shape[1:]) for part in parts)
+        heads = [x for g in range(4) for x in (q[2 * g], q[2 * g + 1], k[g], v[g])]
+        expected = torch.cat(heads).chunk(2)
+        for rank in range(2):
+            got = held(tensors, side, rank, full)
+            name = f"decoder.layers.1.self_attention.linear_qkv.{kind}"
+            torch.testing.assert_close(got[name], expected[rank].view(24, -1))
 
 
-def test_qkv_is_grouped_by_key_value_head() -> None:
-    q, k, v = full_tensors(Split.QKV)
-    d, per_group = SHAPE.head_dim, SHAPE.num_heads // SHAPE.num_kv_heads
-    rows = []
-    for group in range(SHAPE.num_kv_heads):
-        for head in range(per_group):
-            start = (group * per_group + head) * d
-            rows.append(q[start : start + d])
-        rows += [k[group * d : (group + 1) * d], v[group * d : (group + 1) * d]]
-    assert torch.equal(to_shard(Split.QKV, [q, k, v], SHAPE, 0, 1), torch.cat(rows))
+def test_each_rank_holds_its_rows_of_gate_then_its_rows_of_up() -> None:
+    tensors = Tensors.of(model_shape("llama"))
+    full = full_weights(tensors)
+    side = trainer_side(tensors, TrainerMesh(world=2, tensor=2))
+    engine = rollout_side(tensors, RolloutMesh(world=2, tensor=2))
+    gate, up = (full[f"model.layers.0.mlp.{x}_proj.weight"] for x in ("gate", "up"))
+    for rank in range(2):
+        mine = slice(4 * rank, 4 * rank + 4)
+        expected = torch.cat((gate[mine], up[mine]))
+        got = held(tensors, side, rank, full)["decoder.layers.0.mlp.linear_fc1.weight"]
+        torch.testing.assert_close(got, expected)
+        got = held(tensors, engine, rank, full)["model.layers.0.mlp.gate_up_proj.weight"]
+        torch.testing.assert_close(got, expected)
 
 
-def test_names_carry_the_layer() -> None:
-    row = entry("decoder.layers.17.mlp.linear_fc1.weight", SHAPE)
-    assert row.hf_names == (
-        "model.layers.17.mlp.gate_proj.weight",
-        "model.layers.17.mlp.up_proj.weight",
-    )
-    with pytest.raises(KeyError):
-        entry("decoder.layers.0.mlp.unknown", SHAPE)
+def test_row_parallel_layers_are_cut_by_columns() -> None:
+    tensors = Tensors.of(model_shape("qwen3"))
+    full = full_weights(tensors)
+    side = trainer_side(tensors, TrainerMesh(world=4, tensor=4))
+    expected = full["model.layers.2.self_attn.o_proj.weight"].chunk(4, dim=1)
+    for rank in range(4):
+        got = held(tensors, side, rank, full)
+        name = "decoder.layers.2.self_attention.linear_proj.weight"
+        torch.testing.assert_close(got[name], expected[rank])
+
+
+def test_the_engine_stacks_heads_and_shares_key_value_heads() -> None:
+    """With more ranks than key-value heads, neighbours hold the same one."""
+    tensors = Tensors.of(model_shape("qwen3", num_kv_heads=2))
+    full = full_weights(tensors)
+    side = rollout_side(tensors, RolloutMesh(world=4, tensor=4))
+    q, k, v = (full[f"model.layers.3.self_attn.{x}_proj.weight"] for x in "qkv")
+    for rank in range(4):
+        head = rank // 2
+        rows = slice(3 * head, 3 * head + 3)
+        expected = torch.cat((q[6 * rank : 6 * rank + 6], k[rows], v[rows]))
+        got = held(tensors, side, rank, full)["model.layers.3.self_attn.qkv_proj.weight"]
+        torch.testing.assert_close(got, expected)
+
+
+def test_vocabulary_rows_stop_at_the_vocabulary() -> None:
+    """13 words: Megatron pads to 16 and halves; the engine pads to 64, the first rank has all."""
+    tensors = Tensors.of(model_shape("llama"))
+    full = full_weights(tensors)
+    side = trainer_side(tensors, TrainerMesh(world=2, tensor=2))
+    rows = [side.shapes(rank)["output_layer.weight"][0] for rank in range(2)]
+    assert rows == [8, 5]
+    engine = rollout_side(tensors, RolloutMesh(world=2, tensor=2))
+    assert held(tensors, engine, 0, full)["lm_head.weight"].shape == (13, 8)
+    assert "lm_head.weight" not in engine.shapes(1)
+
+
+@pytest.mark.parametrize("pipeline", [1, 2])
+def test_a_tied_output_layer_is_the_embedding(pipeline: int) -> None:
+    tensors = Tensors.of(model_shape("qwen2", tied=True))
+    full = full_weights(tensors)
+    assert "lm_head.weight" not in full
+    side = trainer_side(tensors, TrainerMesh(world=pipeline, pipeline=pipeline))
+    last = held(tensors, side, pipeline - 1, full)
+    assert ("output_layer.weight" in last) == (pipeline > 1)
+    if pipeline > 1:
+        torch.testing.assert_close(last["output_layer.weight"], full["model.embed_tokens.weight"])
+    assert "lm_head.weight" not in rollout_side(tensors, RolloutMesh(world=1)).names
+
+
+def test_experts_are_dealt_out_and_cut() -> None:
+    """Four experts over EP=2 and expert TP=2, trainer order: expert tensor, then expert."""
+    tensors = Tensors.of(model_shape("qwen3_moe"))
+    full = full_weights(tensors)
+    mesh = TrainerMesh(world=4, tensor=2, expert=2, expert_tensor=2)
+    side = trainer_side(tensors, mesh)
+    for rank in range(4):
+        half, first = rank % 2, 2 * (rank // 2)
+        got = held(tensors, side, rank, full)
+        for local in range(2):
+            name = f"model.layers.1.mlp.experts.{first + local}"
+            gate, up, down = (full[f"{name}.{x}_proj.weight"] for x in ("gate", "up", "down"))
+            mine = slice(4 * half, 4 * half + 4)
+            parameter = f"decoder.layers.1.mlp.experts.local_experts.{local}"
+            expected = torch.cat((gate[mine], up[mine]))
+            torch.testing.assert_close(got[f"{parameter}.linear_fc1.weight"], expected)
+            torch.testing.assert_close(got[f"{parameter}.linear_fc2.weight"], down[:, mine])
+
+
+@pytest.mark.parametrize("expert", [False, True])
+def test_the_engine_stacks_experts(expert: bool) -> None:
+    tensors = Tensors.of(model_shape("mixtral"))
+    full = full_weights(tensors)
+    side = rollout_side(tensors, RolloutMesh(world=2, tensor=2, expert=expert))
+    prefix = "model.layers.0.block_sparse_moe.experts"
+    for rank in range(2):
+        mine = slice(None) if expert else slice(4 * rank, 4 * rank + 4)
+        experts = range(2 * rank, 2 * rank + 2) if expert else range(4)
+        names = [f"{prefix}.{e}" for e in experts]
+        w13 = [full[f"{n}.{w}.weight"][mine] for n in names for w in ("w1", "w3")]
+        w2 = [full[f"{n}.w2.weight"][:, mine] for n in names]
+        got = held(tensors, side, rank, full)
+        torch.testing.assert_close(got[f"{prefix}.routed_experts.w13_weight"], torch.cat(w13))
+        torch.testing.assert_close(got[f"{prefix}.routed_experts.w2_weight"], torch.cat(w2))
+
+
+@pytest.mark.parametrize("virtual", [1, 2])
+def test_layers_of_interleaved_stages(virtual: int) -> None:
+    mesh = TrainerMesh(world=2, pipeline=2, virtual=virtual)
+    expected = [[0, 1], [2, 3]] if virtual == 1 else [[0, 2], [1, 3]]
+    assert [mesh.layers(stage, 4) for stage in range(2)] == expected
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("spec", Spec)
+def test_every_tensor_is_held_whole_on_both_sides(architecture: str, spec: Spec) -> None:
+    """The rectangles of one replica cover every tensor exactly once."""
+    tensors = Tensors.of(model_shape(architecture), spec)
+    trainer = trainer_side(tensors, TrainerMesh(world=4, tensor=2, pipeline=2))
+    engine = rollout_side(tensors, RolloutMesh(world=2, tensor=2))
+    for side in (trainer, engine):
+        for number in range(len(tensors)):
+            shape = tensors.row_of(number).shape
+            count = torch.zeros(shape if len(shape) > 1 else (shape[0], 1))
+            seen = {
+                tuple(piece[2:6])
+                for part in side.parts
+                for piece in part[part[:, 0] == number].tolist()
+            }
+            for r0, r1, c0, c1 in seen:
+                count[r0:r1, c0:c1] += 1
+            assert bool((count == 1).all()), tensors.name(number)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (TrainerMesh(world=8, tensor=8), "4 key-value heads do not divide by 8"),
+        (TrainerMesh(world=3, pipeline=3), "4 layers do not divide"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_named(mesh: TrainerMesh, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trainer_side(Tensors.of(model_shape("qwen3")), mesh)
+
+
+def test_ranks_that_do_not_divide_are_named() -> None:
+    with pytest.raises(ConfigError, match="3 trainer ranks do not divide by tensor x pipeline = 2"):
+        TrainerMesh(world=3, tensor=2)
+    with pytest.raises(ConfigError, match="3 rollout ranks do not divide by 2"):
+        RolloutMesh(world=3, tensor=2)
+
+
+def test_an_unknown_architecture_is_named() -> None:
+    with pytest.raises(ConfigError, match="no layout table for 'gpt2'"):
+        ModelShape.from_hf(SimpleNamespace(model_type="gpt2"), 64)

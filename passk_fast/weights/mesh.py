@@ -1,0 +1,87 @@
+"""Where ranks stand in the trainer's and in the rollout's mesh, as far as weights care."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from passk_fast.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerMesh:
+    """Megatron's default order: tensor fastest, then context and data, pipeline slowest.
+
+    Experts have a mesh of their own over the ranks of a stage: expert tensor, then expert.
+    """
+
+    world: int
+    tensor: int = 1
+    pipeline: int = 1
+    virtual: int = 1
+    expert: int = 1
+    expert_tensor: int = 1
+    first_rank: int = 0
+
+    def __post_init__(self) -> None:
+        for name, size in (
+            ("tensor x pipeline", self.tensor * self.pipeline),
+            ("expert x expert tensor x pipeline", self.expert * self.expert_tensor * self.pipeline),
+        ):
+            if self.world % size:
+                raise ConfigError(f"{self.world} trainer ranks do not divide by {name} = {size}.")
+
+    def stage(self, rank: int) -> int:
+        """Pipeline stage of a rank."""
+        return (rank - self.first_rank) // (self.world // self.pipeline)
+
+    def dense(self, rank: int) -> tuple[int, int]:
+        """(stage, tensor rank)."""
+        return self.stage(rank), (rank - self.first_rank) % self.tensor
+
+    def experts(self, rank: int) -> tuple[int, int, int]:
+        """(stage, expert tensor rank, expert rank)."""
+        within = rank - self.first_rank
+        expert = within // self.expert_tensor % self.expert
+        return self.stage(rank), within % self.expert_tensor, expert
+
+    def layers(self, stage: int, num_layers: int) -> list[int]:
+        """Global indices of a stage's layers; ConfigError when layers do not divide."""
+        chunks = self.pipeline * self.virtual
+        if num_layers % chunks:
+            raise ConfigError(
+                f"{num_layers} layers do not divide by parallel.pipeline x "
+                f"parallel.virtual_pipeline = {chunks}."
+            )
+        size = num_layers // chunks
+        return [
+            (v * self.pipeline + stage) * size + i for v in range(self.virtual) for i in range(size)
+        ]
+
+    @property
+    def ranks(self) -> range:
+        """Global ranks of the trainer."""
+        return range(self.first_rank, self.first_rank + self.world)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutMesh:
+    """Consecutive blocks of `tensor` ranks, each an engine with a whole model."""
+
+    world: int
+    tensor: int = 1
+    expert: bool = False
+    """Experts are dealt out to the ranks of a block whole, instead of cut."""
+    first_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.world % self.tensor:
+            raise ConfigError(f"{self.world} rollout ranks do not divide by {self.tensor}.")
+
+    def tensor_rank(self, rank: int) -> int:
+        """Place in the rank's block."""
+        return (rank - self.first_rank) % self.tensor
+
+    @property
+    def ranks(self) -> range:
+        """Global ranks of the rollout."""
+        return range(self.first_rank, self.first_rank + self.world)

@@ -1,0 +1,60 @@
+"""Weight sync: every shard of the trainer straight to where the engine wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from passk_fast.weights.exchange import Exchange, check_targets
+from passk_fast.weights.megatron import Layout
+from passk_fast.weights.mesh import RolloutMesh
+from passk_fast.weights.placement import Side, rollout_side
+from passk_fast.weights.reshard import plan_reshard
+
+
+@dataclass(frozen=True)
+class WeightSync:
+    """The plan between one trainer mesh and one rollout mesh, made once, run every step."""
+
+    exchange: Exchange
+    side: Side
+    """Where the engine's ranks hold what."""
+
+    @classmethod
+    def of(
+        cls,
+        layout: Layout,
+        mesh: RolloutMesh,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        round_bytes: int,
+    ) -> WeightSync:
+        """For layout.rank; `dtype` is the engine's, `round_bytes` bounds the buffers."""
+        side = rollout_side(layout.tensors, mesh)
+        plan = plan_reshard(
+            layout.tensors,
+            layout.side,
+            side,
+            element_bytes=dtype.itemsize,
+            round_bytes=round_bytes,
+            rank=layout.rank,
+        )
+        exchange = Exchange(plan, layout.tensors, rank=layout.rank, dtype=dtype, device=device)
+        return cls(exchange, side)
+
+    def run(self, sources: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+        """Fill the engine's `targets` from the trainer's `sources`: a collective.
+
+        ConfigError when the targets are not what the layout table says, LostRankError when a rank
+        goes silent.
+        """
+        check_targets(self.side, self.exchange.rank, targets)
+        self.exchange.run(sources, targets)
+
+    def verify(self, sources: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+        """Compare checksums of every shard: a collective. DivergedError names what differs."""
+        self.exchange.verify(sources, targets)

@@ -1,0 +1,56 @@
+"""Small models of every architecture, and a hand-written reading of their Megatron parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from passk_fast.weights.layout import ModelShape
+from passk_fast.weights.placement import Side, Tensors
+
+
+def model_shape(architecture: str, **changes: Any) -> ModelShape:
+    """8 query heads over 4 key-value heads of 3 channels, 4 layers, a vocabulary of 13."""
+    sizes: dict[str, Any] = {
+        "architecture": architecture,
+        "num_layers": 4,
+        "hidden": 8,
+        "intermediate": 8,
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "head_dim": 3,
+        "vocab": 13,
+        "padded_vocab": 16,
+        "tied": False,
+        "num_experts": 4 if architecture in ("qwen3_moe", "mixtral") else 0,
+    }
+    return ModelShape(**{**sizes, **changes})
+
+
+def full_weights(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Hugging Face tensors, every value different from every other."""
+    out, at = {}, 0
+    for number in range(len(tensors)):
+        shape = tensors.row_of(number).shape
+        size = int(torch.Size(shape).numel())
+        out[tensors.name(number)] = torch.arange(at, at + size, dtype=torch.float64).view(shape)
+        at += size
+    return out
+
+
+def held(
+    tensors: Tensors, side: Side, rank: int, full: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The parameters of one rank, filled by its rectangles; -1 where there is none."""
+    out = {
+        name: torch.full(size, -1.0, dtype=torch.float64)
+        for name, size in side.shapes(rank).items()
+    }
+    for tensor, param, r0, r1, c0, c1, row, col in side.of_rank(rank).tolist():
+        matrix = full[tensors.name(tensor)]
+        matrix = matrix if matrix.ndim > 1 else matrix[:, None]
+        target = out[side.names[param]][row : row + r1 - r0, col : col + c1 - c0]
+        assert bool((target == -1).all()), "two rectangles in one place"
+        target.copy_(matrix[r0:r1, c0:c1])
+    return out

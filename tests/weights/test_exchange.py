@@ -1,0 +1,64 @@
+"""The executor over gloo: random meshes, other dtypes, damage that is found, ranks that die."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.ranks import RankError, RankPool
+
+W = "tests.weights.workers:"
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[RankPool]:
+    """A world of four."""
+    with RankPool(4) as pool:
+        yield pool
+
+
+MESHES = [
+    ("qwen2", {"world": 4, "tensor": 2}, {"world": 4, "tensor": 2}),
+    ("qwen2", {"world": 4, "tensor": 2, "pipeline": 2}, {"world": 4, "tensor": 4}),
+    ("llama", {"world": 4, "pipeline": 2, "virtual": 2}, {"world": 4}),
+    ("qwen3", {"world": 4, "pipeline": 4}, {"world": 4, "tensor": 2}),
+    ("qwen3_moe", {"world": 4, "tensor": 2, "expert": 4}, {"world": 4, "tensor": 2}),
+    ("mixtral", {"world": 4, "expert": 2}, {"world": 4, "tensor": 2, "expert": True}),
+    ("qwen3", {"world": 2, "tensor": 2}, {"world": 2, "tensor": 2, "first_rank": 2}),
+]
+
+
+@pytest.mark.parametrize("round_bytes", [96, 1 << 20])
+@pytest.mark.parametrize(("architecture", "trainer", "rollout"), MESHES)
+def test_weights_arrive_where_the_table_says(
+    four: RankPool,
+    architecture: str,
+    trainer: dict[str, Any],
+    rollout: dict[str, Any],
+    round_bytes: int,
+) -> None:
+    assert four.run(W + "exchange", architecture, trainer, rollout, round_bytes) == [""] * 4
+
+
+def test_weights_are_cast_on_the_way(four: RankPool) -> None:
+    mesh = {"world": 4, "tensor": 2, "pipeline": 2}
+    rollout = {"world": 4, "tensor": 2}
+    got = four.run(W + "exchange", "qwen3", mesh, rollout, 512, dtype="bfloat16")
+    assert got == [""] * 4
+
+
+@pytest.mark.parametrize("damage", ["one bit", "rows swapped", "never arrived"])
+def test_damage_is_named_on_every_rank(four: RankPool, damage: str) -> None:
+    mesh, rollout = {"world": 4, "pipeline": 2}, {"world": 4, "tensor": 2}
+    for text in four.run(W + "exchange", "qwen3", mesh, rollout, 4096, damage):
+        assert "model.layers.1.self_attn.o_proj.weight" in text
+        assert "on rank 3, from rank" in text
+
+
+def test_a_rank_that_dies_is_named() -> None:
+    with RankPool(2) as pool, pytest.raises(RankError) as caught:
+        pool.run(W + "dies", 4096, timeout_s=60.0)
+    assert "LostRankError: Rank 0: weights" in str(caught.value)
+    assert "from rank 1" in str(caught.value)
