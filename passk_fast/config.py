@@ -175,6 +175,10 @@ class RolloutConfig:
     own process, where a verifier that hangs stops the run."""
     verify_timeout_s: float = 30.0
     """Deadline of one verdict in a verifier process; then the response is sampled anew, once."""
+    sync_mib: int = 256
+    """Weight sync: buffers of this size, in and out, on every rank."""
+    verify_weights: Literal["first", "always", "never"] = "first"
+    """Compare checksums of every shard after the first weight sync, after each one, or never."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -186,6 +190,7 @@ class RolloutConfig:
             max_num_seqs=self.max_num_seqs,
             kv_cache_gib=self.kv_cache_gib,
             verify_timeout_s=self.verify_timeout_s,
+            sync_mib=self.sync_mib,
         )
         require(self.refill >= 1, f"rollout.refill must be 1 (off) or more, got {self.refill}.")
         require(

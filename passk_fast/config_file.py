@@ -43,6 +43,8 @@ _FREE_FIELDS = (
     "rollout.gpu_memory_utilization",
     "rollout.sleep",
     "rollout.enforce_eager",
+    "rollout.sync_mib",
+    "rollout.verify_weights",
     "warm_start.cache_dir",
 )
 """What may change when a run is resumed: where and how it runs, not what it computes."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from passk_fast.actor.actor import Actor, StepResult
+from passk_fast.actor.model import DTYPES
 from passk_fast.actor.schedule import learning_rate
 from passk_fast.advantage.metrics import evaluation, group_metrics, sampled_entropy
 from passk_fast.advantage.noise import flip_negatives
@@ -26,6 +27,8 @@ from passk_fast.seeding import seed_for
 from passk_fast.step_record import Savings, drawn_metrics, update_metrics
 from passk_fast.tasks import PromptOrder, answer_of
 from passk_fast.tasks.difficulty import Difficulty
+from passk_fast.weights.mesh import RolloutMesh
+from passk_fast.weights.sync import WeightSync
 
 _LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
 _LOGPROB_GAP_BF16 = 0.5
@@ -77,6 +80,8 @@ class Trainer:
     """Which estimator and which k each prompt gets."""
     live_share: LiveShare = field(init=False)
     difficulty: Difficulty = field(init=False)
+    _sync: WeightSync | None = field(init=False, default=None)
+    _synced: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.live_share = LiveShare(**self.progress.live_share)
@@ -91,8 +96,27 @@ class Trainer:
         self.schedule.load_state_dict(self.progress.schedule)
 
     def sync_weights(self) -> None:
-        """Hand the actor's weights to the engine."""
-        self.engine.load_weights(self.actor.full_tensors())
+        """Hand the actor's weights to the engine, shard by shard; verified as configured."""
+        if self._sync is None:
+            self._sync = self._make_sync()
+        wanted = self.config.rollout.verify_weights
+        verified = wanted == "always" or (wanted == "first" and not self._synced)
+        opened, weights = self.engine.open_parameters(), self.actor.parameters()
+        self._sync.run(weights, opened.targets)
+        if verified:
+            self._sync.verify(weights, opened.targets)
+        self.engine.close_parameters(opened, probe=verified)
+        self._synced = True
+
+    def _make_sync(self) -> WeightSync:
+        mesh = self.actor.mesh
+        return WeightSync.of(
+            self.actor.layout,
+            RolloutMesh(world=mesh.world_size, tensor=self.config.rollout.tensor),
+            dtype=DTYPES[self.config.model.dtype],
+            device=mesh.torch_device,
+            round_bytes=self.config.rollout.sync_mib << 20,
+        )
 
     def step(self, clock: Clock) -> tuple[dict[str, Any], list[RolloutGroup]]:
         """Sample, score, update, sync. Returns the step's record and its rollouts."""

@@ -10,11 +10,13 @@ import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from passk_fast.batch import Rollout
 from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError, DataError
+from passk_fast.rollout.parameters import OpenParameters
 from passk_fast.rollout.watch import GroupWatch, Orders
 from passk_fast.seeding import seed_for
 
@@ -190,6 +192,22 @@ class RolloutEngine:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_tensors)})
         if self._refresh_output_layer:
             self.llm.apply_model(_repack_tied_output_layer)
+        self.llm.reset_prefix_cache()
+        self._has_weights = True
+
+    def open_parameters(self) -> OpenParameters:
+        """This rank's parameters, to be filled; `close_parameters` must follow."""
+        assert not self._asleep, "wake the engine before loading weights"
+        (opened,) = self.llm.apply_model(partial(OpenParameters, on_cpu=self._on_cpu))
+        self._has_weights = False
+        return opened
+
+    def close_parameters(self, opened: OpenParameters, *, probe: bool = False) -> None:
+        """Use the parameters that have been filled; cached prefixes are dropped.
+
+        `probe` checks that repacked layers compute with what they were given (DivergedError).
+        """
+        opened.close(probe=probe)
         self.llm.reset_prefix_cache()
         self._has_weights = True
 

@@ -1,0 +1,119 @@
+"""What ranks run for test_weight_sync: an actor and an engine in one process, and the sync."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from passk_fast.config import ModelConfig, ParallelConfig, RolloutConfig, RunConfig
+from passk_fast.errors import PasskError
+
+_RUNNING: dict[str, Any] = {}
+
+
+def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 256) -> None:
+    """An actor and an engine on the weights of `folder`."""
+    warnings.simplefilter("ignore")
+    from transformers import AutoConfig
+
+    from passk_fast.actor.actor import Actor
+    from passk_fast.distributed import drop_mesh, make_mesh
+    from passk_fast.loop import Trainer
+    from passk_fast.rollout.engine import RolloutEngine
+
+    if _RUNNING:
+        _RUNNING["engine"].close()
+        _RUNNING.clear()
+    drop_mesh()
+    config = RunConfig(
+        model=ModelConfig(path=folder),
+        parallel=ParallelConfig(**parallel),
+        rollout=RolloutConfig(
+            tensor=tensor,
+            max_prompt_tokens=16,
+            max_response_tokens=16,
+            kv_cache_gib=0.25,
+            sync_mib=sync_mib,
+            verify_weights="always",
+        ),
+    )
+    mesh = make_mesh(config.parallel, "cpu")
+    actor = Actor(config, AutoConfig.from_pretrained(folder), mesh)
+    actor.load_folder(folder)
+    engine = RolloutEngine(
+        config, folder, rank=dist.get_rank(), world_size=dist.get_world_size(), device="cpu"
+    )
+    trainer = Trainer.__new__(Trainer)
+    trainer.config, trainer.actor, trainer.engine = config, actor, engine
+    _RUNNING.update(trainer=trainer, actor=actor, engine=engine)
+
+
+def sync(folder: str) -> None:
+    """The actor takes the weights of `folder` and hands them to the engine."""
+    _RUNNING["actor"].load_folder(folder)
+    _RUNNING["trainer"].sync_weights()
+
+
+def reload(folder: str) -> None:
+    """The engine takes the weights of `folder` by vLLM's own reloading."""
+    _RUNNING["engine"].load_weights(load_file(Path(folder) / "model.safetensors").items())
+
+
+def sample(prompts: list[list[int]]) -> list[list[tuple[tuple[int, ...], tuple[float, ...]]]]:
+    """(tokens, log-probs) of two seeded responses to each prompt."""
+    groups = _RUNNING["engine"].sample(prompts, num_rollouts=2, seed=3)
+    return [[(r.token_ids, r.logprobs) for r in group] for group in groups]
+
+
+def packs_wrongly(folder: str) -> str:
+    """A sync after which one packed layer holds something else; the message."""
+    engine = _RUNNING["engine"]
+    opened = engine.open_parameters()
+    module = next(m for n, m in opened._staged if n.endswith("o_proj"))
+    _RUNNING["trainer"]._sync.run(_RUNNING["actor"].parameters(), opened.targets)
+    method = module.quant_method
+
+    class Wrong:
+        """Packs half of the weight."""
+
+        def process_weights_after_loading(self, layer: Any) -> None:
+            kept = layer.weight.data.clone()
+            layer.weight.data *= 0.5
+            method.process_weights_after_loading(layer)
+            layer.kept = kept
+
+    import passk_fast.rollout.parameters as parameters
+
+    process = parameters._process
+
+    def hooked(layer: Any) -> None:
+        if layer is module:
+            layer.quant_method = Wrong()
+        process(layer)
+        layer.quant_method = method if layer is module else layer.quant_method
+
+    parameters._process = hooked
+    try:
+        engine.close_parameters(opened, probe=True)
+    except PasskError as error:
+        return str(error)
+    finally:
+        parameters._process = process
+    return ""
+
+
+def largest_difference(one: Any, other: Any) -> float:
+    """Between log-probs of equal tokens; infinite when tokens differ."""
+    worst = 0.0
+    for a, b in zip(one, other, strict=True):
+        for (tokens, logprobs), (others, expected) in zip(a, b, strict=True):
+            if tokens != others:
+                return float("inf")
+            gap = (torch.tensor(logprobs) - torch.tensor(expected)).abs().max()
+            worst = max(worst, float(gap))
+    return worst
