@@ -1,7 +1,8 @@
-"""Runs a resharding plan over a process group: packed messages, round by round, then the copies.
+"""Runs a resharding plan over a process group: messages round by round, all of a round at once.
 
-One message a pair of ranks and round, all of a round posted at once. The memory it takes is one
-round's messages in and out: `round_bytes` each.
+Small rectangles for one rank are packed into one message. A large one is a message by itself, which
+leaves from and arrives in the parameter where it lies there in one piece. Buffers hold one round's
+other messages, in and out: `round_bytes` each at most.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from passk_fast.weights.reshard import (
     ReshardPlan,
 )
 
+_ALONE = 1 << 16
+"""Elements from which a rectangle is a message by itself: the two ends must agree."""
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -55,12 +58,22 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class Message:
-    """What one rank has for another in one round."""
+    """A large rectangle, or all small ones, that one rank has for another in one round."""
 
     peer: int
     rectangles: list[Rectangle]
     tensors: list[int]
     """Number of the Hugging Face tensor that each rectangle belongs to."""
+    tag: int
+    """Number among the messages between these two ranks in this round."""
+
+    def parts(self, buffer: Tensor) -> Iterator[tuple[Rectangle, Tensor]]:
+        """Rectangles and their parts [rows, columns] of the message's buffer."""
+        at = 0
+        for rectangle in self.rectangles:
+            size = rectangle.rows * rectangle.cols
+            yield rectangle, buffer[at : at + size].view(rectangle.rows, rectangle.cols)
+            at += size
 
     @property
     def elements(self) -> int:
@@ -107,26 +120,34 @@ class Exchange:
             for messages in (self.sends, self.receives)
         )
         for round_, (sends, receives) in enumerate(zip(self.sends, self.receives, strict=True)):
-            outgoing = list(_slices(sent, sends))
-            for message, buffer in outgoing:
-                at = 0
-                for rectangle in message.rectangles:
-                    view = rectangle.of(sources)
-                    buffer[at : at + view.numel()].view_as(view).copy_(view)
-                    at += view.numel()
-            incoming = list(_slices(received, receives))
+            outgoing = list(self._buffers(sends, sources, sent))
+            for message, buffer, packed in outgoing:
+                for rectangle, part in message.parts(buffer) if packed else ():
+                    part.copy_(rectangle.of(sources))
+            incoming = list(self._buffers(receives, targets, received))
             work = self._post(outgoing, incoming, round_)
             if round_ == 0:
                 self._keep(sources, targets)
             self._wait(work, round_)
-            for message, buffer in incoming:
-                at = 0
-                for rectangle in message.rectangles:
-                    view = rectangle.of(targets)
-                    view.copy_(buffer[at : at + view.numel()].view_as(view))
-                    at += view.numel()
+            for message, buffer, packed in incoming:
+                for rectangle, part in message.parts(buffer) if packed else ():
+                    rectangle.of(targets).copy_(part)
         if not self.sends:
             self._keep(sources, targets)
+
+    def _buffers(
+        self, messages: list[Message], parameters: Mapping[str, Tensor], spare: Tensor
+    ) -> Iterator[tuple[Message, Tensor, bool]]:
+        """(message, its buffer, whether that is a part of `spare` and not of a parameter)."""
+        at = 0
+        for message in messages:
+            if len(message.rectangles) == 1:
+                view = message.rectangles[0].of(parameters)
+                if view.dtype == self.dtype and view.is_contiguous():
+                    yield message, view, False
+                    continue
+            yield message, spare[at : at + message.elements], True
+            at += message.elements
 
     def _keep(self, sources: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
         for source, target, _ in self.kept:
@@ -134,17 +155,20 @@ class Exchange:
 
     def _post(
         self,
-        outgoing: list[tuple[Message, Tensor]],
-        incoming: list[tuple[Message, Tensor]],
+        outgoing: list[tuple[Message, Tensor, bool]],
+        incoming: list[tuple[Message, Tensor, bool]],
         round_: int,
     ) -> list[tuple[str, list[int], dist.Work]]:
         """All of a round's messages: (what, peers, handle)."""
-        operations = [dist.P2POp(dist.irecv, b, m.peer, self.group) for m, b in incoming]
-        operations += [dist.P2POp(dist.isend, b, m.peer, self.group) for m, b in outgoing]
+        operations = [
+            dist.P2POp(call, buffer, message.peer, self.group, tag=message.tag)
+            for call, messages in ((dist.irecv, incoming), (dist.isend, outgoing))
+            for message, buffer, _ in messages
+        ]
         if not operations:
             return []
-        names = [(f"from rank {m.peer}", m.peer) for m, _ in incoming]
-        names += [(f"to rank {m.peer}", m.peer) for m, _ in outgoing]
+        names = [(f"from rank {m.peer}", m.peer) for m, _, _ in incoming]
+        names += [(f"to rank {m.peer}", m.peer) for m, _, _ in outgoing]
         try:
             handles = dist.batch_isend_irecv(operations)
         except RuntimeError as error:
@@ -269,22 +293,19 @@ def _targets(plan: ReshardPlan, moves: NDArray[np.int32]) -> list[Rectangle]:
 def _messages(
     moves: NDArray[np.int32], rectangles: list[Rectangle], peer_column: int, rounds: int
 ) -> list[list[Message]]:
-    """Messages by round, then by peer, rectangles in the plan's order."""
-    out: list[dict[int, Message]] = [{} for _ in range(rounds)]
+    """Messages by round, then by peer; tag 0 has the small rectangles, in the plan's order."""
+    out: list[dict[tuple[int, int], Message]] = [{} for _ in range(rounds)]
+    large: dict[tuple[int, int], int] = {}
     columns = moves[:, [ROUND, peer_column, TENSOR]].tolist()
     for (round_, peer, tensor), rectangle in zip(columns, rectangles, strict=True):
-        message = out[round_].setdefault(peer, Message(peer, [], []))
+        tag = 0
+        if rectangle.rows * rectangle.cols >= _ALONE:
+            tag = large[round_, peer] = large.get((round_, peer), 0) + 1
+        message = out[round_].setdefault((peer, tag), Message(peer, [], [], tag))
         message.rectangles.append(rectangle)
         message.tensors.append(tensor)
-    return [[messages[peer] for peer in sorted(messages)] for messages in out]
+    return [[messages[key] for key in sorted(messages)] for messages in out]
 
 
 def _largest(rounds: list[list[Message]]) -> int:
     return max((sum(m.elements for m in messages) for messages in rounds), default=0)
-
-
-def _slices(buffer: Tensor, messages: list[Message]) -> Iterator[tuple[Message, Tensor]]:
-    at = 0
-    for message in messages:
-        yield message, buffer[at : at + message.elements]
-        at += message.elements

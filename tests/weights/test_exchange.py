@@ -30,7 +30,7 @@ MESHES = [
 ]
 
 
-@pytest.mark.parametrize("round_bytes", [96, 1 << 20])
+@pytest.mark.parametrize(("round_bytes", "alone"), [(96, 1 << 16), (1 << 20, 1 << 16), (700, 8)])
 @pytest.mark.parametrize(("architecture", "trainer", "rollout"), MESHES)
 def test_weights_arrive_where_the_table_says(
     four: RankPool,
@@ -38,21 +38,23 @@ def test_weights_arrive_where_the_table_says(
     trainer: dict[str, Any],
     rollout: dict[str, Any],
     round_bytes: int,
+    alone: int,
 ) -> None:
-    assert four.run(W + "exchange", architecture, trainer, rollout, round_bytes) == [""] * 4
+    got = four.run(W + "exchange", architecture, trainer, rollout, round_bytes, alone=alone)
+    assert got == [""] * 4
 
 
 def test_weights_are_cast_on_the_way(four: RankPool) -> None:
     mesh = {"world": 4, "tensor": 2, "pipeline": 2}
     rollout = {"world": 4, "tensor": 2}
-    got = four.run(W + "exchange", "qwen3", mesh, rollout, 512, dtype="bfloat16")
+    got = four.run(W + "exchange", "qwen3", mesh, rollout, 512, dtype="bfloat16", alone=16)
     assert got == [""] * 4
 
 
 @pytest.mark.parametrize("damage", ["one bit", "rows swapped", "never arrived"])
 def test_damage_is_named_on_every_rank(four: RankPool, damage: str) -> None:
     mesh, rollout = {"world": 4, "pipeline": 2}, {"world": 4, "tensor": 2}
-    for text in four.run(W + "exchange", "qwen3", mesh, rollout, 4096, damage):
+    for text in four.run(W + "exchange", "qwen3", mesh, rollout, 4096, damage, alone=32):
         assert "model.layers.1.self_attn.o_proj.weight" in text
         assert "on rank 3, from rank" in text
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from passk_fast.errors import PasskError
+from passk_fast.weights import exchange as exchange_module
 from passk_fast.weights.exchange import Exchange
 from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
 from passk_fast.weights.placement import Tensors, rollout_side, trainer_side
@@ -24,11 +25,14 @@ def exchange(
     round_bytes: int,
     damage: str = "",
     dtype: str = "float32",
+    alone: int = 1 << 16,
 ) -> str:
     """Moves a small model's weights; "" or the message of what `verify` found.
 
-    `damage` is done on the last rank between `run` and `verify`.
+    `damage` is done on the last rank between `run` and `verify`. Rectangles of `alone` elements
+    and more travel by themselves.
     """
+    exchange_module._ALONE = alone
     rank = dist.get_rank()
     tensors = Tensors.of(model_shape(architecture))
     full = {n: w.to(torch.float32) for n, w in full_weights(tensors).items()}
