@@ -117,3 +117,52 @@ def largest_difference(one: Any, other: Any) -> float:
             gap = (torch.tensor(logprobs) - torch.tensor(expected)).abs().max()
             worst = max(worst, float(gap))
     return worst
+
+
+def start_engine_alone(folder: str, tensor: int) -> None:
+    """An engine without a trainer beside it."""
+    from passk_fast.rollout.engine import RolloutEngine
+
+    if _RUNNING:
+        _RUNNING["engine"].close()
+        _RUNNING.clear()
+    config = RunConfig(
+        model=ModelConfig(path=folder),
+        rollout=RolloutConfig(
+            tensor=tensor, max_prompt_tokens=16, max_response_tokens=16, kv_cache_gib=0.25
+        ),
+    )
+    engine = RolloutEngine(
+        config, folder, rank=dist.get_rank(), world_size=dist.get_world_size(), device="cpu"
+    )
+    _RUNNING.update(engine=engine)
+
+
+def sync_from_shards(folder: str, mesh: dict[str, Any], tensor: int) -> None:
+    """The engine takes the weights of `folder` from a mesh of shards that stand for a trainer."""
+    from transformers import AutoConfig
+
+    from passk_fast.weights.hf import HFReader
+    from passk_fast.weights.layout import ModelShape
+    from passk_fast.weights.megatron import Layout, load, named_parameters
+    from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
+    from passk_fast.weights.sync import WeightSync
+    from tests.weights.shapes import Chunk
+
+    world, engine = dist.get_world_size(), _RUNNING["engine"]
+    hf = AutoConfig.from_pretrained(folder)
+    shape = ModelShape.from_hf(hf, -(-hf.vocab_size // 128) * 128)
+    layout = Layout.of(shape, TrainerMesh(world=world, **mesh), dist.get_rank())
+    chunk = Chunk(layout)
+    load([chunk], HFReader(folder), layout)
+    sync = WeightSync.of(
+        layout,
+        RolloutMesh(world=world, tensor=tensor),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        round_bytes=1 << 16,
+    )
+    opened, weights = engine.open_parameters(), named_parameters([chunk])
+    sync.run(weights, opened.targets)
+    sync.verify(weights, opened.targets)
+    engine.close_parameters(opened, probe=True)

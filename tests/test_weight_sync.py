@@ -35,6 +35,10 @@ def make_folders(kind: str, root: Path, *, tied: bool = False) -> tuple[str, str
         "tie_word_embeddings": tied,
         "eos_token_id": 0,
     }
+    if kind == "qwen3_moe":
+        sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    if kind == "mixtral":
+        sizes |= {"num_local_experts": 4, "num_experts_per_tok": 2}
     folders = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -89,3 +93,18 @@ def test_a_layer_that_is_packed_wrongly_is_named(two: RankPool, tmp_path: Path) 
     two.run(W + "sync", second)
     for text in two.run(W + "packs_wrongly", first):
         assert "model.layers.0.self_attn.o_proj: the engine's packed weight" in text
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_the_engine_takes_experts_from_shards(two: RankPool, tmp_path: Path, kind: str) -> None:
+    """Expert-parallel shards into an engine that cuts every expert."""
+    first, second = make_folders(kind, tmp_path)
+    two.run(W + "start_engine_alone", second, 2)
+    expected = two.run(W + "sample", PROMPTS)
+    two.run(W + "start_engine_alone", first, 2)
+    before = two.run(W + "sample", PROMPTS)
+    two.run(W + "sync_from_shards", second, {"expert": 2}, 2)
+    after = two.run(W + "sample", PROMPTS)
+    for rank in range(2):
+        assert largest_difference(after[rank], expected[rank]) <= 1e-5
+        assert largest_difference(after[rank], before[rank]) > 1e-3

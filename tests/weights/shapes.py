@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from passk_fast.weights.layout import ModelShape
+from passk_fast.weights.megatron import Layout
 from passk_fast.weights.placement import Side, Tensors
 
 
@@ -54,3 +55,40 @@ def held(
         assert bool((target == -1).all()), "two rectangles in one place"
         target.copy_(matrix[r0:r1, c0:c1])
     return out
+
+
+class Chunk(torch.nn.Module):
+    """Parameters named and shaped as a Megatron rank's, without the model around them."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        shapes = layout.side.shapes(layout.rank)
+        layers = sorted({int(n.split(".")[2]) for n in shapes if n.startswith("decoder.layers.")})
+        for name, (rows, cols) in shapes.items():
+            words = name.split(".")
+            if name.startswith("decoder.layers."):
+                words[2] = str(layers.index(int(words[2])))
+            *path, last = words
+            module: torch.nn.Module = self
+            for word in path:
+                if word not in dict(module.named_children()):
+                    module.add_module(word, torch.nn.Module())
+                module = module.get_submodule(word)
+            size = (rows,) if cols == 1 else (rows, cols)
+            module.register_parameter(last, torch.nn.Parameter(torch.full(size, -1.0)))
+        numbered = self.get_submodule("decoder.layers")
+        for at, layer in enumerate(layers):
+            numbered.get_submodule(str(at)).layer_number = layer + 1
+        self.decoder.layers = _Iterable(numbered)
+
+
+class _Iterable(torch.nn.Module):
+    """Layers that can be walked, under the names they had."""
+
+    def __init__(self, layers: torch.nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.named_children():
+            self.add_module(name, layer)
+
+    def __iter__(self) -> Any:
+        return iter(self.children())

@@ -12,10 +12,12 @@ import torch.distributed as dist
 from passk_fast.errors import PasskError
 from passk_fast.weights import exchange as exchange_module
 from passk_fast.weights.exchange import Exchange
+from passk_fast.weights.hf import HFReader
+from passk_fast.weights.megatron import Layout, full_tensors, load, named_parameters
 from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
 from passk_fast.weights.placement import Tensors, rollout_side, trainer_side
 from passk_fast.weights.reshard import plan_reshard
-from tests.weights.shapes import full_weights, held, model_shape
+from tests.weights.shapes import Chunk, full_weights, held, model_shape
 
 
 def exchange(
@@ -65,6 +67,26 @@ def exchange(
     except PasskError as error:
         return str(error)
     return ""
+
+
+def round_trip(architecture: str, folder: str, trainer: dict[str, Any], tied: bool) -> None:
+    """Import onto this rank's part of a mesh and export again."""
+    layout = Layout.of(
+        model_shape(architecture, tied=tied), TrainerMesh(**trainer), dist.get_rank()
+    )
+    chunk = Chunk(layout)
+    load([chunk], HFReader(folder), layout)
+    reader = HFReader(folder)
+    full = {n: reader.read(n).double() for n in reader.names()}
+    for name, values in held(layout.tensors, layout.side, layout.rank, full).items():
+        got = named_parameters([chunk])[name].detach().double().view(values.shape)
+        assert torch.equal(got, values.clamp(min=0)), name
+    out = dict(full_tensors([chunk], layout))
+    assert out.keys() == full.keys()
+    for name, tensor in out.items():
+        assert torch.equal(tensor.double(), full[name]), name
+    only_first = dict(full_tensors([chunk], layout, ranks=[0]))
+    assert len(only_first) == (len(full) if dist.get_rank() == 0 else 0)
 
 
 def _damage(out: dict[str, torch.Tensor], damage: str) -> None:
