@@ -314,8 +314,13 @@ def through_engine(parallel: dict[str, int], repeats: int) -> dict[str, float]:
         sync.run(actor.parameters(), opened.targets)
         engine.close_parameters(opened)
 
+    def theirs() -> None:
+        tensors = actor.full_tensors()
+        engine.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        engine.llm.reset_prefix_cache()
+
     out = interleaved(
-        {"ours": ours, "reload_weights": lambda: engine.load_weights(actor.full_tensors())},
+        {"ours": ours, "reload_weights": theirs},
         repeats,
     )
     engine.close()

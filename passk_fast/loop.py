@@ -112,7 +112,7 @@ class Trainer:
         mesh = self.actor.mesh
         return WeightSync.of(
             self.actor.layout,
-            RolloutMesh(world=mesh.world_size, tensor=self.config.rollout.tensor),
+            RolloutMesh(world=mesh.world_size, tensor=self.engine.tensor_size),
             dtype=DTYPES[self.config.model.dtype],
             device=mesh.torch_device,
             round_bytes=self.config.rollout.sync_mib << 20,

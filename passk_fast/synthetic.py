@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from torch import Tensor
 
 from passk_fast.batch import Prompt, Rollout
 from passk_fast.config import BenchConfig
@@ -117,7 +119,17 @@ class SyntheticEngine:
 
     tensor_rank, tensor_size = 0, 1
 
-    def __init__(self, lengths: Lengths, vocab: int, longest_prompt: int, rank: int, size: int):
+    def __init__(
+        self,
+        lengths: Lengths,
+        vocab: int,
+        longest_prompt: int,
+        rank: int,
+        size: int,
+        targets: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """`targets` stand for vLLM's parameters; None where weights are never handed on."""
+        self.targets = targets or {}
         self.max_prompt_tokens = longest_prompt
         self.data_rank, self.data_size = rank, size
         self._lengths, self._vocab = lengths, vocab
@@ -162,10 +174,12 @@ class SyntheticEngine:
             token_ids=ids, logprobs=(logprob,) * length, text=" ".join(map(str, ids)), finished=True
         )
 
-    def load_weights(self, named_tensors: Iterable[tuple[str, Any]]) -> None:
-        """Take the weights and drop them: gathering them costs what it costs."""
-        for _ in named_tensors:
-            pass
+    def open_parameters(self) -> Self:
+        """Weights are taken and never used: moving them costs what it costs."""
+        return self
+
+    def close_parameters(self, opened: Self, *, probe: bool = False) -> None:
+        """Nothing to prepare."""
 
     def sleep(self) -> None:
         """Nothing to free."""

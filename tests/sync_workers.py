@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 from passk_fast.config import ModelConfig, ParallelConfig, RolloutConfig, RunConfig
 from passk_fast.errors import PasskError
@@ -59,18 +57,13 @@ def sync(folder: str) -> None:
     _RUNNING["trainer"].sync_weights()
 
 
-def reload(folder: str) -> None:
-    """The engine takes the weights of `folder` by vLLM's own reloading."""
-    _RUNNING["engine"].load_weights(load_file(Path(folder) / "model.safetensors").items())
-
-
 def sample(prompts: list[list[int]]) -> list[list[tuple[tuple[int, ...], tuple[float, ...]]]]:
     """(tokens, log-probs) of two seeded responses to each prompt."""
     groups = _RUNNING["engine"].sample(prompts, num_rollouts=2, seed=3)
     return [[(r.token_ids, r.logprobs) for r in group] for group in groups]
 
 
-def packs_wrongly(folder: str) -> str:
+def packs_wrongly() -> str:
     """A sync after which one packed layer holds something else; the message."""
     engine = _RUNNING["engine"]
     opened = engine.open_parameters()
@@ -82,10 +75,8 @@ def packs_wrongly(folder: str) -> str:
         """Packs half of the weight."""
 
         def process_weights_after_loading(self, layer: Any) -> None:
-            kept = layer.weight.data.clone()
             layer.weight.data *= 0.5
             method.process_weights_after_loading(layer)
-            layer.kept = kept
 
     import passk_fast.rollout.parameters as parameters
 

@@ -91,7 +91,7 @@ def test_a_layer_that_is_packed_wrongly_is_named(two: RankPool, tmp_path: Path) 
     first, second = make_folders("qwen3", tmp_path)
     two.run(W + "start", first, {}, 2)
     two.run(W + "sync", second)
-    for text in two.run(W + "packs_wrongly", first):
+    for text in two.run(W + "packs_wrongly"):
         assert "model.layers.0.self_attn.o_proj: the engine's packed weight" in text
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from passk_fast.rollout.watch import GroupWatch, Orders
 from passk_fast.seeding import seed_for
 
 if TYPE_CHECKING:
-    import torch
     from vllm import LLM, RequestOutput, SamplingParams
 
 _GIB = 1 << 30
@@ -73,7 +72,6 @@ class RolloutEngine:
         self._sleeps = rollout.sleep and device == "cuda"
         self._asleep = False
         self._has_weights = True
-        self._refresh_output_layer = device == "cpu"
         self.forced_length: Callable[[int, int, int], int] | None = None
         """Of (seed, prompt key, number of the response): benchmarks set it; end tokens are then
         tokens like any other."""
@@ -183,18 +181,6 @@ class RolloutEngine:
         assert orders is not None
         return orders
 
-    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace the weights in place with full tensors under Hugging Face names.
-
-        Every rank of a block passes all tensors, in the same order. Cached prefixes are dropped.
-        """
-        assert not self._asleep, "wake the engine before loading weights"
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_tensors)})
-        if self._refresh_output_layer:
-            self.llm.apply_model(_repack_tied_output_layer)
-        self.llm.reset_prefix_cache()
-        self._has_weights = True
-
     def open_parameters(self) -> OpenParameters:
         """This rank's parameters, to be filled; `close_parameters` must follow."""
         assert not self._asleep, "wake the engine before loading weights"
@@ -214,7 +200,7 @@ class RolloutEngine:
     def sleep(self) -> None:
         """GPU with rollout.sleep: free weights, keys and values. Elsewhere nothing happens.
 
-        Weights are discarded: after `wake_up`, `load_weights` must come before `sample`.
+        Weights are discarded: after `wake_up`, new weights must come before `sample`.
         """
         if self._sleeps and not self._asleep:
             self.llm.sleep(level=2)
@@ -286,15 +272,6 @@ class RolloutEngine:
         size = len(rollouts) // len(outputs)
         groups = [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
         return groups if size == num_rollouts else [group * num_rollouts for group in groups]
-
-
-def _repack_tied_output_layer(model: Any) -> None:
-    """CPU: a tied output layer has a packed copy of the embedding, which reloading leaves old."""
-    head = getattr(model, "lm_head", None)
-    if head is None or not model.config.tie_word_embeddings:
-        return
-    head.tie_weights(model.model.embed_tokens)
-    head.quant_method.process_weights_after_loading(head)
 
 
 def _key(request_id: str) -> tuple[int, int]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 from passk_fast.batch import Prompt, Rollout, RolloutGroup
 from passk_fast.config import ModelConfig, RolloutConfig, RunConfig
 from passk_fast.errors import PasskError
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.engine import RolloutEngine
+from passk_fast.weights.hf import HFReader
+from passk_fast.weights.layout import ModelShape
+from passk_fast.weights.mesh import RolloutMesh
+from passk_fast.weights.placement import Tensors, rollout_side
 
 _RUNNING: dict[str, Any] = {"key": None, "engine": None}
 
@@ -53,7 +55,19 @@ def sample_error(prompts: list[list[int]], **options: Any) -> str:
 def load(folder: str) -> None:
     """New weights for the running engine, from a Hugging Face folder."""
     _RUNNING["key"] = None
-    _RUNNING["engine"].load_weights(load_file(Path(folder) / "model.safetensors").items())
+    from transformers import AutoConfig
+
+    engine, reader = _RUNNING["engine"], HFReader(folder)
+    hf = AutoConfig.from_pretrained(folder)
+    tensors = Tensors.of(ModelShape.from_hf(hf, hf.vocab_size))
+    side = rollout_side(tensors, RolloutMesh(world=engine.world_size, tensor=engine.tensor_size))
+    opened = engine.open_parameters()
+    for tensor, param, r0, r1, c0, c1, row, col in side.of_rank(engine.rank).tolist():
+        target = opened.targets[side.names[param]]
+        matrix = target.view(-1, target.shape[-1] if target.ndim > 1 else 1)
+        part = reader.read_part(tensors.name(tensor), r0, r1, c0, c1)
+        matrix[row : row + r1 - r0, col : col + c1 - c0].copy_(part)
+    engine.close_parameters(opened, probe=True)
 
 
 def sleep_and_wake() -> None:
