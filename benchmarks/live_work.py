@@ -1,0 +1,106 @@
+"""Steps/s with and without the work that has no gradient: `passk-fast bench` in turn.
+
+    python benchmarks/live_work.py --repeats 3 --out benchmarks/results/live_work_cpu.json
+
+N = 16, k = 8; verdicts are coins of a given accuracy, so groups differ as samples of one prompt do.
+Every mode is a run of its own, in turn (off, prune, ..., off, ...); a mode's figure is the median
+over the repeats of the median step. `off` trains every sequence on its own and samples everything.
+`prune` is the same run without sequences that have no advantage, and gives the same weights up to
+rounding. `share` computes a prompt once for its responses. `all` also stops groups that are
+decided; its loss is over live tokens, since what is not sampled cannot be counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+CONFIG = Path(__file__).parents[1] / "configs" / "maze_cpu.toml"
+LOAD = [
+    "--prompts-per-step",
+    "16",
+    "--algorithm.k",
+    "8",
+    "--rollout.max-response-tokens",
+    "64",
+    "--bench.response-mean",
+    "24",
+    "--bench.prompt-tokens",
+    "56",
+]
+MODES = {
+    "off": ["--algorithm.prune", "off", "--no-share-prompts"],
+    "prune": ["--no-share-prompts"],
+    "prune, share": [],
+    "all": ["--rollout.early-stop", "--algorithm.loss-denominator", "live_tokens"],
+}
+
+
+def one(mode: str, accuracy: float, steps: int) -> dict[str, Any]:
+    """One run of a mode."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "bench.json"
+        command = [sys.executable, "-m", "passk_fast", "bench", str(CONFIG), "--out", str(out)]
+        options = ["--bench.accuracy", str(accuracy), "--bench.steps", str(steps)]
+        done = subprocess.run(
+            [*command, *LOAD, *options, *MODES[mode]], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"{mode} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+        return json.loads(out.read_text())
+
+
+def main() -> None:
+    """All modes at all accuracies, then their ratios to `off`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--accuracy", type=float, nargs="+", default=[0.1, 0.7])
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = {
+        str(accuracy): {mode: [] for mode in MODES} for accuracy in arguments.accuracy
+    }
+    for _ in range(arguments.repeats):
+        for accuracy, modes in runs.items():
+            for mode, results in modes.items():
+                results.append(one(mode, float(accuracy), arguments.steps))
+                print(accuracy, mode, f"{results[-1]['step_s']:.3f} s", flush=True)
+    step = {
+        accuracy: {
+            mode: statistics.median(r["step_s"] for r in results) for mode, results in modes.items()
+        }
+        for accuracy, modes in runs.items()
+    }
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    report = {
+        "what": "steps/s against the run with everything off",
+        "load": " ".join([*LOAD, str(CONFIG.name)]),
+        "cores": len(os.sched_getaffinity(0)),
+        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step_s": step,
+        "speedup": {
+            accuracy: {mode: modes["off"] / seconds for mode, seconds in modes.items()}
+            for accuracy, modes in step.items()
+        },
+        "runs": runs,
+    }
+    print(json.dumps({"step_s": step, "speedup": report["speedup"]}, indent=1))
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
