@@ -76,6 +76,7 @@ def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:
     from passk_fast.actor.megatron_on_cpu import megatron_scope
 
     parallel.data(dist.get_world_size())
+    before = set(_groups())
     with megatron_scope(device):
         ps.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
@@ -86,6 +87,7 @@ def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:
             context_parallel_size=parallel.context,
             create_gloo_process_groups=True,
         )
+    _MADE.extend(group for group in _groups() if group not in before)
     return Mesh(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -106,8 +108,23 @@ def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:
     )
 
 
+_MADE: list[dist.ProcessGroup] = []
+"""Groups of the mesh that stands; Megatron itself forgets them without ending them."""
+
+
+def _groups() -> list[dist.ProcessGroup]:
+    return list(dist.distributed_c10d._world.pg_map)
+
+
 def drop_mesh() -> None:
-    """Forget Megatron's groups, so that tests can build another mesh in the same processes."""
+    """End Megatron's groups, so that tests can build another mesh in the same processes.
+
+    Every gloo group has threads of its own, one of which wakes a hundred times a second.
+    """
     from megatron.core import parallel_state as ps
 
     ps.destroy_model_parallel()
+    for group in _MADE:
+        if group in dist.distributed_c10d._world.pg_map:
+            dist.destroy_process_group(group)
+    _MADE.clear()
