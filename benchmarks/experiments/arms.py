@@ -80,7 +80,7 @@ def arms(base: RunConfig) -> list[Arm]:
         ),
         (
             "grpo_norm",
-            f"GRPO, batch sum of |A| scaled to Pass@{k}'s",
+            f"GRPO, batches scaled to the size of Pass@{k}'s",
             "control",
             {**grpo, "match_norm": "passk", "match_norm_k": k},
             1.0,

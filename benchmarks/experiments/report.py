@@ -73,8 +73,10 @@ class Difference:
     by_seed: tuple[float, ...]
 
     def __str__(self) -> str:
-        low, high = min(self.by_seed), max(self.by_seed)
-        return f"{self.mean:+.3f} ± {self.prompt_error:.3f} ({low:+.3f} to {high:+.3f})"
+        text = f"{self.mean:+.3f} ± {self.prompt_error:.3f}"
+        if len(self.by_seed) == 1:
+            return text
+        return f"{text} ({min(self.by_seed):+.3f} to {max(self.by_seed):+.3f})"
 
 
 def difference(store: Store, a: str, b: str, key: str) -> Difference | None:

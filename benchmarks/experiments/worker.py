@@ -154,6 +154,9 @@ def main(out: Path, minutes: float) -> None:
     base = replace(base_config(), output_dir=str(out / f"worker-{os.getpid()}"))
     store = Store(out)
     laboratory = Laboratory(base)
+    if store.claim("warm", 0):
+        laboratory.trainer(replace(base, seed=0))
+        store.write("warm", 0, {"seed": 0, "steps": [], "eval": laboratory.evaluate(0)})
     expected_s = 0.0
     for arm, seed in jobs(base):
         if time.monotonic() + expected_s > deadline:
@@ -169,9 +172,6 @@ def main(out: Path, minutes: float) -> None:
             flush=True,
         )
         expected_s = result["wall_s"]
-    if store.claim("warm", 0):
-        laboratory.trainer(replace(base, seed=0))
-        store.write("warm", 0, {"seed": 0, "steps": [], "eval": laboratory.evaluate(0)})
 
 
 def warm(out: Path) -> None:
