@@ -57,8 +57,9 @@ def _plot_arms(
         if start:
             axis.axvline(start[key], color="0.5", linewidth=0.8, linestyle=":")
         axis.set_yticks(rows, [arm.title for arm in found] if key == "pass@1" else [""] * len(rows))
-        axis.set_xlabel(f"held-out {key} (bars: seeds; dotted: warm start)")
+        axis.set_xlabel(f"held-out {key}")
         axis.grid(alpha=0.25, axis="x")
+    figure.suptitle("bars: seeds; dots: their mean; dotted line: warm start", fontsize=9)
     _save(figure, path)
 
 
@@ -97,8 +98,8 @@ def plot_toy(toy: dict[str, Any], path: Path) -> None:
     """E[max of k] by theta with its maximiser, and the variance of the gradient by k."""
     thetas = list(dict.fromkeys(row["theta"] for row in toy["variance"]))
     figure, axes = _figure(1 + len(thetas))
-    for (k, values), colour in zip(toy["expected_max"].items(), COLOURS, strict=False):
-        axes[0].plot(toy["thetas"], values, color=colour, label=f"k = {k}")
+    for k, colour in zip(sorted(toy["expected_max"], key=int), COLOURS, strict=False):
+        axes[0].plot(toy["thetas"], toy["expected_max"][k], color=colour, label=f"k = {k}")
         axes[0].axvline(toy["best_theta"][k], color=colour, linestyle=":", linewidth=0.8)
     axes[0].set_xlabel("theta (dotted: the maximiser)")
     axes[0].set_ylabel("E[max of k]")
