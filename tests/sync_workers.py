@@ -33,7 +33,7 @@ def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 25
         parallel=ParallelConfig(**parallel),
         rollout=RolloutConfig(
             tensor=tensor,
-            max_prompt_tokens=16,
+            max_prompt_tokens=48,
             max_response_tokens=16,
             kv_cache_gib=0.25,
             sync_mib=sync_mib,
@@ -82,10 +82,10 @@ def packs_wrongly() -> str:
 
     process = parameters._process
 
-    def hooked(layer: Any) -> None:
+    def hooked(layer: Any, **options: Any) -> None:
         if layer is module:
             layer.quant_method = Wrong()
-        process(layer)
+        process(layer, **options)
         layer.quant_method = method if layer is module else layer.quant_method
 
     parameters._process = hooked
@@ -120,7 +120,7 @@ def start_engine_alone(folder: str, tensor: int) -> None:
     config = RunConfig(
         model=ModelConfig(path=folder),
         rollout=RolloutConfig(
-            tensor=tensor, max_prompt_tokens=16, max_response_tokens=16, kv_cache_gib=0.25
+            tensor=tensor, max_prompt_tokens=48, max_response_tokens=16, kv_cache_gib=0.25
         ),
     )
     engine = RolloutEngine(

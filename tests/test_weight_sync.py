@@ -16,7 +16,8 @@ from tests.sync_workers import largest_difference
 pytestmark = [pytest.mark.megatron, pytest.mark.slow]
 
 W = "tests.sync_workers:"
-PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+PROMPTS = [[1 + (7 * i + 3 * j) % 38 for j in range(40)] for i in range(3)]
+"""Longer than a block of keys, so that a prefix cached before a sync would be found after it."""
 
 
 def make_folders(kind: str, root: Path, *, tied: bool = False) -> tuple[str, str]:

@@ -63,7 +63,7 @@ class OpenParameters:
             kept = module.weight.data.clone() if probe and hasattr(module, "cpu_linear") else None
             bias = getattr(module, "bias", None)
             bias = bias.data.clone() if kept is not None and bias is not None else None
-            _process(module)
+            _process(module, on_cpu=self._on_cpu)
             if kept is not None:
                 _compare(name, module, kept, bias)
         head = getattr(self._model, "lm_head", None)
@@ -92,8 +92,12 @@ def _repacked(module: nn.Module, *, on_cpu: bool) -> bool:
     return not type(method).__name__.startswith("Unquantized")
 
 
-def _process(module: nn.Module) -> None:
-    """What vLLM does with a layer whose weights have all been loaded, but the loading."""
+def _process(module: nn.Module, *, on_cpu: bool) -> None:
+    """What vLLM does with a layer whose weights have all been loaded, but the loading.
+
+    On CPU vLLM packs experts at the first loading alone: its reloading leaves them unpacked, and
+    the engine samples from noise without a word. Here they are packed every time.
+    """
     from vllm.model_executor.model_loader.reload import layerwise
 
     info = layerwise.get_layerwise_info(module)
@@ -102,6 +106,9 @@ def _process(module: nn.Module) -> None:
     for tensor in layerwise.get_layer_tensors(module).values():
         tensor.weight_loader = layerwise._get_original_loader(tensor)
     module.quant_method.process_weights_after_loading(module)
+    experts = getattr(module.quant_method, "moe_kernel", None)
+    if on_cpu and experts is not None:
+        experts.fused_experts.process_weights_after_loading(module)
     if hasattr(module, "update_param_tp_status"):
         module.update_param_tp_status()
     layerwise._copy_and_restore_kernel_tensors(module, info)
