@@ -1,6 +1,6 @@
 """Resharding: planning time, bytes over the lower bound, seconds beside gather-and-broadcast.
 
-    torchrun --nproc-per-node 2 benchmarks/reshard.py --out benchmarks/results/reshard_cpu.json
+    torchrun --nproc-per-node 2 benchmarks/reshard.py --engine --out benchmarks/results/reshard_cpu.json
 
 `plan`: published Qwen3 sizes, on one core. `move`: a dense model of `--hidden` and `--layers`, from
 each trainer mesh into tensors of the engine's shapes, by our executor and by gathering: every
@@ -278,7 +278,7 @@ def through_engine(parallel: dict[str, int], repeats: int) -> dict[str, float]:
         RunConfig,
         ShapeConfig,
     )
-    from passk_fast.distributed import make_mesh
+    from passk_fast.distributed import drop_mesh, make_mesh
     from passk_fast.tokenizer import character_tokenizer, make_tiny_model
     from passk_fast.weights.sync import WeightSync
 
@@ -297,6 +297,7 @@ def through_engine(parallel: dict[str, int], repeats: int) -> dict[str, float]:
         parallel=ParallelConfig(**parallel),
         rollout=RolloutConfig(tensor=world, kv_cache_gib=0.25),
     )
+    drop_mesh()
     mesh = make_mesh(config.parallel, "cpu")
     actor = Actor(config, AutoConfig.from_pretrained(folder[0]), mesh)
     actor.load_folder(folder[0])
@@ -354,7 +355,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--engine", choices=["", "tensor", "pipeline"], default="")
+    parser.add_argument("--engine", action="store_true")
     args = parser.parse_args()
     dist.init_process_group("gloo")
     shape = ModelShape(
@@ -376,7 +377,10 @@ def main() -> None:
         ),
     }
     if args.engine:
-        result["through_vllm"] = {args.engine: through_engine({args.engine: world}, args.repeats)}
+        result["through_vllm"] = {
+            f"{name[0]}p{world}_to_tp{world}": through_engine({name: world}, args.repeats)
+            for name in ("tensor", "pipeline")
+        }
     if dist.get_rank() == 0:
         text = json.dumps(result, indent=2)
         print(text)
