@@ -1,6 +1,6 @@
 """Resharding: planning time, bytes over the lower bound, seconds beside gather-and-broadcast.
 
-    torchrun --nproc-per-node 2 benchmarks/reshard.py --engine --out benchmarks/results/reshard_cpu.json
+    torchrun --nproc-per-node 2 benchmarks/reshard.py --engine --out FILE
 
 `plan`: published Qwen3 sizes, on one core. `move`: a dense model of `--hidden` and `--layers`, from
 each trainer mesh into tensors of the engine's shapes, by our executor and by gathering: every

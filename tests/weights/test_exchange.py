@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from passk_fast.weights.layout import ARCHITECTURES
 from tests.ranks import RankError, RankPool
 
 W = "tests.weights.workers:"
@@ -40,6 +42,29 @@ def test_weights_arrive_where_the_table_says(
     round_bytes: int,
     alone: int,
 ) -> None:
+    got = four.run(W + "exchange", architecture, trainer, rollout, round_bytes, alone=alone)
+    assert got == [""] * 4
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_meshes(four: RankPool, seed: int) -> None:
+    """Four ranks in all, trainer and engine on any of them, over any rounds."""
+    rng = random.Random(seed)
+    architecture = rng.choice(sorted(ARCHITECTURES))
+    trainer = {"world": rng.choice([2, 4])}
+    trainer["tensor"] = rng.choice([1, 2])
+    trainer["pipeline"] = rng.choice(
+        [n for n in (1, 2) if n * trainer["tensor"] <= trainer["world"]]
+    )
+    within = trainer["world"] // trainer["pipeline"]
+    trainer["virtual"] = rng.choice([1, 2]) if trainer["pipeline"] == 2 else 1
+    trainer["expert"] = rng.choice([n for n in (1, 2, 4) if within % n == 0])
+    trainer["first_rank"] = rng.randrange(5 - trainer["world"])
+    rollout: dict[str, Any] = {"world": rng.choice([1, 2, 4])}
+    rollout["tensor"] = rng.choice([n for n in (1, 2, 4) if rollout["world"] % n == 0])
+    rollout["expert"] = rng.random() < 0.5
+    rollout["first_rank"] = rng.randrange(5 - rollout["world"])
+    round_bytes, alone = 2 ** rng.randrange(5, 16), 2 ** rng.randrange(3, 9)
     got = four.run(W + "exchange", architecture, trainer, rollout, round_bytes, alone=alone)
     assert got == [""] * 4
 

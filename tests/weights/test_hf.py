@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from passk_fast.errors import ConfigError
 from passk_fast.weights.hf import HFReader, write_folder
@@ -36,3 +37,14 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not one")
     with pytest.raises(ConfigError, match="not a safetensors file"):
         HFReader(tmp_path)
+
+
+def test_parts_of_tensors_are_read(tmp_path: Path) -> None:
+    matrix, vector = torch.arange(12.0).view(3, 4), torch.arange(5.0)
+    save_file({"matrix": matrix, "vector": vector}, tmp_path / "model.safetensors")
+    reader = HFReader(tmp_path)
+    assert torch.equal(reader.read_part("matrix", 1, 3, 2, 4), matrix[1:3, 2:4])
+    assert torch.equal(reader.read_part("vector", 1, 4, 0, 1), vector[1:4, None])
+    assert reader.shape("matrix") == (3, 4)
+    with pytest.raises(ConfigError, match="has no tensor 'gone'"):
+        reader.shape("gone")
