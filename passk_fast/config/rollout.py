@@ -1,0 +1,71 @@
+"""Sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from passk_fast.config.checks import require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How vLLM samples."""
+
+    tensor: int = 1
+    """vLLM's tensor-parallel ranks; may differ from the trainer's."""
+    max_prompt_tokens: int = 512
+    """Longest prompt; a longer one is an error that names the prompt."""
+    max_response_tokens: int = 512
+    """Longest response, end token included."""
+    temperature: float = 1.0
+    """Sampling temperature; the trainer's log-probs use the same."""
+    max_num_seqs: int = 256
+    """Sequences decoded together on one engine."""
+    prefix_caching: bool = True
+    """Reuse the keys and values of a prompt for its N responses."""
+    kv_cache_gib: float = 1.0
+    """CPU only: memory for keys and values."""
+    gpu_memory_utilization: float = 0.5
+    """GPU only: share of device memory that vLLM may hold."""
+    sleep: bool = True
+    """GPU only: hand the engine's memory to the trainer between rollouts."""
+    enforce_eager: bool = False
+    """GPU only: no CUDA graphs."""
+    early_stop: bool = False
+    """Stop a group's sampling once the estimator gives it no gradient however it ends. Pass@1 in
+    training is then known within bounds only."""
+    refill: float = 1.0
+    """Draw prompts until prompts_per_step groups have a gradient, but at most this many times
+    prompts_per_step in a step. 1 draws prompts_per_step, live or not."""
+    verify_processes: int = 0
+    """Verifier processes on each engine, whose work overlaps decoding; 0 verifies in the trainer's
+    own process, where a verifier that hangs stops the run."""
+    verify_timeout_s: float = 30.0
+    """Deadline of one verdict in a verifier process; then the response is sampled anew, once."""
+    sync_mib: int = 256
+    """Weight sync: buffers of this size, in and out, on every rank."""
+    verify_weights: Literal["first", "always", "never"] = "first"
+    """Compare checksums of every shard after the first weight sync, after each one, or never."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "rollout",
+            tensor=self.tensor,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens,
+            temperature=self.temperature,
+            max_num_seqs=self.max_num_seqs,
+            kv_cache_gib=self.kv_cache_gib,
+            verify_timeout_s=self.verify_timeout_s,
+            sync_mib=self.sync_mib,
+        )
+        require(self.refill >= 1, f"rollout.refill must be 1 (off) or more, got {self.refill}.")
+        require(
+            self.verify_processes >= 0,
+            f"rollout.verify_processes must be 0 or more, got {self.verify_processes}.",
+        )
+        require(
+            0 < self.gpu_memory_utilization <= 1,
+            f"rollout.gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}.",
+        )
