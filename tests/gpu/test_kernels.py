@@ -171,7 +171,8 @@ def test_runs_repeat_bitwise_and_rows_do_not_know_their_place(device: str) -> No
     three = cases.from_hidden(
         kernels.linear_policy_loss, {k: v[order] if k in rows else v for k, v in data.items()}
     )
-    # A CPU rounds a row of a matrix product by its place and by threads: there log-probs have a bar.
+    # A CPU rounds a row of a matrix product by place and threads: there the bar of log-probs
+    # holds.
     torch.testing.assert_close(
         three["metrics"]["logp"], one["metrics"]["logp"][order],
         rtol=0, atol=5e-6 if device == "cpu" else 0, equal_nan=True,
