@@ -187,6 +187,7 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     known = dict(flatten(config))
     for flag in overrides:
         name = flag[2:].split("=")[0].replace("-", "_").replace(".no_", ".")
+        name = name if name in known else name.removeprefix("no_")
         if not flag.startswith("--") or name in known or name in ("help", "h"):
             continue
         near = difflib.get_close_matches(name, known, n=1)

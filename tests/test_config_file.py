@@ -105,6 +105,13 @@ def test_flags_go_on_top_of_the_file_and_the_file_on_top_of_its_base(tmp_path: P
     assert config.optim.eps == 1e-6
 
 
+def test_switches_can_be_turned_off(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("share_prompts = true\n[model.shape]\nmax_positions = 2048\n")
+    config = load_config(tmp_path / "c.toml", ["--no-share-prompts", "--rollout.no-sleep"])
+    assert not config.share_prompts
+    assert not config.rollout.sleep
+
+
 def test_a_base_of_a_base_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("")
     (tmp_path / "b.toml").write_text('base = "a.toml"')
