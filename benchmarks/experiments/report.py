@@ -185,6 +185,9 @@ def write_report(out: Path) -> None:
     record = {
         "command": "python -m benchmarks.experiments.study run",
         "environment": _environment(),
+        "commits_of_the_runs": sorted(
+            {run["commit"] for several in runs.values() for run in several if "commit" in run}
+        ),
         "seeds": SEEDS,
         "wall_s": sum(run["wall_s"] for several in runs.values() for run in several),
         "warm_start": start,

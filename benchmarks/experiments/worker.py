@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -41,6 +42,14 @@ TOP_P = 0.95
 """Evaluation as the papers do it: temperature 1.0, top_p 0.95."""
 
 
+def _commit() -> str:
+    """Of the checkout that this file stands in."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    here = Path(__file__).parent
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
 class Laboratory:
     """What runs share: data, tokenizer, warm-started model, engine."""
 
@@ -62,6 +71,7 @@ class Laboratory:
         from passk_fast.warm_start import warm_start
 
         self.base = base
+        self.commit = _commit()
         start_process_group("cpu", base.timeout_s)
         self.mesh = make_mesh(base.parallel, "cpu")
         folder = _model_folder(base, self.mesh)
@@ -134,6 +144,7 @@ class Laboratory:
             "seed": config.seed,
             "algorithm": asdict(config.algorithm),
             "lr": config.optim.lr,
+            "commit": self.commit,
             "steps": steps,
             "eval": self.evaluate(config.seed),
         }
