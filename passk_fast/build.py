@@ -91,7 +91,7 @@ class Run:
 
     def _one_step(self, report: Report, clock: Clock) -> None:
         trainer, config = self.trainer, self.config
-        record, groups = trainer.step(clock)
+        record, groups = trainer.step(clock, ahead=self._samples_ahead(trainer.progress.step + 1))
         step = trainer.progress.step
         every = config.eval.every
         if step == config.steps or (every and step % every == 0):
@@ -106,6 +106,13 @@ class Run:
                 self._save()
         record["time"] = clock.take()
         report.step(record)
+
+    def _samples_ahead(self, step: int) -> bool:
+        """Not where the engine is wanted for evaluation, nor across a checkpoint or the end."""
+        config = self.config
+        every = (config.eval.every, config.checkpoint.every)
+        stops = step == config.steps or any(n and step % n == 0 for n in every)
+        return bool(config.rollout.lag) and not stops
 
     def _save(self) -> None:
         step = self.trainer.progress.step
@@ -193,6 +200,7 @@ def build_run(config: RunConfig, mesh: Mesh) -> Run:
         order=order,
         progress=progress,
         verifier_pool=pool,
+        collect_group=dist.new_group(backend="gloo") if config.rollout.lag else None,
     )
     if mesh.rank == 0:
         _write_config(config, folder, Path(model_dir))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor, StepResult
 from passk_fast.actor.model import DTYPES
@@ -24,14 +26,14 @@ from passk_fast.rollout.engine import RolloutEngine
 from passk_fast.rollout.refill import Drawn, LiveShare, draw
 from passk_fast.rollout.watch import VerifierPool
 from passk_fast.seeding import seed_for
-from passk_fast.step_record import Savings, drawn_metrics, update_metrics
+from passk_fast.step_record import Savings, drawn_metrics, logprob_bound, update_metrics
 from passk_fast.tasks import PromptOrder, answer_of
 from passk_fast.tasks.difficulty import Difficulty
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.sync import WeightSync
 
-_LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
-_LOGPROB_GAP_BF16 = 0.5
+_BESIDE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
+"""Samples ahead while the main thread trains."""
 
 
 @dataclass
@@ -76,12 +78,15 @@ class Trainer:
     unchecked: int = 2
     """Steps whose rollout and trainer log-probs must still be compared: the first of this process,
     and the first after a weight sync."""
+    collect_group: dist.ProcessGroup | None = None
+    """All ranks, over gloo, for sampling ahead beside training; None: the default group."""
     schedule: Schedule = field(init=False)
     """Which estimator and which k each prompt gets."""
     live_share: LiveShare = field(init=False)
     difficulty: Difficulty = field(init=False)
     _sync: WeightSync | None = field(init=False, default=None)
     _synced: bool = field(init=False, default=False)
+    _ahead: Future[Drawn] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.live_share = LiveShare(**self.progress.live_share)
@@ -118,19 +123,34 @@ class Trainer:
             round_bytes=self.config.rollout.sync_mib << 20,
         )
 
-    def step(self, clock: Clock) -> tuple[dict[str, Any], list[RolloutGroup]]:
-        """Sample, score, update, sync. Returns the step's record and its rollouts."""
+    def step(
+        self, clock: Clock, *, ahead: bool = False
+    ) -> tuple[dict[str, Any], list[RolloutGroup]]:
+        """Sample, score, update, sync. Returns the step's record and its rollouts.
+
+        With `ahead` the next step's batch is sampled, from the weights as they are now, while this
+        one is trained.
+        """
+        lag = int(self._ahead is not None)
         with clock.span("decode"):
-            drawn = self._draw()
+            drawn = self._ahead.result() if self._ahead else self._draw(self.progress.step)
+        self._ahead = None
         for name, seconds in (("verify", drawn.stats.verify_s), ("idle", drawn.stats.idle_s)):
-            clock.add(name, seconds)
-            clock.add("decode", -seconds)
-        advantages_PN = self._advantages(drawn.groups)
+            if not lag:
+                clock.add(name, seconds)
+                clock.add("decode", -seconds)
+        advantages_PN = self._advantages(drawn.groups, self.progress.step)
         self._count_dead(drawn.groups, advantages_PN)
+        self._keep_draw(drawn)
+        if ahead:
+            self._ahead = _BESIDE.submit(self._draw, self.progress.step + 1)
         savings = Savings()
         results = self._update(
-            drawn.groups[: drawn.end], advantages_PN[: drawn.end], clock, savings
+            drawn.groups[: drawn.end], advantages_PN[: drawn.end], clock, savings, lag
         )
+        if self._ahead:
+            with clock.span("decode"):  # what training did not hide
+                wait([self._ahead])
         with clock.span("sync"):
             self.engine.wake_up()
             self.sync_weights()
@@ -139,16 +159,18 @@ class Trainer:
             **self._rollout_metrics(drawn.groups, advantages_PN),
             **drawn_metrics(drawn, advantages_PN),
             **update_metrics(results),
+            "lag": lag,
             "skipped_steps": self.progress.skipped,
             **savings.record(),
         }
         self.schedule.observe(record)
-        self._keep(drawn)
+        self.progress.schedule = self.schedule.state_dict()
+        self.progress.step += 1
         return record, drawn.groups
 
-    def _draw(self) -> Drawn:
+    def _draw(self, step: int) -> Drawn:
         """Sample prompts until the batch has its live groups (rollout.refill), or once."""
-        config, step = self.config, self.progress.step
+        config = self.config
         dead = self.schedule.dead(step)
         live_rows = tuple(bool(live) for live in ~dead)
         pass_over = config.data.prefer_live
@@ -161,6 +183,7 @@ class Trainer:
                 [self.prompts[i] for i in indices],
                 config.algorithm.num_rollouts,
                 "sampling",
+                step,
                 dead_rows=dead if config.rollout.early_stop else None,
                 first_key=first,
             )
@@ -168,25 +191,23 @@ class Trainer:
         return draw(
             lambda count: self.order.take(count, chance if pass_over else None),
             collect,
-            lambda groups: (self._advantages(groups) != 0.0).any(axis=1),
+            lambda groups: (self._advantages(groups, step) != 0.0).any(axis=1),
             wanted=config.prompts_per_step,
             cap=int(config.prompts_per_step * config.rollout.refill),
             share=self.live_share,
             multiple=self.engine.data_size,
         )
 
-    def _keep(self, drawn: Drawn) -> None:
-        """Bring up to date what a checkpoint saves."""
+    def _keep_draw(self, drawn: Drawn) -> None:
+        """Bring up to date what a checkpoint saves of sampling, before any sampling ahead."""
         state = self.progress
-        state.step += 1
         state.order = self.order.state_dict()
-        state.schedule = self.schedule.state_dict()
         state.live_share = asdict(self.live_share)
         if self.config.data.prefer_live:
             for index, group in zip(drawn.indices, drawn.groups, strict=True):
                 tried = int(np.isfinite(group.rewards).sum())
                 correct = int((group.rewards == 1.0).sum())
-                self.difficulty.observe(index, correct, tried, state.step)
+                self.difficulty.observe(index, correct, tried, state.step + 1)
             state.difficulty = self.difficulty.state_dict()
 
     def _count_dead(self, groups: list[RolloutGroup], advantages_PN: np.ndarray) -> None:
@@ -207,9 +228,9 @@ class Trainer:
             f"(algorithm.max_dead_steps); the mean reward is {reward:.3g}. {advice}"
         )
 
-    def _advantages(self, groups: list[RolloutGroup]) -> np.ndarray:
-        """What the schedule says at this step, float64 [P, N]; noise rewards only count here."""
-        config, step = self.config, self.progress.step
+    def _advantages(self, groups: list[RolloutGroup], step: int) -> np.ndarray:
+        """What the schedule says at a step, float64 [P, N]; noise rewards only count here."""
+        config = self.config
         rewards_PN = np.stack([group.rewards for group in groups])
         stopped_P = np.isnan(rewards_PN).any(axis=1)
         rewards_PN[stopped_P] = 0.0  # any reward will do: a stopped group has no gradient
@@ -225,6 +246,7 @@ class Trainer:
         prompts: SequenceOf[Prompt],
         num_rollouts: int,
         purpose: str,
+        step: int,
         dead_rows: np.ndarray | None = None,
         first_key: int = 0,
     ) -> tuple[list[RolloutGroup], CollectStats]:
@@ -234,10 +256,11 @@ class Trainer:
             self.tokenizer,
             self.verify,
             num_rollouts=num_rollouts,
-            seed=seed_for(self.config.seed, purpose, self.progress.step),
+            seed=seed_for(self.config.seed, purpose, step),
             pool=self.verifier_pool,
             dead_rows=dead_rows,
             first_key=first_key,
+            group=self.collect_group,
         )
 
     def _update(
@@ -246,6 +269,7 @@ class Trainer:
         advantages_PN: np.ndarray,
         clock: Clock,
         savings: Savings,
+        lag: int = 0,
     ) -> list[StepResult]:
         """One optimizer step a minibatch of prompts."""
         self.engine.sleep()
@@ -268,7 +292,7 @@ class Trainer:
                 prepared = self.actor.prepare(batches, old_logprobs=count > 1)
             parts.append((sequences, denominator, prepared))
         with clock.span("train"):
-            return [self._optimize(*part, first=i == 0) for i, part in enumerate(parts)]
+            return [self._optimize(*part, check=i == 0 and not lag) for i, part in enumerate(parts)]
 
     def _optimize(
         self,
@@ -276,15 +300,15 @@ class Trainer:
         denominator: float,
         batches: list[PackedBatch],
         *,
-        first: bool,
+        check: bool,
     ) -> StepResult:
-        """One optimizer step."""
+        """One optimizer step; `check`: the weights are those that sampled."""
         lr = learning_rate(self.config.optim, self.progress.optimizer_step, self.total_updates)
         lr *= self.schedule.lr_scale(self.progress.step)
         result = self.actor.policy_step(batches, denominator=denominator, lr=lr)
         result.sums["lr"] = lr
         result.sums["loss"] = result.sums["loss_sum"] / denominator
-        if self.unchecked and first and result.sums["tokens"]:
+        if self.unchecked and check and result.sums["tokens"]:
             self._check_logprobs(result, sequences)
             self.unchecked -= 1
         self._count(result)
@@ -348,7 +372,7 @@ class Trainer:
         if not prompts:
             return None
         self.engine.wake_up()
-        groups, _ = self._sample(prompts, settings.num_rollouts, "evaluation")
+        groups, _ = self._sample(prompts, settings.num_rollouts, "evaluation", self.progress.step)
         correct_P = np.array([(group.rewards == 1.0).sum() for group in groups])
         return evaluation(correct_P, settings.num_rollouts, self.config.algorithm.k)
 
@@ -365,10 +389,3 @@ def to_sequences(groups: list[RolloutGroup], advantages_PN: np.ndarray) -> list[
         for group, advantages_N in zip(groups, advantages_PN, strict=True)
         for rollout, advantage in zip(group.rollouts, advantages_N, strict=True)
     ]
-
-
-def logprob_bound(config: RunConfig, device: str) -> float:
-    """The first-step bound on |rollout - trainer log-prob| in nats."""
-    if config.algorithm.max_logprob_gap > 0:
-        return config.algorithm.max_logprob_gap
-    return _LOGPROB_GAP.get((config.model.dtype, device), _LOGPROB_GAP_BF16)

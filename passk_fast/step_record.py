@@ -11,9 +11,12 @@ import numpy as np
 
 from passk_fast.actor.actor import StepResult
 from passk_fast.batch import PackedBatch, Sequence
+from passk_fast.config import RunConfig
 from passk_fast.flops import Work
 from passk_fast.rollout.refill import Drawn
 
+_LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
+_LOGPROB_GAP_BF16 = 0.5
 _MEANS = ("entropy", "ppo_kl", "kl", "logprob_gap", "tis_weight")
 _SHARES = ("clipped_low", "clipped_high", "dual_clipped", "tis_truncated")
 
@@ -100,3 +103,10 @@ def _work(sequences: SequenceOf[Sequence], *, shared: bool) -> Work:
         ),
         Work(),
     )
+
+
+def logprob_bound(config: RunConfig, device: str) -> float:
+    """The first-step bound on |rollout - trainer log-prob| in nats."""
+    if config.algorithm.max_logprob_gap > 0:
+        return config.algorithm.max_logprob_gap
+    return _LOGPROB_GAP.get((config.model.dtype, device), _LOGPROB_GAP_BF16)

@@ -235,6 +235,27 @@ def test_bench_says_where_the_time_goes(tmp_path: Path, decode: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.megatron
+def test_sampling_ahead_lags_one_step_and_resumes(
+    whole: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    folder, cache, _ = whole
+    options = "--rollout.lag 1 --algorithm.importance-cap 2 --device cpu".split()
+    options += ["--algorithm.entropy-coef", "0.01"]  # every batch moves the weights
+    runs = [tmp_path / "whole", tmp_path / "resumed", tmp_path / "resumed"]
+    for run, steps in zip(runs, ("4", "2", "4"), strict=True):
+        done = train(run, cache, "--steps", steps, *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+    records = metrics(runs[0])
+    assert [record["lag"] for record in records[1:]] == [0, 1, 0, 1]  # checkpoints at 2 and 4
+    assert records == metrics(runs[1])
+    fresh = metrics(folder)
+    assert records[1]["reward"] == fresh[1]["reward"]
+    # Sampled before the first update: the trainer's log-probs have moved since.
+    assert records[2]["logprob_gap_max"] > 1e-4 >= records[3]["logprob_gap_max"]
+
+
+@pytest.mark.slow
+@pytest.mark.megatron
 def test_two_runs_with_one_seed_agree(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
     folder, cache, _ = whole
     again = tmp_path / "again"

@@ -23,8 +23,8 @@ from passk_fast.config import (
     ShapeConfig,
 )
 from passk_fast.errors import ConfigError, DivergedError, ExitCode, NoSignalError
-from passk_fast.loop import Progress, Trainer, logprob_bound, to_sequences
-from passk_fast.step_record import Savings
+from passk_fast.loop import Progress, Trainer, to_sequences
+from passk_fast.step_record import Savings, logprob_bound
 
 pytestmark = pytest.mark.megatron
 
@@ -215,7 +215,7 @@ def test_metrics_of_stopped_groups_are_bounds() -> None:
 def test_stopped_groups_get_no_advantage_and_leave_the_others_alone() -> None:
     rewards = np.array([[1, 1, 1, math.nan], [1, 0, 0, 0], [0, 0, 1, 1]])
     run = trainer(loss_denominator="sequences")
-    got = run._advantages([group(list(row)) for row in rewards])
+    got = run._advantages([group(list(row)) for row in rewards], 0)
     assert not got[0].any()
     np.testing.assert_array_equal(got[1:], advantages("passk", rewards[1:], 2))
 
@@ -235,9 +235,9 @@ def test_a_checkpoint_keeps_the_schedule() -> None:
 def test_noise_changes_advantages_and_not_the_record() -> None:
     groups = [group([1.0, 0.0, 0.0, 0.0]) for _ in range(50)]
     run = trainer(flip_negatives=0.5)
-    noisy = run._advantages(groups)
-    assert (noisy != trainer()._advantages(groups)).any()
-    np.testing.assert_array_equal(noisy, run._advantages(groups))  # seeded by the step
+    noisy = run._advantages(groups, 0)
+    assert (noisy != trainer()._advantages(groups, 0)).any()
+    np.testing.assert_array_equal(noisy, run._advantages(groups, 0))  # seeded by the step
     record = run._rollout_metrics(groups, noisy)
     assert record["reward"] == record["pass@1"] == 0.25
 
@@ -256,6 +256,23 @@ def test_early_stop_is_refused_where_it_is_not_exact() -> None:
         config()
     with pytest.raises(ConfigError, match="kl_coef"):
         config(loss_denominator="sequences", kl_coef=0.1)
+
+
+def test_sampling_ahead_needs_the_importance_correction_and_an_awake_engine() -> None:
+    def config(device: str = "cpu", sleep: bool = True, **algorithm: Any) -> RunConfig:
+        return RunConfig(
+            device=device,  # type: ignore[arg-type]
+            model=ModelConfig(path="x"),
+            rollout=RolloutConfig(lag=1, sleep=sleep),
+            algorithm=AlgorithmConfig(**algorithm),
+        )
+
+    config(importance_cap=2.0)
+    config("cuda", sleep=False, importance_cap=2.0)
+    with pytest.raises(ConfigError, match=r"algorithm.importance_cap"):
+        config()
+    with pytest.raises(ConfigError, match=r"rollout.sleep = false"):
+        config("cuda", importance_cap=2.0)
 
 
 def test_rollout_metrics_count_dead_groups() -> None:

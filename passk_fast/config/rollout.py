@@ -38,6 +38,9 @@ class RolloutConfig:
     refill: float = 1.0
     """Draw prompts until prompts_per_step groups have a gradient, but at most this many times
     prompts_per_step in a step. 1 draws prompts_per_step, live or not."""
+    lag: int = 0
+    """1: the next batch is sampled, with the weights as they are, while this one is trained; needs
+    algorithm.importance_cap. Before a checkpoint and at the end nothing is sampled ahead."""
     verify_processes: int = 0
     """Verifier processes on each engine, whose work overlaps decoding; 0 verifies in the trainer's
     own process, where a verifier that hangs stops the run."""
@@ -61,6 +64,7 @@ class RolloutConfig:
             sync_mib=self.sync_mib,
         )
         require(self.refill >= 1, f"rollout.refill must be 1 (off) or more, got {self.refill}.")
+        require(self.lag in (0, 1), f"rollout.lag must be 0 or 1, got {self.lag}.")
         require(
             self.verify_processes >= 0,
             f"rollout.verify_processes must be 0 or more, got {self.verify_processes}.",

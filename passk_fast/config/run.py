@@ -82,6 +82,16 @@ class RunConfig:
             f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}.",
         )
         self._check_early_stop()
+        require(
+            not self.rollout.lag or self.algorithm.importance_cap > 0,
+            "rollout.lag = 1 samples with the weights of one update before: set "
+            "algorithm.importance_cap (2 is usual), which weighs tokens for it.",
+        )
+        require(
+            not (self.rollout.lag and self.rollout.sleep) or self.device == "cpu",
+            "rollout.lag = 1 samples while it trains, so the engine cannot sleep meanwhile: set "
+            "rollout.sleep = false.",
+        )
         if not self.model.path:
             require(
                 self.model.shape.max_positions >= longest,

@@ -102,13 +102,15 @@ def collect_groups(
     pool: VerifierPool | None = None,
     dead_rows: np.ndarray | None = None,
     first_key: int = 0,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[list[RolloutGroup], CollectStats]:
     """N verified responses to each of P prompts: the same list, in order, on every rank.
 
     All ranks call this together with the same prompts. `temperature` defaults to
     rollout.temperature. With `dead_rows` (bool [N + 1] by the count of correct responses), a group
     that can only end in a dead row is stopped: the rewards of what was left out are NaN. Prompt p
-    draws its samples with key `first_key` + p, so that several calls with one seed differ.
+    draws its samples with key `first_key` + p, so that several calls with one seed differ. Ranks
+    talk over `group` (all ranks of the world; None: the default group).
     DataError, on all ranks alike, names a prompt that the tokenizer cannot encode or that is above
     rollout.max_prompt_tokens.
     """
@@ -129,7 +131,7 @@ def collect_groups(
     parts = [samples]
     start = time.perf_counter()
     if engine.data_size * engine.tensor_size > 1:
-        parts = [decode_samples(data) for data in gather(encode_samples(samples))]
+        parts = [decode_samples(data) for data in gather(encode_samples(samples), group)]
     return _groups(prompts, prompt_ids, parts, num_rollouts), CollectStats(
         verifier_failures=sum(part.failures for part in parts),
         first_failure=next((part.first_failure for part in parts if part.failures), ""),
@@ -256,15 +258,15 @@ def decode_samples(data: np.ndarray) -> Samples:
     )
 
 
-def gather(data: np.ndarray) -> list[np.ndarray]:
-    """uint8 [bytes] of every rank of the default group, in rank order; lengths may differ."""
-    world = dist.get_world_size()
+def gather(data: np.ndarray, group: dist.ProcessGroup | None = None) -> list[np.ndarray]:
+    """uint8 [bytes] of every rank of the group (None: all), in rank order; lengths may differ."""
+    world = dist.get_world_size(group)
     size = torch.tensor([len(data)])
     all_sizes = [torch.empty_like(size) for _ in range(world)]
-    dist.all_gather(all_sizes, size)
+    dist.all_gather(all_sizes, size, group=group)
     sizes = [int(size) for size in all_sizes]
     padded = torch.zeros(max(sizes), dtype=torch.uint8)
     padded[: len(data)] = torch.from_numpy(data.copy())
     everything = [torch.empty_like(padded) for _ in range(world)]
-    dist.all_gather(everything, padded)
+    dist.all_gather(everything, padded, group=group)
     return [part[:size].numpy() for part, size in zip(everything, sizes, strict=True)]
