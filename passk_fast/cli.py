@@ -1,4 +1,4 @@
-"""The command line: `passk-fast train | eval | bench | curves | convert`."""
+"""The command line: `passk-fast train | eval | bench | curves | convert | preflight | launch`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ passk-fast {__version__}: train language models with Pass@k advantages
       Draw advantage and eta against the number of correct responses: STEM.csv, .png, .svg.
   passk-fast convert RUN OUT
       Write a run's newest checkpoint (or the checkpoint folder RUN) as a Hugging Face folder.
+  passk-fast preflight [--nproc N] [--storage FOLDER] [--max-skew-s S] ...
+      Check GPUs, driver, links, clocks, shared storage, versions and limits on all ranks; one
+      table, and a line for each thing that is wrong. Over several hosts: `launch ... preflight`.
+  passk-fast launch --nodes N --nproc N --rendezvous HOST:PORT train|bench|preflight ...
+      One host's part of a run over several; the same command on each of them (docs/cluster.md).
 """
 
 
@@ -235,6 +240,30 @@ def _bench(arguments: list[str]) -> ExitCode:
     return ExitCode.DONE if returned == 0 else ExitCode.LOST_RANK
 
 
+def _preflight(arguments: list[str]) -> ExitCode:
+    from passk_fast.cluster_check import main as check_machines
+    from passk_fast.cluster_check import parse
+
+    wanted = _take(arguments, "--nproc")
+    options, _ = parse(arguments)  # --help and mistakes before any process starts
+    if "RANK" in os.environ:  # torchrun started this process
+        check_machines(arguments)
+    default = max(1, 0 if options.device == "cpu" else _num_gpus())
+    if wanted is not None and (not wanted.isdigit() or int(wanted) < 1):
+        raise ConfigError(f"command line: --nproc must be a positive number, got {wanted!r}.")
+    processes = default if wanted is None else int(wanted)
+    returned = _launch(processes, "passk_fast.cluster_check", arguments)
+    return ExitCode.DONE if returned == 0 else ExitCode.BAD_CONFIG
+
+
+def _launch_on_this_host(arguments: list[str]) -> ExitCode:
+    from passk_fast.launch import launch
+
+    code = launch(arguments)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; a user's error is one paragraph on stderr."""
     commands: dict[str, Callable[[list[str]], ExitCode]] = {
@@ -243,6 +272,8 @@ def main(arguments: list[str] | None = None) -> None:
         "bench": _bench,
         "curves": _curves,
         "convert": _convert,
+        "preflight": _preflight,
+        "launch": _launch_on_this_host,
     }
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):

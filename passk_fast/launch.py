@@ -1,0 +1,169 @@
+"""`passk-fast launch`: torchrun on one host of several, with an exit code that has a meaning.
+
+The same command runs on every host (launch/torchrun.sh, launch/slurm.sbatch). What it adds: the
+workers' exit code is this process's, SIGTERM reaches the workers and is waited for, each host has
+its own log folder, and the address of this host is the one that reaches the rendezvous.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from passk_fast.errors import ConfigError, ExitCode, LostRankError
+
+MODULES = {
+    "train": "passk_fast.train",
+    "bench": "passk_fast.bench",
+    "preflight": "passk_fast.cluster_check",
+}
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options before the command word, and what comes after it for the workers.
+
+    Raises:
+        ConfigError: no command word, an unknown one, or a rendezvous that is not HOST:PORT.
+    """
+    parser = argparse.ArgumentParser(
+        prog="passk-fast launch",
+        description=(__doc__ or "").splitlines()[0],
+        usage="passk-fast launch --nodes N --nproc N --rendezvous HOST:PORT [options] "
+        "{" + ",".join(MODULES) + "} ...",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--nodes", type=int, required=True, help="hosts in all")
+    parser.add_argument("--nproc", type=int, required=True, help="ranks on each host: its GPUs")
+    parser.add_argument(
+        "--rendezvous", required=True, help="HOST:PORT on one of the hosts, the same on all"
+    )
+    parser.add_argument("--run-id", default="passk", help="tells two runs on one port apart")
+    parser.add_argument("--log-dir", default="runs/logs", help="each host has a folder in it")
+    parser.add_argument(
+        "--join-timeout-s", type=int, default=600, help="how long to wait for the other hosts"
+    )
+    parser.add_argument("command", choices=MODULES)
+    parser.add_argument("rest", nargs=argparse.REMAINDER)
+    options = parser.parse_args(arguments)
+    host, colon, port = options.rendezvous.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise ConfigError(f"--rendezvous must be HOST:PORT, got {options.rendezvous!r}.")
+    for name in ("nodes", "nproc"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name} must be 1 or more, got {getattr(options, name)}.")
+    return options, options.rest
+
+
+def own_address(rendezvous: str) -> str:
+    """The address of this host from which the rendezvous host is reached; ConfigError if none."""
+    host, _, port = rendezvous.rpartition(":")
+    try:
+        kind, _, _, _, target = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # sends nothing: it only asks for the route
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise ConfigError(
+            f"--rendezvous {rendezvous}: this host has no way to {host}: {error.strerror}."
+        ) from None
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an address, or None."""
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in entries):
+            return name
+    return None
+
+
+def environment(address: str, nproc: int) -> dict[str, str]:
+    """What the workers need; a variable that is set already is left as it is (docs/cluster.md)."""
+    cores = len(os.sched_getaffinity(0))
+    wanted = {
+        "OMP_NUM_THREADS": str(max(1, cores // nproc)),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_HOST_IP": address,
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "TORCHELASTIC_ERROR_FILE": os.devnull,
+        "LOGLEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore",
+    }
+    interface = interface_of(address)
+    if interface is not None:
+        # Gloo would take the interface that the host's own name resolves to: often loopback.
+        wanted["GLOO_SOCKET_IFNAME"] = interface
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def exit_code(codes: Iterable[int]) -> int:
+    """One code of the workers': the first that one of them chose; all killed is a lost rank."""
+    return next((code for code in codes if code > 0), int(ExitCode.LOST_RANK))
+
+
+def _forward(number: int, frame: object) -> None:
+    """Hand a signal to the workers, and wait on: they save, and leave with a code."""
+    for child in psutil.Process().children():
+        try:
+            child.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def torchrun_arguments(options: argparse.Namespace, address: str) -> list[str]:
+    """torchrun's own options."""
+    log_dir = Path(options.log_dir) / f"{socket.gethostname()}-{address}"
+    return [
+        f"--nnodes={options.nodes}",
+        f"--nproc-per-node={options.nproc}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={options.rendezvous}",
+        f"--rdzv-id={options.run_id}",
+        f"--rdzv-conf=join_timeout={options.join_timeout_s},timeout={options.join_timeout_s}",
+        f"--local-addr={address}",
+        "--max-restarts=0",  # a lost host ends the run; started anew, it resumes
+        "--monitor-interval=0.5",
+        f"--log-dir={log_dir}",
+        "--tee=3",
+        "--local-ranks-filter=0",
+        # SIGTERM and SIGINT are this module's: torchrun would kill the workers after 30 s.
+        "--signals-to-handle=SIGHUP,SIGQUIT",
+    ]
+
+
+def launch(arguments: list[str]) -> int:
+    """Run this host's workers to their end and return their exit code.
+
+    Raises:
+        ConfigError: the options cannot be right.
+        LostRankError: the hosts did not find each other.
+    """
+    options, rest = parse(arguments)
+    address = own_address(options.rendezvous)
+    os.environ.update(environment(address, options.nproc))
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _forward)
+    command = [*torchrun_arguments(options, address), "-m", MODULES[options.command], *rest]
+    try:
+        run.run(run.parse_args(command))
+    except ChildFailedError as error:
+        failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+        return exit_code(failure.exitcode for _, failure in failures)
+    except RendezvousError as error:
+        raise LostRankError(
+            f"The {options.nodes} hosts did not meet at {options.rendezvous}, or the host there was "
+            f"lost ({error}). If no rank has started: is the command running on all of them, does "
+            "the address belong to one of them, and is the port open?"
+        ) from None
+    return int(ExitCode.DONE)

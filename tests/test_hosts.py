@@ -1,0 +1,119 @@
+"""Several hosts for real: preflight and training over two network namespaces."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from passk_fast.errors import ExitCode
+from tests.hosts import TwoHosts, why_not
+from tests.test_end_to_end import CONFIG, SMALL, metrics, train
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[TwoHosts]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with TwoHosts(tmp_path) as both:
+        yield both
+
+
+def said(hosts: TwoHosts) -> str:
+    """Everything both launchers printed, for a failed assertion."""
+    return "\n".join(part for host in range(2) for part in hosts.output(host))
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_preflight_finds_two_good_hosts(hosts: TwoHosts, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    command = ["preflight", "--storage", str(shared), "--storage-mib", "8", "--send-mib", "8"]
+    assert hosts.run([*command, "--min-memory-gib", "0.1"]) == (0, 0), said(hosts)
+    table = said(hosts)  # the host of rank 0 prints it
+    for name in hosts.names:
+        row = next(line for line in table.splitlines() if line.startswith(name))
+        assert re.search(r" (0-1|2-3) .*GiB .* ms +\d+\.\d\d GB/s +\d+ MB/s +shared$", row), row
+    assert "4 ranks on 2 hosts: nothing wrong." in table
+    assert list(shared.iterdir()) == []
+    logs = {path.name.rpartition("-")[0] for path in (tmp_path / "logs").iterdir()}
+    assert logs == set(hosts.names)
+
+
+@pytest.mark.slow
+def test_preflight_says_what_is_wrong(hosts: TwoHosts, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    command = ["preflight", "--storage", str(shared), "--storage-mib", "8", "--send-mib", "8"]
+    children = [
+        hosts.start(0, command),
+        hosts.start(
+            1,
+            command,
+            first=f"mount -t tmpfs none {shared}; ulimit -n 512",
+            environment={"NCCL_ALGO": "Ring"},
+        ),
+    ]
+    assert hosts.wait(children, 200) == (ExitCode.BAD_CONFIG, ExitCode.BAD_CONFIG), said(hosts)
+    lines = [line for line in said(hosts).splitlines() if "wrong: " in line]
+    text = "\n".join(lines)
+    assert "NCCL_ALGO differs: Ring on host-b; unset on host-a." in text
+    assert "Storage is not shared" in text
+    assert "host-b allows 512 open files" in text
+    assert len(lines) == 3, text
+
+
+def run_folder(tmp_path: Path, name: str) -> list[str]:
+    """The arguments of a small run."""
+    where = ["--output-dir", str(tmp_path / name), "--warm-start.cache-dir", str(tmp_path / "c")]
+    return ["train", str(CONFIG), *where, *SMALL]
+
+
+@pytest.mark.slow
+@pytest.mark.megatron
+@pytest.mark.timeout(900)
+def test_two_hosts_train_as_one_does(hosts: TwoHosts, tmp_path: Path) -> None:
+    one = train(tmp_path / "one", tmp_path / "c", "--steps", "2", "--nproc", "4")
+    assert one.returncode == 0, one.stdout + one.stderr
+    codes = hosts.run([*run_folder(tmp_path, "two"), "--steps", "2"], timeout_s=400)
+    assert codes == (0, 0), said(hosts)
+    assert [record["step"] for record in metrics(tmp_path / "two")] == [0, 1, 2]
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.megatron
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("lose", [TwoHosts.kill, TwoHosts.unplug])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_host_ends_the_other(
+    hosts: TwoHosts, tmp_path: Path, lose: Callable[[TwoHosts, int], None], lost: int
+) -> None:
+    timeout_s = 60  # of a collective
+    command = [*run_folder(tmp_path, "run"), "--steps", "5000", "--timeout-s", str(timeout_s)]
+    children = [hosts.start(host, command) for host in range(2)]
+    wait_for_steps(tmp_path / "run" / "metrics.jsonl", children, hosts)
+    start = time.monotonic()
+    lose(hosts, lost)
+    code = children[1 - lost].wait(timeout_s + 60)
+    assert code == ExitCode.LOST_RANK, said(hosts)
+    assert time.monotonic() - start < timeout_s + 45
+    assert (tmp_path / "run" / "exit_code").read_text().strip() == "17"
+
+
+def wait_for_steps(
+    file: Path, children: list[subprocess.Popen[bytes]], hosts: TwoHosts, timeout_s: float = 400
+) -> None:
+    """Until two steps have been trained; fails when a host ends before."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if file.exists() and len(file.read_text().splitlines()) > 2:
+            return
+        assert all(child.poll() is None for child in children), said(hosts)
+        time.sleep(0.3)
+    raise AssertionError(f"no step in {timeout_s:g} s:\n{said(hosts)}")
