@@ -60,8 +60,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, options.rest
 
 
-def own_address(rendezvous: str) -> str:
-    """The address of this host from which the rendezvous host is reached; ConfigError if none."""
+def own_address(rendezvous: str) -> tuple[str, bool]:
+    """The address from which this host reaches the rendezvous, and whether the latter is its own.
+
+    torchrun would look this host's own name up, which on many clusters answers with loopback or
+    not at all. ConfigError if there is no way.
+    """
     host, _, port = rendezvous.rpartition(":")
     try:
         kind, _, _, _, target = socket.getaddrinfo(
@@ -69,7 +73,8 @@ def own_address(rendezvous: str) -> str:
         )[0]
         with socket.socket(kind, socket.SOCK_DGRAM) as probe:
             probe.connect(target)  # sends nothing: it only asks for the route
-            return str(probe.getsockname()[0])
+            address = str(probe.getsockname()[0])
+            return address, address in (target[0], "127.0.0.1", "::1")
     except OSError as error:
         raise ConfigError(
             f"--rendezvous {rendezvous}: this host has no way to {host}: {error.strerror}."
@@ -93,6 +98,7 @@ def environment(address: str, nproc: int) -> dict[str, str]:
         "VLLM_HOST_IP": address,
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCHELASTIC_ERROR_FILE": os.devnull,
+        "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] ",
         "LOGLEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore",
     }
@@ -117,8 +123,9 @@ def _forward(number: int, frame: object) -> None:
             continue
 
 
-def torchrun_arguments(options: argparse.Namespace, address: str) -> list[str]:
+def torchrun_arguments(options: argparse.Namespace, address: str, is_host: bool) -> list[str]:
     """torchrun's own options."""
+    wait = options.join_timeout_s
     log_dir = Path(options.log_dir) / f"{socket.gethostname()}-{address}"
     return [
         f"--nnodes={options.nodes}",
@@ -126,7 +133,7 @@ def torchrun_arguments(options: argparse.Namespace, address: str) -> list[str]:
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={options.rendezvous}",
         f"--rdzv-id={options.run_id}",
-        f"--rdzv-conf=join_timeout={options.join_timeout_s},timeout={options.join_timeout_s}",
+        f"--rdzv-conf=is_host={is_host},join_timeout={wait},timeout={wait}",
         f"--local-addr={address}",
         "--max-restarts=0",  # a lost host ends the run; started anew, it resumes
         "--monitor-interval=0.5",
@@ -146,7 +153,12 @@ def launch(arguments: list[str]) -> int:
         LostRankError: the hosts did not find each other.
     """
     options, rest = parse(arguments)
-    address = own_address(options.rendezvous)
+    address, is_host = own_address(options.rendezvous)
+    if options.nodes > 1 and address in ("127.0.0.1", "::1"):
+        raise ConfigError(
+            f"--rendezvous {options.rendezvous} is loopback on this host, where no other host "
+            "finds it: give the address of a network interface."
+        )
     os.environ.update(environment(address, options.nproc))
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -154,7 +166,12 @@ def launch(arguments: list[str]) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _forward)
-    command = [*torchrun_arguments(options, address), "-m", MODULES[options.command], *rest]
+    command = [
+        *torchrun_arguments(options, address, is_host),
+        "-m",
+        MODULES[options.command],
+        *rest,
+    ]
     try:
         run.run(run.parse_args(command))
     except ChildFailedError as error:
@@ -162,8 +179,8 @@ def launch(arguments: list[str]) -> int:
         return exit_code(failure.exitcode for _, failure in failures)
     except RendezvousError as error:
         raise LostRankError(
-            f"The {options.nodes} hosts did not meet at {options.rendezvous}, or the host there was "
-            f"lost ({error}). If no rank has started: is the command running on all of them, does "
-            "the address belong to one of them, and is the port open?"
+            f"The {options.nodes} hosts did not meet at {options.rendezvous}, or the host there "
+            f"was lost ({error}). If no rank has started: is the command running on all of them, "
+            "does the address belong to one of them, and is the port open?"
         ) from None
     return int(ExitCode.DONE)

@@ -25,8 +25,9 @@ def hosts(tmp_path: Path) -> Iterator[TwoHosts]:
 
 
 def said(hosts: TwoHosts) -> str:
-    """Everything both launchers printed, for a failed assertion."""
-    return "\n".join(part for host in range(2) for part in hosts.output(host))
+    """Everything both launchers printed, without torchrun's mark of the rank."""
+    text = "\n".join(part for host in range(2) for part in hosts.output(host))
+    return re.sub(r"^\[rank \d+\] ", "", text, flags=re.MULTILINE)
 
 
 @pytest.mark.slow
