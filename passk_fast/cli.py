@@ -241,12 +241,13 @@ def _bench(arguments: list[str]) -> ExitCode:
 
 
 def _preflight(arguments: list[str]) -> ExitCode:
-    from passk_fast.cluster_check import main as check_machines
-    from passk_fast.cluster_check import parse
+    from passk_fast.cluster_report import parse
 
     wanted = _take(arguments, "--nproc")
     options, _ = parse(arguments)  # --help and mistakes before any process starts
     if "RANK" in os.environ:  # torchrun started this process
+        from passk_fast.cluster_check import main as check_machines
+
         check_machines(arguments)
     default = max(1, 0 if options.device == "cpu" else _num_gpus())
     if wanted is not None and (not wanted.isdigit() or int(wanted) < 1):

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from passk_fast.cluster_facts import Facts, collect
-from passk_fast.cluster_report import Limits, by_node, problems, table
+from passk_fast.cluster_report import by_node, parse, problems, table
 from passk_fast.errors import ExitCode
 
 _PING_PONGS = 20
@@ -155,22 +155,6 @@ def _appears(path: Path, data: bytes) -> bool:
             pass
         time.sleep(0.2)
     return False
-
-
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, Limits]:
-    """The options of `passk-fast preflight`, one for each bound of `Limits`."""
-    parser = argparse.ArgumentParser(prog="passk-fast preflight", allow_abbrev=False)
-    parser.add_argument("--storage", default="runs", help="folder that all hosts must share")
-    parser.add_argument("--storage-mib", type=int, default=256, help="written by each host")
-    parser.add_argument("--send-mib", type=int, default=0, help="message; 0: 512, on CPU 64")
-    parser.add_argument("--timeout-s", type=int, default=120, help="deadline of a collective")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    for field in dataclasses.fields(Limits):
-        name = "--" + field.name.replace("_", "-")
-        parser.add_argument(name, type=type(field.default), default=field.default)
-    options = parser.parse_args(arguments)
-    names = [field.name for field in dataclasses.fields(Limits)]
-    return options, Limits(**{name: getattr(options, name) for name in names})
 
 
 def check(options: argparse.Namespace) -> list[Facts]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +32,22 @@ class Limits:
     """Free part of each GPU's memory: less means that something else runs on it."""
     min_open_files: int = 4096
     """Limit of open files (ulimit -n)."""
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, Limits]:
+    """The options of `passk-fast preflight`, one for each bound of `Limits`."""
+    parser = argparse.ArgumentParser(prog="passk-fast preflight", allow_abbrev=False)
+    parser.add_argument("--storage", default="runs", help="folder that all hosts must share")
+    parser.add_argument("--storage-mib", type=int, default=256, help="written by each host")
+    parser.add_argument("--send-mib", type=int, default=0, help="message; 0: 512, on CPU 64")
+    parser.add_argument("--timeout-s", type=int, default=120, help="deadline of a collective")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    for field in dataclasses.fields(Limits):
+        name = "--" + field.name.replace("_", "-")
+        parser.add_argument(name, type=type(field.default), default=field.default)
+    options = parser.parse_args(arguments)
+    names = [field.name for field in dataclasses.fields(Limits)]
+    return options, Limits(**{name: getattr(options, name) for name in names})
 
 
 def by_node(facts: Sequence[Facts]) -> dict[int, list[Facts]]:

@@ -1,0 +1,124 @@
+"""`passk-fast launch`: options, addresses and exit codes; with two hosts: test_hosts.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from passk_fast.errors import ConfigError, ExitCode
+from passk_fast.launch import environment, exit_code, interface_of, own_address, parse
+from tests.test_end_to_end import call
+
+HERE = "--nodes 1 --nproc 2 --rendezvous 127.0.0.1:0".split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "2", "--nproc", "1", "--rendezvous", "host", "train"], "must be HOST:PORT"),
+        (["--nodes", "2", "--nproc", "1", "--rendezvous", "host:x", "train"], "must be HOST:PORT"),
+        (["--nodes", "0", "--nproc", "1", "--rendezvous", "h:1", "train"], "--nodes must be 1"),
+        (["--nodes", "1", "--nproc", "0", "--rendezvous", "h:1", "train"], "--nproc must be 1"),
+    ],
+)
+def test_options_that_cannot_be(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(arguments)
+
+
+def test_what_follows_the_command_is_the_workers() -> None:
+    options, rest = parse([*HERE, "train", "a.toml", "--nodes", "7", "--optim.lr", "1"])
+    assert (options.nodes, options.command) == (1, "train")
+    assert rest == ["a.toml", "--nodes", "7", "--optim.lr", "1"]
+
+
+def test_addresses() -> None:
+    assert own_address("127.0.0.1:29500") == ("127.0.0.1", True)
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.9") is None
+    with pytest.raises(ConfigError, match=r"no way to no-such-host\.invalid"):
+        own_address("no-such-host.invalid:1")
+
+
+def test_loopback_is_no_rendezvous_for_two_hosts() -> None:
+    done = call(*"launch --nodes 2 --nproc 1 --rendezvous 127.0.0.1:29500 preflight".split())
+    assert done.returncode == ExitCode.BAD_CONFIG
+    assert "loopback" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert environment("127.0.0.1", 1)["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    assert "GLOO_SOCKET_IFNAME" not in environment("127.0.0.1", 1)
+
+
+@pytest.mark.parametrize(
+    ("codes", "wanted"), [([-9, 17], 17), ([-15, 16, 17], 16), ([-9, -9], 17), ([], 17)]
+)
+def test_one_code_of_many(codes: list[int], wanted: int) -> None:
+    assert exit_code(codes) == wanted
+
+
+SLEEPER = """
+import os, signal, sys, time
+def stop(number, frame):
+    time.sleep(0.5)  # saving
+    os._exit(16)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_reaches_the_workers_and_their_code_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    start = (
+        "import sys, passk_fast.launch as l; l.MODULES['train'] = 'sleeper';"
+        "sys.exit(l.launch(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", start, *HERE, "--log-dir", str(tmp_path / "logs"), "train"]
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.getcwd(), os.environ.get("PYTHONPATH")]))
+    child = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    logs = tmp_path / "logs"
+    while time.monotonic() < deadline:
+        ready = [log for log in logs.rglob("stdout.log") if "ready" in log.read_text()]
+        if len(ready) == 2:
+            break
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == ExitCode.PREEMPTED
+
+
+def test_the_scripts_say_what_is_missing(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "launch" / "torchrun.sh"
+    environment = os.environ | {"NODES": "2", "PYTHON": sys.executable}
+    environment.pop("RENDEZVOUS", None)
+    done = subprocess.run(
+        [str(script), "train", "x.toml"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ExitCode.BAD_CONFIG
+    assert re.fullmatch(r"launch: set RENDEZVOUS=HOST:PORT.*\n", done.stderr)
+    for name in ("torchrun.sh", "slurm.sbatch"):
+        subprocess.run(["bash", "-n", str(script.with_name(name))], check=True)
+
+
+def test_help_needs_no_other_host() -> None:
+    assert "--rendezvous" in call("launch", "--help").stdout
+    assert "--max-skew-s" in call("preflight", "--help").stdout
