@@ -1,4 +1,4 @@
-"""The command line: `passk-fast train | eval | bench | curves | convert | preflight | launch`."""
+"""The command line of `passk-fast`: train, eval, plan, bench and the rest of `_USAGE`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ passk-fast {__version__}: train language models with Pass@k advantages
       top_p are eval.temperature (1.0) and eval.top_p (0.95). The model is the newest checkpoint of
       the run folder, or FOLDER: a Hugging Face folder, a run or a checkpoint. --samples sets how
       many responses a prompt of a task gets (else eval.num_rollouts).
+  passk-fast plan CONFIG --gpus N [--gpu h100|h200|b200] [--json FILE] [--key value ...]
+      A run on paper, without a GPU: memory of every rank, time of a step, tokens/s. Refuses what
+      does not fit and names the smallest change that does. An estimate (docs/plan.md).
   passk-fast bench CONFIG [--out FILE] [--nproc N] [--key value ...]
       Where the time and the tokens of a step go, on random prompts with lengths and verdicts set by
       --bench.accuracy, --bench.response-mean, ...; no data set. --bench.no-decode: without vLLM.
@@ -220,6 +223,31 @@ def _convert(arguments: list[str]) -> ExitCode:
     return ExitCode.DONE
 
 
+def _plan(arguments: list[str]) -> ExitCode:
+    import json
+
+    from passk_fast.config_file import load_config
+    from passk_fast.plan.hardware import gpu_of
+    from passk_fast.plan.plan import Model, make_plan
+    from passk_fast.plan.report import as_json, as_text
+    from passk_fast.plan.worker import Prober
+
+    gpus, out = _take(arguments, "--gpus"), _take(arguments, "--json")
+    gpu = gpu_of(_take(arguments, "--gpu") or "h100")
+    if not arguments or arguments[0].startswith("-") or gpus is None:
+        raise ConfigError("usage: passk-fast plan CONFIG --gpus N [--gpu h100|h200|b200]")
+    if not gpus.isdigit() or int(gpus) < 1:
+        raise ConfigError(f"command line: --gpus must be a positive number, got {gpus!r}.")
+    config = load_config(arguments[0], arguments[1:])
+    model = Model.find(config, Path(arguments[0]))
+    with Prober() as prober:
+        plan = make_plan(config, model, gpu, int(gpus), prober)
+    print(as_text(plan), end="")
+    if out:
+        Path(out).write_text(json.dumps(as_json(plan), indent=1) + "\n")
+    return ExitCode.DONE
+
+
 def _bench(arguments: list[str]) -> ExitCode:
     from passk_fast.config_file import load_config
     from passk_fast.preflight import check_run
@@ -270,6 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands: dict[str, Callable[[list[str]], ExitCode]] = {
         "train": _train,
         "eval": _eval,
+        "plan": _plan,
         "bench": _bench,
         "curves": _curves,
         "convert": _convert,

@@ -36,6 +36,7 @@ _FREE_FIELDS = (
     "parallel.pipeline",
     "parallel.virtual_pipeline",
     "parallel.context",
+    "parallel.expert",
     "parallel.recompute",
     "rollout.tensor",
     "rollout.max_num_seqs",

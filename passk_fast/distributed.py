@@ -24,7 +24,7 @@ class Mesh:
     rank: int
     world_size: int
     device: str
-    """ "cpu" or "cuda" """
+    """ "cpu", "cuda", or "meta" in a plan"""
     tensor_rank: int
     tensor_size: int
     pipeline_rank: int
@@ -85,7 +85,9 @@ def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:
                 parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
             ),
             context_parallel_size=parallel.context,
-            create_gloo_process_groups=True,
+            expert_model_parallel_size=parallel.expert,
+            expert_tensor_parallel_size=parallel.expert_tensor if parallel.expert > 1 else None,
+            create_gloo_process_groups=device != "meta",
         )
     _MADE.extend(group for group in _groups() if group not in before)
     return Mesh(

@@ -116,6 +116,12 @@ def _shape_as_hf(config: RunConfig) -> dict[str, Any]:
 
 
 def _check_sizes(config: RunConfig, hf: dict[str, Any], source: str) -> None:
+    experts = config.parallel.expert * config.parallel.expert_tensor
+    require(
+        experts == 1,
+        f"{source}: a dense model has no experts: parallel.expert x parallel.expert_tensor = "
+        f"{experts} would have no effect. Take 1.",
+    )
     heads, layers = hf["num_attention_heads"], hf["num_hidden_layers"]
     kv_heads = hf.get("num_key_value_heads") or heads
     tensor, rollout = config.parallel.tensor, config.rollout.tensor

@@ -15,12 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -29,7 +23,8 @@ from passk_fast.actor import loss as losses
 from passk_fast.actor.attention import packed_params
 from passk_fast.actor.head import hidden_output, uses_fused_head
 from passk_fast.actor.megatron_on_cpu import megatron_scope
-from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab, uses_transformer_engine
+from passk_fast.actor.model import build_chunks, padded_vocab, uses_transformer_engine
+from passk_fast.actor.optimizer import make_optimizer, wrap
 from passk_fast.batch import ContextPart, PackedBatch, Sequence
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.context import context_part
@@ -104,50 +99,9 @@ class Actor:
         self.fused_head = uses_fused_head(config, mesh.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.chunks = self._wrap(build_chunks(hf, config, mesh))
-            self.optimizer = self._make_optimizer()
+            self.chunks = wrap(build_chunks(hf, config, mesh), config, mesh.device)
+            self.optimizer = make_optimizer(self.chunks, config, self.optim, mesh.device)
         self.reference: list[Any] | None = None
-
-    def _wrap(self, chunks: list[Any]) -> list[Any]:
-        model_config = chunks[0].config
-        # Sums, not means: the loss carries the global denominator already.
-        model_config.calculate_per_token_loss = True
-        ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=self.config.parallel.distributed_optimizer,
-            overlap_grad_reduce=False,
-            grad_reduce_in_fp32=True,
-        )
-        with megatron_scope(self.mesh.device):
-            wrapped = [
-                DistributedDataParallel(model_config, ddp, chunk, disable_bucketing=i > 0)
-                for i, chunk in enumerate(chunks)
-            ]
-            for chunk in wrapped:
-                chunk.broadcast_params()
-
-        def finalize(model: list[Any], num_tokens: object = None, **kwargs: Any) -> None:
-            finalize_model_grads(model, None, **kwargs)
-
-        model_config.finalize_model_grads_func = finalize
-        return wrapped
-
-    def _make_optimizer(self) -> Any:
-        optim = self.optim
-        config = OptimizerConfig(
-            optimizer="adam",
-            lr=optim.lr,
-            min_lr=0.0,
-            weight_decay=optim.weight_decay,
-            adam_beta1=optim.beta1,
-            adam_beta2=optim.beta2,
-            adam_eps=optim.eps,
-            clip_grad=optim.grad_clip,
-            bf16=self.config.model.dtype == "bfloat16",
-            params_dtype=DTYPES[self.config.model.dtype],
-            use_distributed_optimizer=self.config.parallel.distributed_optimizer,
-        )
-        with megatron_scope(self.mesh.device):
-            return get_megatron_optimizer(config, self.chunks)
 
     def load_folder(self, folder: str) -> None:
         """Load weights from a Hugging Face folder into the model and the optimizer's main copy."""

@@ -1,9 +1,9 @@
 """What Megatron-core needs to run on CPU tensors over gloo: the one file of the CPU shim.
 
 Megatron asks for device "cuda", CUDA streams and CUDA random states in places that no option turns
-off. Inside `megatron_scope("cpu")` those requests are answered on the CPU; outside it nothing is
-patched, so other libraries in the process (vLLM above all) never see it. On a GPU the scope does
-nothing.
+off. Inside `megatron_scope("cpu")` those requests are answered on the CPU (with "meta": by tensors
+without memory); outside it nothing is patched, so other libraries in the process (vLLM above all)
+never see it. On a GPU the scope does nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class _CudaToCpu(TorchFunctionMode):
-    """Rewrites device="cuda" to CPU and lets `Tensor.cuda()` and `Tensor.type()` play along."""
+    """Rewrites device="cuda" and lets `Tensor.cuda()` and `Tensor.type()` play along."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -26,12 +30,12 @@ class _CudaToCpu(TorchFunctionMode):
         kwargs = kwargs or {}
         device = kwargs.get("device")
         if device is not None and "cuda" in str(device):
-            kwargs["device"] = "cpu"
+            kwargs["device"] = self._device
         if func is torch.Tensor.cuda:
             return args[0]
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
             # The optimizer and gradient clipping compare this string with torch.cuda.FloatTensor.
-            return func(*args).replace("torch.", "torch.cuda.")
+            return "torch.cuda." + func(*args).rpartition(".")[2]
         return func(*args, **kwargs)
 
 
@@ -56,9 +60,9 @@ class _InertStream:
 _STREAM = _InertStream()
 
 
-def _cuda_patches() -> dict[str, Any]:
+def _cuda_patches(device: str) -> dict[str, Any]:
     return {
-        "current_device": lambda: torch.device("cpu"),
+        "current_device": lambda: torch.device(device),
         "synchronize": lambda *args, **kwargs: None,
         "empty_cache": lambda: None,
         "Stream": _InertStream,
@@ -93,13 +97,13 @@ def _patch_megatron() -> None:
 
 
 @contextlib.contextmanager
-def _cpu_scope() -> Iterator[None]:
-    patches = _cuda_patches()
+def _cpu_scope(device: str) -> Iterator[None]:
+    patches = _cuda_patches(device)
     saved = {name: getattr(torch.cuda, name) for name in patches}
     for name, value in patches.items():
         setattr(torch.cuda, name, value)
     try:
-        with _CudaToCpu():
+        with _CudaToCpu(device):
             _patch_megatron()
             yield
     finally:
@@ -108,5 +112,5 @@ def _cpu_scope() -> Iterator[None]:
 
 
 def megatron_scope(device: str) -> AbstractContextManager[None]:
-    """The context in which every call into Megatron is made; `device` is "cpu" or "cuda"."""
-    return _cpu_scope() if device == "cpu" else contextlib.nullcontext()
+    """The context of every call into Megatron; `device` is "cpu", "meta" or "cuda"."""
+    return contextlib.nullcontext() if device == "cuda" else _cpu_scope(device)

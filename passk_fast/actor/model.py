@@ -73,9 +73,12 @@ def rotary_frequencies(hf: Any) -> torch.Tensor:
 
 
 def transformer_config(
-    hf: Any, parallel: ParallelConfig, dtype: str, device: str
+    hf: Any, parallel: ParallelConfig, dtype: str, device: str, **more: Any
 ) -> TransformerConfig:
-    """Megatron's configuration of the layers for a transformers config and a mesh."""
+    """Megatron's configuration of the layers for a transformers config and a mesh.
+
+    `more` are fields of TransformerConfig that go before what is derived here.
+    """
     recompute: dict[str, Any] = {}
     if parallel.recompute == "full":
         recompute = {
@@ -86,7 +89,7 @@ def transformer_config(
     elif parallel.recompute == "selective":
         recompute = {"recompute_granularity": "selective"}
     params_dtype = DTYPES[dtype]
-    return TransformerConfig(
+    fields: dict[str, Any] = dict(
         num_layers=hf.num_hidden_layers,
         hidden_size=hf.hidden_size,
         num_attention_heads=hf.num_attention_heads,
@@ -125,12 +128,17 @@ def transformer_config(
         apply_rope_fusion=False,
         **recompute,
     )
+    return TransformerConfig(**{**fields, **more})
 
 
-def _block_spec(config: TransformerConfig, transformer_engine: bool, vp_stage: int | None) -> Any:
-    if transformer_engine:
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
+def layer_spec(config: TransformerConfig) -> Any:
+    """Megatron's local layer with our norms and attention."""
+    layer = get_gpt_layer_local_spec(
+        normalization="RMSNorm",
+        qk_layernorm=config.qk_layernorm,
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=False,
+    )
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention = layer.submodules.self_attention.submodules
@@ -138,6 +146,13 @@ def _block_spec(config: TransformerConfig, transformer_engine: bool, vp_stage: i
     if config.qk_layernorm:
         attention.q_layernorm = RMSNorm
         attention.k_layernorm = RMSNorm
+    return layer
+
+
+def _block_spec(config: TransformerConfig, transformer_engine: bool, vp_stage: int | None) -> Any:
+    if transformer_engine:
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    layer = layer_spec(config)
     count = get_num_layers_to_build(config, vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
 

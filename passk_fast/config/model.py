@@ -94,6 +94,10 @@ class ParallelConfig:
     """Model chunks a stage; above 1 the interleaved schedule is used."""
     context: int = 1
     """Context-parallel ranks: each holds a part of every sequence."""
+    expert: int = 1
+    """Expert-parallel ranks of a mixture of experts: each holds whole experts."""
+    expert_tensor: int = 1
+    """Ranks that an expert's matrices are cut over."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recompute: selective redoes core attention, full redoes whole layers."""
     distributed_optimizer: bool = True
@@ -106,6 +110,8 @@ class ParallelConfig:
             pipeline=self.pipeline,
             virtual_pipeline=self.virtual_pipeline,
             context=self.context,
+            expert=self.expert,
+            expert_tensor=self.expert_tensor,
         )
         require(
             self.virtual_pipeline == 1 or self.pipeline > 1,
@@ -120,5 +126,12 @@ class ParallelConfig:
             world_size % product == 0,
             f"World size {world_size} is not divisible by parallel.tensor x parallel.pipeline x "
             f"parallel.context = {self.tensor} x {self.pipeline} x {self.context} = {product}.",
+        )
+        experts = self.expert * self.expert_tensor * self.pipeline
+        require(
+            world_size % experts == 0,
+            f"World size {world_size} is not divisible by parallel.expert x parallel.expert_tensor "
+            f"x parallel.pipeline = {self.expert} x {self.expert_tensor} x {self.pipeline} = "
+            f"{experts}.",
         )
         return world_size // product

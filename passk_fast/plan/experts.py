@@ -1,0 +1,72 @@
+"""Mixture-of-experts layers in a plan: Megatron's options, and a pass with tokens spread evenly.
+
+Which expert gets which token is known only with data, which a plan has not: each gets its share.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from passk_fast.config import ParallelConfig
+from passk_fast.plan.facts import num_experts
+
+
+def expert_options(hf: Any, parallel: ParallelConfig) -> dict[str, Any]:
+    """Fields of Megatron's TransformerConfig for the experts of a model; empty if it has none."""
+    count = num_experts(hf)
+    if not count:
+        return {}
+    return {
+        "num_moe_experts": count,
+        "moe_ffn_hidden_size": getattr(hf, "moe_intermediate_size", None) or hf.intermediate_size,
+        "moe_router_topk": hf.num_experts_per_tok,
+        "moe_router_load_balancing_type": "none",
+        "moe_router_dtype": "fp32",
+        "moe_grouped_gemm": False,
+        "moe_token_dispatcher_type": "alltoall",
+        "expert_model_parallel_size": parallel.expert,
+        "expert_tensor_parallel_size": parallel.expert_tensor,
+        "qk_layernorm": hf.model_type.startswith("qwen3"),
+    }
+
+
+def balance_experts(chunk: Any, parallel: ParallelConfig) -> None:
+    """Give every MoE layer of a chunk a forward pass for meta tensors, with the real experts."""
+    from megatron.core.transformer.moe.moe_layer import MoELayer
+
+    for module in chunk.modules():
+        if isinstance(module, MoELayer):
+            module.forward = MethodType(_balanced(parallel.expert), module)
+
+
+def _balanced(expert_ranks: int) -> Any:
+    def forward(layer: Any, hidden: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
+        """As the all-to-all dispatcher: permute, exchange, sort by expert, compute, and back."""
+        x = hidden.view(-1, hidden.shape[-1])
+        k = layer.config.moe_router_topk
+        scores = F.linear(x.float(), layer.router.weight.float()).softmax(-1)
+        weights, _ = scores.topk(k, dim=-1)
+        rows = torch.empty(len(x) * k, dtype=torch.int64, device=x.device)
+        permuted = x.index_select(0, rows)
+        each = weights.reshape(-1)
+        experts = layer.experts.local_experts
+        if expert_ranks > 1:
+            permuted, each = permuted.clone(), each.clone()
+            if len(experts) > 1:
+                permuted, each = permuted.index_select(0, rows), each.index_select(0, rows)
+        count = len(experts)
+        parts = zip(experts, permuted.tensor_split(count), each.tensor_split(count), strict=True)
+        made = [expert(part, share)[0] for expert, part, share in parts]
+        out = torch.cat(made)
+        if expert_ranks > 1:
+            if len(experts) > 1:
+                out = out.index_select(0, rows)
+            out = out.clone()
+        return torch.zeros_like(x).index_add(0, rows, out).view_as(hidden), None
+
+    return forward

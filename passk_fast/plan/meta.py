@@ -1,0 +1,128 @@
+"""What a forward and backward pass over meta tensors would allocate, read, write and send.
+
+Nothing is computed: operations run on shapes alone, so a 32B model's pass takes a second on a CPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_MATMULS = {"mm", "addmm", "bmm", "matmul", "linear", "baddbmm"}
+_ATTENTION = ("_varlen_attn", "_flash_attention", "scaled_dot_product", "_efficient_attention")
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """Tensors of arguments or results; Megatron hands some over in lists."""
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+class _FusedNorm(torch.autograd.Function):
+    """Stands for one kernel each way: same tensors saved, read and written; no values."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1]))
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        return grad * x, torch.empty_like(weight)
+
+
+def fuse_norms(chunk: Any) -> None:
+    """Let the norms of a chunk run as on a GPU: one kernel, which torch takes apart on meta."""
+    from passk_fast.actor.layers import RMSNorm
+
+    def forward(norm: Any, x: Tensor) -> Tensor:
+        return _FusedNorm.apply(x.float(), norm.weight.float()).to(x.dtype)
+
+    for module in chunk.modules():
+        if isinstance(module, RMSNorm):
+            module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+
+
+@dataclass
+class Traffic:
+    """Bytes on one rank."""
+
+    element_bytes: int = 0
+    """Read and written by operations that are neither products nor attention."""
+    sent: dict[int, int] = field(default_factory=dict)
+    """By collectives over a group of this size, what a ring sends from each rank."""
+
+    def add_sent(self, size: int, amount: int) -> None:
+        if size > 1:
+            self.sent[size] = self.sent.get(size, 0) + amount
+
+
+class Ledger(TorchDispatchMode):
+    """Counts, while it is entered, storages made inside (live, peak) and the traffic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self.traffic = Traffic()
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        inputs = _tensors((args, kwargs or {}))
+        known = {t.untyped_storage()._cdata for t in inputs}
+        out = func(*args, **(kwargs or {}))
+        outputs = _tensors(out)
+        for tensor in outputs:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known:
+                self._own(storage)
+        self._count(func, inputs, outputs, known)
+        return out
+
+    def _own(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+    def _count(
+        self, func: Any, inputs: list[Tensor], outputs: list[Tensor], known: set[int]
+    ) -> None:
+        namespace, _, name = func._schema.name.partition("::")
+        if namespace == "c10d":
+            self._count_collective(name, inputs)
+            return
+        if name.rstrip("_") in _MATMULS or any(part in name for part in _ATTENTION):
+            return
+        fresh = [t for t in outputs if t.untyped_storage()._cdata not in known]
+        if not fresh and not func._schema.is_mutable:
+            return  # a view
+        if name.startswith(("empty", "new_empty", "detach", "_to_cpu")):
+            return
+        written = fresh or outputs
+        self.traffic.element_bytes += sum(t.nbytes for t in (*inputs, *written))
+
+    def _count_collective(self, name: str, tensors: list[Tensor]) -> None:
+        if not tensors:
+            return
+        sizes = [t.nbytes for t in tensors]
+        large, small = max(sizes), min(sizes)
+        if name in ("_allgather_base_", "_reduce_scatter_base_"):
+            self.traffic.add_sent(large // max(1, small), large - small)

@@ -1,0 +1,210 @@
+"""A plan: everything about one configuration on one cluster, or the reason why it cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from passk_fast.config import RunConfig, require
+from passk_fast.errors import ConfigError
+from passk_fast.flops import ModelFlops
+from passk_fast.plan.facts import Facts, num_experts
+from passk_fast.plan.hardware import Gpu
+from passk_fast.plan.memory import Memory, memory_of, shortcomings, stage_memory
+from passk_fast.plan.traffic import Reshard, reshard_of, trainer_mesh
+from passk_fast.plan.work import (
+    DecodeTime,
+    TrainTime,
+    Workload,
+    bubble_share,
+    decode_time,
+    train_time,
+)
+from passk_fast.plan.worker import RECOMPUTE, Prober
+from passk_fast.weights.layout import ModelShape
+from passk_fast.weights.mesh import RolloutMesh
+from passk_fast.weights.placement import Tensors, rollout_side, trainer_side
+
+VOCAB_MULTIPLE = 8
+"""As in actor.model, which this module does not import: it would bring Megatron along."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Hugging Face configuration and where it lies."""
+
+    folder: Path
+    hf: Any
+
+    @classmethod
+    def find(cls, config: RunConfig, beside: Path) -> Model:
+        """`model.path`, or what ships in models/ beside the configuration file; ConfigError."""
+        require(bool(config.model.path), "passk-fast plan needs model.path: a folder's name.")
+        wanted = Path(config.model.path)
+        places = [wanted, beside.parent / "models" / wanted.name]
+        for folder in places:
+            if (folder / "config.json").is_file():
+                from transformers import AutoConfig
+
+                return cls(folder.resolve(), AutoConfig.from_pretrained(str(folder)))
+        raise ConfigError(f"model.path: no config.json in {' or '.join(map(str, places))}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An estimate from counted bytes and operations; nothing in it was measured on a GPU."""
+
+    config: RunConfig
+    model: str
+    gpu: Gpu
+    gpus: int
+    weights: int
+    active_weights: int
+    memory: Memory
+    activations: dict[str, int]
+    """Bytes on the fullest rank, by recompute mode."""
+    workload: Workload
+    train_flops: float
+    decode: DecodeTime
+    train: TrainTime
+    bubble: float
+    """Idle share of a pipeline stage."""
+    reshard: Reshard
+
+    @property
+    def step_seconds(self) -> float:
+        return self.decode.total + self.train.total + self.reshard.seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Unpadded prompt and response tokens, per GPU, over the whole step."""
+        return self.workload.tokens / self.step_seconds / self.gpus
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds by cause."""
+        decode, train = self.decode, self.train
+        return {
+            "decode: weights": decode.weights,
+            "decode: keys and values": decode.keys,
+            "decode: steps and collectives": decode.overhead,
+            "prefill": decode.prefill,
+            "train: matrix products": train.matmul,
+            "train: attention": train.attention,
+            "train: elementwise": train.elementwise,
+            "train: output layer": train.head,
+            "train: tensor-parallel traffic": train.tensor_traffic,
+            "train: expert traffic": train.expert_traffic,
+            "train: pipeline bubble": train.bubble,
+            "train: gradients and weights": train.gradient_traffic,
+            "train: optimizer": train.optimizer,
+            "train: forwards for log-probs": train.extra_forward,
+            "weight sync": self.reshard.seconds,
+        }
+
+    @property
+    def bottleneck(self) -> str:
+        """The largest part."""
+        return max(self.parts, key=lambda name: self.parts[name])
+
+
+def tensors_of(config: RunConfig, hf: Any) -> Tensors:
+    """The layout table of the model, with the trainer's vocabulary padding."""
+    multiple = VOCAB_MULTIPLE * config.parallel.tensor
+    return Tensors.of(ModelShape.from_hf(hf, -(-hf.vocab_size // multiple) * multiple))
+
+
+def check_mesh(config: RunConfig, hf: Any, gpus: int) -> Tensors:
+    """The model's tensors; ConfigError for a mesh that they do not divide over."""
+    parallel, rollout = config.parallel, config.rollout
+    require(
+        bool(num_experts(hf)) or parallel.expert * parallel.expert_tensor == 1,
+        "parallel.expert and parallel.expert_tensor have no effect on a dense model; take 1.",
+    )
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    require(
+        longest <= hf.max_position_embeddings,
+        f"The model holds {hf.max_position_embeddings} positions, fewer than "
+        f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}.",
+    )
+    parallel.data(gpus)
+    require(
+        gpus % rollout.tensor == 0,
+        f"{gpus} GPUs are not divisible by rollout.tensor = {rollout.tensor}.",
+    )
+    tensors = tensors_of(config, hf)
+    trainer_side(tensors, trainer_mesh(config, gpus))
+    rollout_side(tensors, RolloutMesh(world=rollout.tensor, tensor=rollout.tensor))
+    return tensors
+
+
+def uses_logits(config: RunConfig) -> bool:
+    """Whether the loss is computed from logits on a GPU."""
+    return config.loss_head == "logits"
+
+
+def memory_on(
+    config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prober
+) -> tuple[Memory, Facts, Tensors]:
+    """Memory of a configuration; ConfigError for a mesh that cannot be."""
+    tensors = check_mesh(config, model.hf, gpus)
+    facts = prober.facts(config, model.folder, gpus, logits=uses_logits(config))
+    micro = Workload.of(config).micro_batches(config, gpus)
+    return memory_of(config, facts, tensors, model.hf, gpu, micro), facts, tensors
+
+
+def make_plan(config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prober) -> Plan:
+    """The plan; ConfigError, naming the smallest change that helps, for what does not fit."""
+    memory, facts, tensors = memory_on(config, model, gpu, gpus, prober)
+    problems = shortcomings(config, memory)
+    if problems:
+        from passk_fast.plan.change import smallest_change
+
+        advice = smallest_change(config, model, gpu, gpus, prober)
+        raise ConfigError(
+            f"{model.folder.name} on {gpus} x {gpu.name} does not fit: {'; '.join(problems)}. "
+            f"{advice}"
+        )
+    hf, shape = model.hf, tensors.shape
+    flops, work = ModelFlops.from_hf(hf), Workload.of(config)
+    micro = work.micro_batches(config, gpus)
+    return Plan(
+        config=config,
+        model=model.folder.name,
+        gpu=gpu,
+        gpus=gpus,
+        weights=_count(tensors),
+        active_weights=flops.layers * flops.layer_weights + flops.head_weights,
+        memory=memory,
+        activations=_activations(config, facts, shape, micro),
+        workload=work,
+        train_flops=flops.train(work.trained(config.share_prompts)),
+        decode=decode_time(config, work, flops, shape, hf, memory.engine, gpu, gpus),
+        train=train_time(config, work, flops, shape, hf, facts, gpu, gpus),
+        bubble=bubble_share(config, micro),
+        reshard=reshard_of(config, tensors, gpu, gpus),
+    )
+
+
+def _count(tensors: Tensors) -> int:
+    """Weights of the whole model."""
+    total = 0
+    for row, start, end in zip(tensors.rows, tensors.first, tensors.first[1:], strict=False):
+        size = 1
+        for length in row.shape:
+            size *= length
+        total += size * (end - start)
+    return total
+
+
+def _activations(config: RunConfig, facts: Facts, shape: ModelShape, micro: int) -> dict[str, int]:
+    out = {}
+    for mode in RECOMPUTE:
+        parallel = replace(config.parallel, recompute=mode)  # type: ignore[arg-type]
+        other = replace(config, parallel=parallel)
+        stages = range(parallel.pipeline)
+        out[mode] = max(
+            stage_memory(other, facts, shape, micro, stage).activations for stage in stages
+        )
+    return out

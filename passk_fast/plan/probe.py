@@ -1,0 +1,254 @@
+"""The real Megatron model of a rank on the meta device, and what it holds. Needs a fake world.
+
+`stage_bytes` builds all of a rank's chunks with gradient buffers and optimizer, as the actor does;
+`layer_costs` runs chunks of one and two layers forward and backward, since layers are alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+
+from passk_fast import packing
+from passk_fast.actor.attention import PackedAttention, packed_params
+from passk_fast.actor.head import hidden_output
+from passk_fast.actor.layers import RMSNorm
+from passk_fast.actor.megatron_on_cpu import megatron_scope
+from passk_fast.actor.model import (
+    layer_spec,
+    padded_vocab,
+    rotary_frequencies,
+    transformer_config,
+)
+from passk_fast.actor.optimizer import make_optimizer, wrap
+from passk_fast.batch import Sequence
+from passk_fast.config import RunConfig
+from passk_fast.context import context_part
+from passk_fast.distributed import Mesh, drop_mesh, make_mesh
+from passk_fast.plan.experts import balance_experts, expert_options
+from passk_fast.plan.facts import Costs, StageBytes
+from passk_fast.plan.meta import Ledger, fuse_norms
+
+
+@contextmanager
+def fake_world(config: RunConfig, world: int, rank: int) -> Iterator[Mesh]:
+    """A process group of `world` ranks of which only `rank` exists; collectives do nothing."""
+    import torch.distributed._tools.fake_collectives  # noqa: F401  registers them for meta tensors
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
+    try:
+        yield make_mesh(config.parallel, "meta")
+    finally:
+        drop_mesh()
+        dist.destroy_process_group()
+
+
+def _layers(hf: Any, config: RunConfig, device: str) -> Any:
+    options = expert_options(hf, config.parallel)
+    return transformer_config(hf, config.parallel, config.model.dtype, device, **options)
+
+
+def _chunk(
+    hf: Any,
+    config: RunConfig,
+    layers: Any,
+    count: int,
+    ends: tuple[bool, bool],
+    *,
+    vp: int | None = None,
+    tied: bool = False,
+) -> GPTModel:
+    """A chunk of `count` layers; `ends`: with the embedding, with final norm and output layer."""
+    chunk = GPTModel(
+        layers,
+        TransformerBlockSubmodules(layer_specs=[layer_spec(layers)] * count, layer_norm=RMSNorm),
+        vocab_size=padded_vocab(hf.vocab_size, config.parallel.tensor),
+        max_sequence_length=hf.max_position_embeddings,
+        pre_process=ends[0],
+        post_process=ends[1],
+        share_embeddings_and_output_weights=tied,
+        position_embedding_type="none",
+        vp_stage=vp,
+    )
+    frequencies = rotary_frequencies(hf)
+    for module in chunk.modules():
+        if isinstance(module, PackedAttention):
+            module.inv_freq = frequencies
+    return chunk
+
+
+def stage_bytes(hf: Any, config: RunConfig, mesh: Mesh) -> StageBytes:
+    """What this rank's chunks, gradient buffers and optimizer hold between steps."""
+    return held_bytes(*build(hf, config, mesh))
+
+
+def build(hf: Any, config: RunConfig, mesh: Mesh) -> tuple[list[Any], Any]:
+    """(wrapped chunks, optimizer) of this rank on the mesh's device, as the actor builds them."""
+    virtual = config.parallel.virtual_pipeline
+    with megatron_scope(mesh.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model_parallel_cuda_manual_seed(config.seed)
+        layers = _layers(hf, config, mesh.device)
+        chunks = []
+        for v in range(virtual):
+            vp = v if virtual > 1 else None
+            first = mesh.pipeline_rank == 0 and v == 0
+            last = mesh.is_last_stage and v == virtual - 1
+            count = get_num_layers_to_build(layers, vp)
+            tied = bool(hf.tie_word_embeddings)
+            chunk = _chunk(hf, config, layers, count, (first, last), vp=vp, tied=tied)
+            chunks.append(chunk.to(mesh.torch_device))
+        wrapped = wrap(chunks, config, mesh.device)
+        return wrapped, make_optimizer(wrapped, config, config.optim, mesh.device)
+
+
+def held_bytes(wrapped: list[Any], optimizer: Any) -> StageBytes:
+    """Bytes of wrapped chunks and their optimizer, by storage; moments as after one step."""
+    parameters = [p for chunk in wrapped for p in chunk.parameters()]
+    held = _storages(parameters)
+    buffers = [b for c in wrapped for b in (*c.buffers, *c.expert_parallel_buffers)]
+    gradients = _storages([b.grad_data for b in buffers])
+    owned = [p for group in optimizer.param_groups for p in group["params"]]
+    mains = {k: v for k, v in _storages(owned).items() if k not in held}
+    experts = sum(p.numel() for p in parameters if not getattr(p, "allreduce", True))
+    return StageBytes(
+        weights=sum(p.numel() for p in parameters),
+        expert_weights=experts,
+        parameters=sum(held.values()),
+        gradients=sum(gradients.values()),
+        main=sum(mains.values()),
+        moments=8 * sum(p.numel() for p in owned),
+    )
+
+
+def _storages(tensors: list[torch.Tensor]) -> dict[int, int]:
+    found = [t.untyped_storage() for t in tensors]
+    return {s._cdata: s.nbytes() for s in found}
+
+
+# ---- one micro-batch ---------------------------------------------------------------------------
+
+
+def _packed(config: RunConfig, mesh: Mesh, tokens: int) -> tuple[Any, Any]:
+    """(tokens [1, T], packed parameters) of a micro-batch of one sequence, on meta."""
+    cp = mesh.context_size
+    multiple = mesh.tensor_size * (2 * cp if cp > 1 else 1)
+    sequence = Sequence(
+        token_ids=(0,) * tokens,
+        prompt_length=1,
+        rollout_logprobs=(0.0,) * (tokens - 1),
+        advantage=1.0,
+    )
+    batch = packing.pack([sequence], [0], multiple=multiple, pad_id=0)
+    if cp > 1:
+        batch = context_part(batch, mesh.context_rank, cp)
+    # The kernels of a GPU, in float32 too, which there would pad.
+    params = packed_params(batch, thd=False, padded=False, context_group=mesh.context_group)
+    for name, value in vars(params).items():
+        if isinstance(value, torch.Tensor):
+            setattr(params, name, value.to("meta"))
+    return batch.tokens_T[None].to("meta"), params
+
+
+def _cost(
+    hf: Any, config: RunConfig, mesh: Mesh, tokens: int, count: int, ends: tuple[bool, bool]
+) -> Costs:
+    """Of one micro-batch through a chunk of `count` layers; `ends`: with embedding, final norm."""
+    whole = replace(config, parallel=replace(config.parallel, virtual_pipeline=1))
+    layers = _layers(hf, whole, "meta")
+    chunk = _chunk(hf, whole, layers, count, ends).to("meta")
+    balance_experts(chunk, config.parallel)
+    fuse_norms(chunk)
+    chunk.train()
+    tokens_BT, params = _packed(config, mesh, tokens)
+    rows = tokens_BT.shape[1] // mesh.tensor_size
+    entering = None
+    if not ends[0]:
+        entering = torch.empty(
+            rows, 1, hf.hidden_size, dtype=layers.params_dtype, device="meta", requires_grad=True
+        )
+        chunk.set_input_tensor(entering)
+    grads = [torch.empty_like(p, dtype=torch.float32) for p in chunk.parameters()]
+    for parameter, grad in zip(chunk.parameters(), grads, strict=True):
+        _to_main_grad(parameter, grad)
+    gc.collect()
+    ledger = Ledger()
+    with ledger, hidden_output(chunk):
+        out = chunk(tokens_BT, None, None, packed_seq_params=params)
+        params.rotation = None
+        gc.collect()
+        saved = ledger.live
+        forward = ledger.traffic.element_bytes
+        out.backward(torch.empty_like(out))
+    return Costs(
+        saved=saved,
+        peak=ledger.peak,
+        element_bytes=ledger.traffic.element_bytes,
+        element_bytes_forward=forward,
+        sent=ledger.traffic.sent,
+    )
+
+
+def _to_main_grad(parameter: Any, grad: torch.Tensor) -> None:
+    """Megatron's wrapper adds a gradient to its float32 buffer at once and drops it."""
+
+    def add(p: Any) -> None:
+        grad.add_(p.grad)
+        p.grad = None
+
+    parameter.register_post_accumulate_grad_hook(add)
+
+
+def layer_costs(hf: Any, config: RunConfig, mesh: Mesh, tokens: int) -> dict[str, Costs]:
+    """Costs of one micro-batch: "one" and "two" layers, and one layer with either end."""
+    runs = {"one": (1, False, False), "two": (2, False, False)}
+    runs |= {"first": (1, True, False), "last": (1, False, True)}
+    out = {}
+    with megatron_scope("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model_parallel_cuda_manual_seed(config.seed)
+        _cost(hf, config, mesh, tokens, 1, (False, False))  # first calls leave things behind
+        for name, (count, *ends) in runs.items():
+            out[name] = _cost(hf, config, mesh, tokens, count, (ends[0], ends[1]))
+    return out
+
+
+def logits_head(config: RunConfig, mesh: Mesh, tokens: int, vocab: int) -> int:
+    """Peak bytes of the loss from logits [T, V / tp] on this rank, forward and backward."""
+    from passk_fast.actor.model import DTYPES
+    from passk_fast.kernels.torch_logprob import token_logprob_from_logits
+
+    rows = tokens // mesh.context_size
+    width = padded_vocab(vocab, mesh.tensor_size) // mesh.tensor_size
+    dtype = DTYPES[config.model.dtype]
+    ledger = Ledger()
+    with megatron_scope("meta"), ledger:
+        logits = torch.empty(rows, width, dtype=dtype, device="meta").requires_grad_()
+        logp, _ = token_logprob_from_logits(
+            logits,
+            torch.empty(rows, dtype=torch.int64, device="meta"),
+            temperature=1.0,
+            group=mesh.tensor_group if mesh.tensor_size > 1 else None,
+            vocab=vocab,
+        )
+        logp.sum().backward()
+    return ledger.peak
+
+
+def with_recompute(config: RunConfig, mode: Any) -> RunConfig:
+    """The same run with another `parallel.recompute`."""
+    return replace(config, parallel=replace(config.parallel, recompute=mode))
