@@ -5,6 +5,7 @@ A fake process group would take the place of the caller's own, so the caller kee
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -105,6 +106,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
     from passk_fast.plan import probe
 
+    gc.freeze()  # the probe collects garbage often: not among all that was imported
     hf = AutoConfig.from_pretrained(request["folder"])
     config = replace(
         RunConfig(),
