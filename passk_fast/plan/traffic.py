@@ -55,7 +55,8 @@ def reshard_of(config: RunConfig, tensors: Tensors, gpu: Gpu, gpus: int) -> Resh
     copy = gpu.memory_bytes * RATES.memory / 2
     near = far = 0
     slowest = 0.0
-    for rank in range(gpus - 1, -1, -max(1, gpus // _SAMPLED)):
+    # A stride that is no multiple of a node or an engine, so that all places in them occur.
+    for rank in range(gpus - 1, -1, -(gpus // _SAMPLED + 1)):
         plan = plan_reshard(
             tensors,
             source,
