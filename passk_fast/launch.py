@@ -11,6 +11,9 @@ import argparse
 import os
 import signal
 import socket
+import sys
+import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,6 +26,9 @@ MODULES = {
     "bench": "passk_fast.bench",
     "preflight": "passk_fast.cluster_check",
 }
+_POLL_S = 0.2
+_GRACE_S = 45.0
+"""From a worker's failure to this process's end; torchrun gives the others 30 s to leave."""
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -100,6 +106,7 @@ def environment(address: str, nproc: int) -> dict[str, str]:
         "TORCHELASTIC_ERROR_FILE": os.devnull,
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] ",
         "LOGLEVEL": "ERROR",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore",
     }
     interface = interface_of(address)
@@ -121,6 +128,30 @@ def _forward(number: int, frame: object) -> None:
             child.send_signal(number)
         except psutil.NoSuchProcess:
             continue
+
+
+def _end_when_torchrun_hangs() -> None:
+    """End this process when a worker has failed and torchrun has not returned for _GRACE_S.
+
+    torchrun asks the rendezvous host's store how things are and waits for the answer without end:
+    a host that was unplugged or lost its power does not even refuse.
+    """
+    codes: list[int] = []
+    failed_at = float("inf")
+    while time.monotonic() < failed_at + _GRACE_S:
+        time.sleep(_POLL_S)
+        try:  # looks, and leaves the child for torchrun to collect
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            continue
+        if ended is not None and ended.si_status != 0:
+            was_killed = ended.si_code != os.CLD_EXITED
+            codes.append(-ended.si_status if was_killed else ended.si_status)
+            failed_at = min(failed_at, time.monotonic())
+    for child in psutil.Process().children():
+        child.kill()
+    print("error: The rendezvous host does not answer; it is lost.", file=sys.stderr, flush=True)
+    os._exit(exit_code(codes))
 
 
 def torchrun_arguments(options: argparse.Namespace, address: str, is_host: bool) -> list[str]:
@@ -166,6 +197,7 @@ def launch(arguments: list[str]) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _forward)
+    threading.Thread(target=_end_when_torchrun_hangs, daemon=True).start()
     command = [
         *torchrun_arguments(options, address, is_host),
         "-m",

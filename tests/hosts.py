@@ -47,6 +47,7 @@ class TwoHosts:
     def __init__(self, folder: Path) -> None:
         """`folder`: where each host's output goes, as host-a.out, host-a.err, ..."""
         self._folder = folder
+        self._children: list[subprocess.Popen[bytes]] = []
         self._spaces = tuple(f"passk{os.getpid()}{side}" for side in "ab")
 
     def __enter__(self) -> TwoHosts:
@@ -63,6 +64,9 @@ class TwoHosts:
     def __exit__(self, *exc: object) -> None:
         for host in range(2):
             self.kill(host)
+        for child in self._children:
+            child.kill()
+            child.wait()
         for space in self._spaces:
             _ip("netns", "delete", space)
 
@@ -79,19 +83,23 @@ class TwoHosts:
         *,
         port: int = 29500,
         first: str = "",
+        program: Sequence[str] = ("-m", "passk_fast"),
         environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """`passk-fast launch ... command` with 2 ranks; `first` is shell that runs before it."""
+        """`passk-fast launch ... command` with 2 ranks; `first` is shell that runs before it.
+
+        `program`: what Python runs in place of passk-fast.
+        """
         own = ["launch", "--nodes", "2", "--nproc", "2", "--rendezvous"]
         own += [f"{self.addresses[0]}:{port}", "--log-dir", str(self._folder / "logs")]
         shell = f'hostname {self.names[host]}; {first or ":"}; exec "$@"'
         wrap = ["ip", "netns", "exec", self._spaces[host], "unshare", "--uts", "--mount"]
-        wrap += ["sh", "-c", shell, "sh", sys.executable, "-m", "passk_fast"]
+        wrap += ["sh", "-c", shell, "sh", sys.executable, *program]
         with (
             (self._folder / f"{self.names[host]}.out").open("wb") as out,
             (self._folder / f"{self.names[host]}.err").open("wb") as err,
         ):
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 [*wrap, *own, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -99,6 +107,8 @@ class TwoHosts:
                 cwd=ROOT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
             )
+        self._children.append(child)
+        return child
 
     def output(self, host: int) -> tuple[str, str]:
         """What a host's launcher has printed so far: (stdout, stderr)."""

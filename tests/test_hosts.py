@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from passk_fast.errors import ExitCode
-from tests.hosts import TwoHosts, why_not
+from tests.hosts import ROOT, TwoHosts, why_not
 from tests.test_end_to_end import CONFIG, SMALL, metrics, train
 
 
@@ -69,7 +70,7 @@ def test_preflight_says_what_is_wrong(hosts: TwoHosts, tmp_path: Path) -> None:
     assert len(lines) == 3, text
 
 
-def run_folder(tmp_path: Path, name: str) -> list[str]:
+def run_arguments(tmp_path: Path, name: str) -> list[str]:
     """The arguments of a small run."""
     where = ["--output-dir", str(tmp_path / name), "--warm-start.cache-dir", str(tmp_path / "c")]
     return ["train", str(CONFIG), *where, *SMALL]
@@ -81,40 +82,90 @@ def run_folder(tmp_path: Path, name: str) -> list[str]:
 def test_two_hosts_train_as_one_does(hosts: TwoHosts, tmp_path: Path) -> None:
     one = train(tmp_path / "one", tmp_path / "c", "--steps", "2", "--nproc", "4")
     assert one.returncode == 0, one.stdout + one.stderr
-    codes = hosts.run([*run_folder(tmp_path, "two"), "--steps", "2"], timeout_s=400)
+    codes = hosts.run([*run_arguments(tmp_path, "two"), "--steps", "2"], timeout_s=400)
     assert codes == (0, 0), said(hosts)
     assert [record["step"] for record in metrics(tmp_path / "two")] == [0, 1, 2]
     assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+
+
+LOOP = """
+import os, sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch, torch.distributed as dist
+from passk_fast.train import report_error
+try:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=10))
+    for i in range(10**6):
+        dist.all_reduce(torch.ones(1))
+        time.sleep(0.05)
+        if i == 5:
+            Path(sys.argv[1], f"ready{dist.get_rank()}").touch()
+except BaseException as error:
+    os._exit(int(report_error(error, dist.get_rank())))
+"""
+LAUNCH_LOOP = """
+import sys, passk_fast.launch
+passk_fast.launch.MODULES["train"] = "endless_loop"
+from passk_fast.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lose", [TwoHosts.kill, TwoHosts.unplug])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_host_ends_the_other(
+    hosts: TwoHosts, tmp_path: Path, lose: Callable[[TwoHosts, int], None], lost: int
+) -> None:
+    """Ranks that only reduce, with a deadline of 10 s; host-a (0) holds the rendezvous."""
+    (tmp_path / "endless_loop.py").write_text(LOOP)
+    path = os.pathsep.join(filter(None, [str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH")]))
+    children = [
+        hosts.start(
+            host,
+            ["train", str(tmp_path)],
+            program=["-c", LAUNCH_LOOP],
+            environment={"PYTHONPATH": path},
+        )
+        for host in range(2)
+    ]
+    wait_until(lambda: len(list(tmp_path.glob("ready*"))) == 4, children, hosts)
+    lose(hosts, lost)
+    start = time.monotonic()
+    assert children[1 - lost].wait(150) == ExitCode.LOST_RANK, said(hosts)
+    # killed: closed connections say so; unplugged: the collective's deadline and torchrun's end
+    assert time.monotonic() - start < (40 if lose is TwoHosts.kill else 110)
 
 
 @pytest.mark.slow
 @pytest.mark.megatron
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("lose", [TwoHosts.kill, TwoHosts.unplug])
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_host_ends_the_other(
-    hosts: TwoHosts, tmp_path: Path, lose: Callable[[TwoHosts, int], None], lost: int
+def test_training_ends_when_a_host_is_lost(
+    hosts: TwoHosts, tmp_path: Path, lose: Callable[[TwoHosts, int], None]
 ) -> None:
     timeout_s = 60  # of a collective
-    command = [*run_folder(tmp_path, "run"), "--steps", "5000", "--timeout-s", str(timeout_s)]
+    command = [*run_arguments(tmp_path, "run"), "--steps", "5000", "--timeout-s", str(timeout_s)]
     children = [hosts.start(host, command) for host in range(2)]
-    wait_for_steps(tmp_path / "run" / "metrics.jsonl", children, hosts)
+    file = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: file.exists() and len(file.read_text().splitlines()) > 2, children, hosts)
+    lose(hosts, 0)
     start = time.monotonic()
-    lose(hosts, lost)
-    code = children[1 - lost].wait(timeout_s + 60)
-    assert code == ExitCode.LOST_RANK, said(hosts)
-    assert time.monotonic() - start < timeout_s + 45
+    assert children[1].wait(timeout_s + 100) == ExitCode.LOST_RANK, said(hosts)
+    assert time.monotonic() - start < timeout_s + 60
     assert (tmp_path / "run" / "exit_code").read_text().strip() == "17"
 
 
-def wait_for_steps(
-    file: Path, children: list[subprocess.Popen[bytes]], hosts: TwoHosts, timeout_s: float = 400
+def wait_until(
+    reached: Callable[[], bool],
+    children: list[subprocess.Popen[bytes]],
+    hosts: TwoHosts,
+    timeout_s: float = 400,
 ) -> None:
-    """Until two steps have been trained; fails when a host ends before."""
+    """Until `reached`; fails when a host ends before, or after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if file.exists() and len(file.read_text().splitlines()) > 2:
-            return
+    while not reached():
         assert all(child.poll() is None for child in children), said(hosts)
+        assert time.monotonic() < deadline, said(hosts)
         time.sleep(0.3)
-    raise AssertionError(f"no step in {timeout_s:g} s:\n{said(hosts)}")
