@@ -31,7 +31,6 @@ from passk_fast.tasks import PromptOrder, alphabet, test_prompts, train_prompts,
 from passk_fast.tokenizer import character_tokenizer, make_tiny_model
 from passk_fast.warm_start import warm_start
 
-_GRACE_S = 60.0
 _BYTES_PER_PARAMETER = 16
 """Of a checkpoint: weights, main weights and two Adam moments in float32."""
 
@@ -56,7 +55,7 @@ class Run:
     def train(self) -> ExitCode:
         """All remaining steps; returns DONE, or PREEMPTED after a signal and a checkpoint."""
         trainer, config = self.trainer, self.config
-        stop = StopFlag(_GRACE_S)
+        stop = StopFlag(config.stop_grace_s)
         stop.install()
         trainer.sync_weights()
         with (

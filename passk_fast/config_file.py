@@ -27,6 +27,7 @@ _FREE_FIELDS = (
     "output_dir",
     "steps",
     "timeout_s",
+    "stop_grace_s",
     "device",
     "micro_batch_tokens",
     "checkpoint.",

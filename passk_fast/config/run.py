@@ -37,6 +37,9 @@ class RunConfig:
     """loss_head = "fused": bound of its temporary memory on a rank."""
     timeout_s: int = 1800
     """Deadline of a collective; a rank that misses it is called lost."""
+    stop_grace_s: int = 60
+    """After SIGTERM: a step that has not ended and been saved by then is given up, with exit code
+    17. Longer than a step and a checkpoint take, shorter than the scheduler's own patience."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is a GPU."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -68,6 +71,7 @@ class RunConfig:
             micro_batch_tokens=self.micro_batch_tokens,
             loss_head_memory_gib=self.loss_head_memory_gib,
             timeout_s=self.timeout_s,
+            stop_grace_s=self.stop_grace_s,
         )
         require(
             self.prompts_per_step % self.algorithm.minibatches == 0,
