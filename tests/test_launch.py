@@ -119,6 +119,64 @@ def test_the_scripts_say_what_is_missing(tmp_path: Path) -> None:
         subprocess.run(["bash", "-n", str(script.with_name(name))], check=True)
 
 
+SRUN = """#!/bin/bash
+echo "srun $* NODES=$NODES NPROC=${NPROC-unset} RENDEZVOUS=$RENDEZVOUS"
+case "$*" in *preflight*) exit "$PREFLIGHT_CODE";; *) exit "$CODE";; esac
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then printf 'node1\\nnode2\\n'; else echo "scontrol $*"; fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "commands"),
+    [
+        ({}, 0, ["preflight", "train"]),
+        ({"CODE": "16"}, 16, ["preflight", "train", "requeue"]),
+        ({"CODE": "17"}, 17, ["preflight", "train", "requeue"]),
+        ({"CODE": "17", "SLURM_RESTART_COUNT": "20"}, 17, ["preflight", "train"]),
+        ({"CODE": "30"}, 30, ["preflight", "train"]),
+        ({"PREFLIGHT_CODE": "2"}, 2, ["preflight"]),
+        ({"PREFLIGHT": "0"}, 0, ["train"]),
+    ],
+)
+def test_what_the_slurm_script_calls(
+    tmp_path: Path, changes: dict[str, str], code: int, commands: list[str]
+) -> None:
+    """With stand-ins for srun and scontrol."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    root = Path(__file__).parents[1]
+    job = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(root),
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "123456",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_GPUS_ON_NODE": "8",
+        "CODE": "0",
+        "PREFLIGHT_CODE": "0",
+    }
+    done = subprocess.run(
+        ["bash", str(root / "launch" / "slurm.sbatch"), "train", "x.toml"],
+        env=job | changes,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(commands)
+    for line, command in zip(lines, commands, strict=True):
+        if command == "requeue":
+            assert line == "scontrol requeue 123456"
+        else:
+            assert f"launch/torchrun.sh {command} " in line
+            assert line.endswith("NODES=2 NPROC=8 RENDEZVOUS=node1:23456")
+    assert ("requeued" in done.stderr) == ("requeue" in commands)
+
+
 def test_help_needs_no_other_host() -> None:
     assert "--rendezvous" in call("launch", "--help").stdout
     assert "--max-skew-s" in call("preflight", "--help").stdout
