@@ -164,7 +164,8 @@ def torchrun_arguments(options: argparse.Namespace, address: str, is_host: bool)
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={options.rendezvous}",
         f"--rdzv-id={options.run_id}",
-        f"--rdzv-conf=is_host={is_host},join_timeout={wait},timeout={wait}",
+        # read_timeout is how long a host that comes first waits for the rendezvous host itself.
+        f"--rdzv-conf=is_host={is_host},join_timeout={wait},timeout={wait},read_timeout={wait}",
         f"--local-addr={address}",
         "--max-restarts=0",  # a lost host ends the run; started anew, it resumes
         "--monitor-interval=0.5",

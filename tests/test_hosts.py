@@ -70,6 +70,16 @@ def test_preflight_says_what_is_wrong(hosts: TwoHosts, tmp_path: Path) -> None:
     assert len(lines) == 3, text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [0, 1])
+def test_a_host_that_waits_alone_says_so(hosts: TwoHosts, alone: int) -> None:
+    child = hosts.start(alone, ["--join-timeout-s", "5", "preflight"])
+    assert child.wait(120) == ExitCode.LOST_RANK
+    _, errors = hosts.output(alone)
+    assert "error: The 2 hosts did not meet at 10.77.0.1:29500" in errors
+    assert "Traceback" not in errors
+
+
 def run_arguments(tmp_path: Path, name: str) -> list[str]:
     """The arguments of a small run."""
     where = ["--output-dir", str(tmp_path / name), "--warm-start.cache-dir", str(tmp_path / "c")]
