@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from passk_fast.batch import Rollout
 from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError, DataError
+from passk_fast.rollout.on_cpu import draw_by_seed, register_norms
 from passk_fast.rollout.parameters import OpenParameters
 from passk_fast.rollout.watch import GroupWatch, Orders
 from passk_fast.seeding import seed_for
@@ -77,6 +78,7 @@ class RolloutEngine:
         tokens like any other."""
         prepare_environment()
         self.llm: LLM = _start(config, model_dir, device)
+        (self._draws,) = self.llm.collective_rpc(draw_by_seed) if self._on_cpu else (None,)
         self.tokenizer: Any = self.llm.get_tokenizer()
         # vLLM does this in an engine process of its own: a tenth of decoding a small model.
         gc.collect()
@@ -115,6 +117,7 @@ class RolloutEngine:
             for key in keys
         ]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        self._forget_draws()
         with self._stance():
             outputs = self.llm.generate(inputs, params, use_tqdm=False)
         return self._rollouts(outputs, num_rollouts)
@@ -137,6 +140,7 @@ class RolloutEngine:
         asked.
         """
         assert self._has_weights, "wake the engine and load weights first"
+        self._forget_draws()
         engine = self.llm.llm_engine
         seeds = [seed_for(seed, "rollout", key) for key in prompt_keys]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
@@ -218,6 +222,11 @@ class RolloutEngine:
             self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
+
+    def _forget_draws(self) -> None:
+        """No request is under way."""
+        if self._draws is not None:
+            self._draws.forget()
 
     def _stance(self) -> AbstractContextManager[Any]:
         """On CPU vLLM compiles one helper with inductor: 20 s of work for nothing measurable."""
@@ -308,6 +317,7 @@ def _start(config: RunConfig, model_dir: str, device: str) -> LLM:
     from vllm import LLM
     from vllm.distributed.parallel_state import destroy_model_parallel
 
+    from passk_fast.rollout.scheduler import ShortScheduler
     from passk_fast.rollout.shared_memory import own_segments
 
     rollout = config.rollout
@@ -333,6 +343,8 @@ def _start(config: RunConfig, model_dir: str, device: str) -> LLM:
         options["enable_chunked_prefill"] = False
         # vLLM takes 128 by itself: a prompt shorter than a block is computed for every response.
         options["block_size"] = _CPU_BLOCK
+        options["scheduler_cls"] = ShortScheduler
+        options["kernel_config"] = {"ir_op_priority": register_norms()}
     else:
         options["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         options["enable_sleep_mode"] = rollout.sleep

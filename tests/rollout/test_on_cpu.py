@@ -1,0 +1,73 @@
+"""What replaces vLLM's own parts on CPU gives what they give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from passk_fast.rollout.on_cpu import SeededDraws
+from tests.ranks import RankPool
+
+W = "tests.rollout.workers:"
+PROMPTS = [[3, 5, 7], [4], [9, 9, 9, 9, 3], [12, 11, 10, 9, 8, 7], [6, 6]]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_draw_depends_on_the_seed_and_its_number_alone() -> None:
+    alone = SeededDraws()
+    g = generator(7)
+    expected = [int(alone.take({0: g}, 1)[0]) for _ in range(6)]
+    assert len(set(expected)) == 6
+    # The same request among others that come, move to other rows, and go; once it is away itself.
+    draws, mine, others = SeededDraws(), generator(7), [generator(s) for s in range(3)]
+    seen = [int(draws.take({0: mine}, 1)[0])]
+    seen.append(int(draws.take({0: others[0], 1: mine}, 2)[1]))
+    draws.take({0: others[0], 1: others[1]}, 2)
+    seen.append(int(draws.take({2: mine, 0: others[1]}, 4)[2]))
+    seen += [int(draws.take({1: mine, 2: others[2]}, 3)[1]) for _ in range(3)]
+    assert seen == expected
+
+
+def test_requests_of_the_next_batch_start_anew() -> None:
+    draws, g = SeededDraws(), generator(7)
+    first = [int(draws.take({0: g}, 1)[0]) for _ in range(3)]
+    draws.forget()
+    again = generator(7)
+    assert [int(draws.take({0: again}, 1)[0]) for _ in range(3)] == first
+
+
+def test_seeds_are_spread_evenly_and_rows_without_generator_are_random() -> None:
+    draws = SeededDraws()
+    rows = {i: generator(i) for i in range(0, 2000, 2)}
+    taken = np.stack([draws.take(rows, 2000).numpy() for _ in range(10)])
+    own = taken[:, ::2] / 2**31
+    assert ((own >= 0) & (own < 1)).all()
+    assert len(np.unique(own)) > 9990
+    # The mean of 10,000 uniform numbers has a standard error of 0.0029.
+    assert abs(own.mean() - 0.5) < 0.015
+    assert np.abs(np.corrcoef(own)[~np.eye(10, dtype=bool)]).max() < 0.15
+    assert len(np.unique(taken[:, 1::2])) > 9990
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_short_scheduling_and_preemption_change_no_response(pool: RankPool, model_a: str) -> None:
+    """Responses cross several blocks; a cache of a few blocks makes vLLM begin some anew."""
+    options = {"num_rollouts": 8, "seed": 3}
+    limits = {"max_response_tokens": 80}
+    pool.run(W + "start", model_a, 1, **limits)
+    short = pool.run(W + "sample", PROMPTS, **options)[0]
+    assert max(len(r.token_ids) for group in short for r in group) > 64
+    counted = pool.run(W + "cached_tokens", PROMPTS, **options)[0]
+    assert counted == pool.run(W + "cached_tokens", PROMPTS, short_way=False, **options)[0]
+    assert pool.run(W + "sample", PROMPTS, **options)[0] == short
+    # 2 layers, keys and values, 2 heads of 32 float32: 32 KiB a block of 32 tokens.
+    pool.run(W + "start", model_a, 1, kv_cache_gib=12 / 2**15, **limits)
+    preempted, crowded = pool.run(W + "sample_with_preemptions", PROMPTS, **options)[0]
+    assert preempted > 0
+    for group, other in zip(short, crowded, strict=True):
+        assert [r.token_ids for r in group] == [r.token_ids for r in other]
