@@ -104,6 +104,7 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
         RunConfig,
     )
     from passk_fast.distributed import make_mesh, start_process_group
+    from passk_fast.engines import Colocated
     from passk_fast.loop import Progress, Trainer
     from passk_fast.rollout.engine import RolloutEngine
     from passk_fast.tasks import PromptOrder
@@ -143,11 +144,12 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     trainer = Trainer(
         config=config,
         actor=actor,
-        engine=engine,
+        engines=Colocated(
+            config, engine, engine.tokenizer, lambda prompt, text: reward(text, accuracy)
+        ),
         tokenizer=engine.tokenizer,
         prompts=prompts,
         test_prompts=[],
-        verify=lambda prompt, text: reward(text, accuracy),
         order=PromptOrder(len(prompts), 0),
         progress=Progress(),
     )

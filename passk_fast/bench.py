@@ -28,6 +28,7 @@ from passk_fast.actor.model import DTYPES
 from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
 from passk_fast.distributed import Mesh
+from passk_fast.engines import Colocated
 from passk_fast.flops import ModelFlops, Work
 from passk_fast.loop import Progress, Trainer
 from passk_fast.provenance import cpu_name, versions
@@ -73,14 +74,14 @@ def _trainer(config: RunConfig, mesh: Mesh) -> tuple[Trainer, Any]:
     tokens = bench.prompt_tokens or config.rollout.max_prompt_tokens
     count = config.prompts_per_step * (bench.warmup + bench.steps)
     count *= max(1, int(config.rollout.refill))
+    engine, tokenizer = _engine(config, actor, folder), NumberTokenizer()
     trainer = Trainer(
         config=config,
         actor=actor,
-        engine=_engine(config, actor, folder),
-        tokenizer=NumberTokenizer(),
+        engines=Colocated(config, engine, tokenizer, CoinVerifier(bench.accuracy)),
+        tokenizer=tokenizer,
         prompts=prompts(count, tokens, hf.vocab_size, config.seed),
         test_prompts=[],
-        verify=CoinVerifier(bench.accuracy),
         order=PromptOrder(count, config.data.seed),
         progress=Progress(),
         unchecked=2 if bench.decode else 0,

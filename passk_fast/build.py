@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ import torch.distributed as dist
 from passk_fast.actor import checkpoint
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.store import CheckpointStore
+from passk_fast.apart.bridge import Bridge
+from passk_fast.apart.remote import Remote
 from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
 from passk_fast.distributed import Mesh
+from passk_fast.engines import Colocated
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.loop import Progress, Trainer
 from passk_fast.report.curve import plot_learning_curve
@@ -54,26 +57,31 @@ class Run:
 
     def train(self) -> ExitCode:
         """All remaining steps; returns DONE, or PREEMPTED after a signal and a checkpoint."""
+        code: ExitCode | None = None
+        try:
+            code = self._train()
+        finally:
+            self.trainer.engines.leave(code)
+        return code
+
+    def _train(self) -> ExitCode:
         trainer, config = self.trainer, self.config
         stop = StopFlag(config.stop_grace_s)
         stop.install()
         trainer.sync_weights()
-        with (
-            trainer.verifier_pool or nullcontext(),
-            Report.open(
-                self.folder,
-                rank=self.mesh.rank,
-                total_steps=config.steps,
-                k=config.algorithm.k,
-                resumed_step=self.resumed_step,
-            ) as report,
-        ):
+        with Report.open(
+            self.folder,
+            rank=self.mesh.rank,
+            total_steps=config.steps,
+            k=config.algorithm.k,
+            resumed_step=self.resumed_step,
+        ) as report:
             clock = Clock()
             if self.resumed_step is None:
                 self._report_start(report, clock)
             while trainer.progress.step < config.steps:
                 self._one_step(report, clock)
-                if stop.agreed(self.mesh.torch_device):
+                if stop.agreed(self.mesh.torch_device, also=trainer.engines.stop_wanted):
                     self._save()
                     self._mark_preempted()
                     return ExitCode.PREEMPTED
@@ -154,8 +162,11 @@ class Run:
         print_summary(first, last, paths)
 
 
-def build_run(config: RunConfig, mesh: Mesh) -> Run:
-    """All parts of a run: data, model (warm-started if asked), engine, resumed checkpoint."""
+def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Run:
+    """All parts of a run: data, model (warm-started if asked), engines, resumed checkpoint.
+
+    `bridge` leads to the rollout ranks where they are apart.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     folder = Path(config.output_dir)
@@ -165,6 +176,7 @@ def build_run(config: RunConfig, mesh: Mesh) -> Run:
     model_dir = model_folder(config, mesh)
     hf = AutoConfig.from_pretrained(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    remote = Remote(config, bridge, model_dir, tokenizer) if bridge else None
     if config.warm_start.steps:
         model_dir = warm_start(config, hf, mesh, tokenizer, model_dir, say)
     store = CheckpointStore(folder / "checkpoints", config.checkpoint.keep)
@@ -177,34 +189,38 @@ def build_run(config: RunConfig, mesh: Mesh) -> Run:
         say(f"Resuming from step {progress.step} ({newest[1]})")
     if config.algorithm.kl_coef > 0:
         actor.load_reference(model_dir)
-    engine = RolloutEngine(
-        config, model_dir, rank=mesh.rank, world_size=mesh.world_size, device=mesh.device
-    )
-    verifier = partial(verify, config=config.data)
-    pool = None
-    if config.rollout.verify_processes and engine.tensor_rank == 0:
-        settings = config.rollout
-        pool = VerifierPool(verifier, settings.verify_processes, settings.verify_timeout_s)
     order = PromptOrder(len(prompts), config.data.seed)
     if progress.order:
         order.load_state_dict(progress.order)
     trainer = Trainer(
         config=config,
         actor=actor,
-        engine=engine,
+        engines=remote or _colocated(config, mesh, model_dir, tokenizer),
         tokenizer=tokenizer,
         prompts=prompts,
         test_prompts=held_out,
-        verify=verifier,
         order=order,
         progress=progress,
-        verifier_pool=pool,
-        collect_group=dist.new_group(backend="gloo") if config.rollout.lag else None,
     )
     if mesh.rank == 0:
         _write_config(config, folder, Path(model_dir))
     dist.barrier()
     return Run(trainer, mesh, store, resumed_step=progress.step if newest else None)
+
+
+def _colocated(config: RunConfig, mesh: Mesh, model_dir: str, tokenizer: Any) -> Colocated:
+    """An engine over the trainer's own ranks."""
+    engine = RolloutEngine(
+        config, model_dir, rank=mesh.rank, world_size=mesh.world_size, device=mesh.device
+    )
+    settings = config.rollout
+    verifier = partial(verify, config=config.data)
+    pool = None
+    if settings.verify_processes and engine.tensor_rank == 0:
+        pool = VerifierPool(verifier, settings.verify_processes, settings.verify_timeout_s)
+    timeout = timedelta(seconds=config.timeout_s)
+    group = dist.new_group(backend="gloo", timeout=timeout) if settings.lag else None
+    return Colocated(config, engine, tokenizer, verifier, pool=pool, group=group)
 
 
 def _printer(rank: int) -> Callable[[str], None]:

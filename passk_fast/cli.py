@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from passk_fast import __version__
-from passk_fast.config import RunConfig
+from passk_fast.config import RunConfig, require
 from passk_fast.errors import ConfigError, ExitCode, LostRankError, PasskError
 
 _MAX_CPU_RANKS = 4
@@ -80,14 +80,14 @@ def _num_processes(config: RunConfig, wanted: str | None) -> int:
         if not wanted.isdigit() or int(wanted) < 1:
             raise ConfigError(f"command line: --nproc must be a positive number, got {wanted!r}.")
         return int(wanted)
-    parallel = config.parallel
+    parallel, apart = config.parallel, config.rollout.ranks
     product = parallel.tensor * parallel.pipeline * parallel.context
     gpus = 0 if config.device == "cpu" else _num_gpus()
     if gpus:
-        return max(product, gpus // product * product)
-    smallest = math.lcm(product, config.rollout.tensor)
-    most = min(len(os.sched_getaffinity(0)), _MAX_CPU_RANKS)
-    return max(smallest, most // smallest * smallest)
+        return max(product, (gpus - apart) // product * product) + apart
+    smallest = product if apart else math.lcm(product, config.rollout.tensor)
+    most = min(len(os.sched_getaffinity(0)), _MAX_CPU_RANKS) - apart
+    return max(smallest, most // smallest * smallest) + apart
 
 
 def _train(arguments: list[str]) -> ExitCode:
@@ -165,6 +165,7 @@ def _eval(arguments: list[str]) -> ExitCode:
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError("usage: passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...]")
     config = load_config(arguments[0], arguments[1:])
+    config = replace(config, rollout=replace(config.rollout, ranks=0))  # every rank samples
     samples = taken["samples"] or ""
     parse_samples(samples)
     processes = _num_processes(config, taken["nproc"])
@@ -256,6 +257,11 @@ def _bench(arguments: list[str]) -> ExitCode:
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError("usage: passk-fast bench CONFIG [--out FILE] [--nproc N] [--key value]")
     config = load_config(arguments[0], arguments[1:])
+    require(
+        not config.rollout.ranks,
+        "passk-fast bench times the phases of ranks that both train and sample, one after the "
+        "other: set rollout.ranks = 0.",
+    )
     processes = _num_processes(config, wanted)
     if config.bench.random_weights:
         config.parallel.data(processes)

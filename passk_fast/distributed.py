@@ -16,6 +16,9 @@ import torch.distributed as dist
 from passk_fast.config import ParallelConfig
 from passk_fast.errors import ConfigError
 
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""torch's back ends by device."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
@@ -63,10 +66,14 @@ def start_process_group(device: str, timeout_s: int) -> None:
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
+    use_own_gpu(device)
+    dist.init_process_group(BACKENDS[device], timeout=timedelta(seconds=timeout_s))
+
+
+def use_own_gpu(device: str) -> None:
+    """With "cuda": the GPU of torchrun's local rank."""
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
 def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:

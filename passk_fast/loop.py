@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor, StepResult
-from passk_fast.actor.model import DTYPES
 from passk_fast.actor.schedule import learning_rate
 from passk_fast.advantage.metrics import evaluation, group_metrics, sampled_entropy
 from passk_fast.advantage.noise import flip_negatives
@@ -20,17 +17,14 @@ from passk_fast.advantage.schedule import Schedule
 from passk_fast.batch import PackedBatch, Prompt, RolloutGroup, Sequence
 from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
+from passk_fast.engines import Engines
 from passk_fast.errors import DivergedError, NoSignalError
-from passk_fast.rollout.collect import CollectStats, collect_groups
-from passk_fast.rollout.engine import RolloutEngine
+from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.refill import Drawn, LiveShare, draw
-from passk_fast.rollout.watch import VerifierPool
 from passk_fast.seeding import seed_for
 from passk_fast.step_record import Savings, drawn_metrics, logprob_bound, update_metrics
 from passk_fast.tasks import PromptOrder, answer_of
 from passk_fast.tasks.difficulty import Difficulty
-from passk_fast.weights.mesh import RolloutMesh
-from passk_fast.weights.sync import WeightSync
 
 _BESIDE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
 """Samples ahead while the main thread trains."""
@@ -66,25 +60,19 @@ class Trainer:
 
     config: RunConfig
     actor: Actor
-    engine: RolloutEngine
+    engines: Engines
     tokenizer: Any
     prompts: SequenceOf[Prompt]
     test_prompts: SequenceOf[Prompt]
-    verify: Callable[[Prompt, str], float]
     order: PromptOrder
     progress: Progress
-    verifier_pool: VerifierPool | None = None
-    """Verifier processes; None verifies in this process."""
     unchecked: int = 2
     """Steps whose rollout and trainer log-probs must still be compared: the first of this process,
     and the first after a weight sync."""
-    collect_group: dist.ProcessGroup | None = None
-    """All ranks, over gloo, for sampling ahead beside training; None: the default group."""
     schedule: Schedule = field(init=False)
     """Which estimator and which k each prompt gets."""
     live_share: LiveShare = field(init=False)
     difficulty: Difficulty = field(init=False)
-    _sync: WeightSync | None = field(init=False, default=None)
     _synced: bool = field(init=False, default=False)
     _ahead: Future[Drawn] | None = field(init=False, default=None)
 
@@ -101,27 +89,11 @@ class Trainer:
         self.schedule.load_state_dict(self.progress.schedule)
 
     def sync_weights(self) -> None:
-        """Hand the actor's weights to the engine, shard by shard; verified as configured."""
-        if self._sync is None:
-            self._sync = self._make_sync()
+        """Hand the actor's weights to the engines; verified as configured."""
         wanted = self.config.rollout.verify_weights
-        verified = wanted == "always" or (wanted == "first" and not self._synced)
-        opened, weights = self.engine.open_parameters(), self.actor.parameters()
-        self._sync.run(weights, opened.targets)
-        if verified:
-            self._sync.verify(weights, opened.targets)
-        self.engine.close_parameters(opened, probe=verified)
+        verify = wanted == "always" or (wanted == "first" and not self._synced)
+        self.engines.take_weights(self.actor, verify=verify)
         self._synced = True
-
-    def _make_sync(self) -> WeightSync:
-        mesh = self.actor.mesh
-        return WeightSync.of(
-            self.actor.layout,
-            RolloutMesh(world=mesh.world_size, tensor=self.engine.tensor_size),
-            dtype=DTYPES[self.config.model.dtype],
-            device=mesh.torch_device,
-            round_bytes=self.config.rollout.sync_mib << 20,
-        )
 
     def step(
         self, clock: Clock, *, ahead: bool = False
@@ -135,6 +107,8 @@ class Trainer:
         with clock.span("decode"):
             drawn = self._ahead.result() if self._ahead else self._draw(self.progress.step)
         self._ahead = None
+        if lag:
+            clock.add("beside", drawn.stats.engine_s)
         for name, seconds in (("verify", drawn.stats.verify_s), ("idle", drawn.stats.idle_s)):
             if not lag:
                 clock.add(name, seconds)
@@ -150,9 +124,9 @@ class Trainer:
         )
         if self._ahead:
             with clock.span("decode"):  # what training did not hide
-                wait([self._ahead])
+                self._ahead.result()
         with clock.span("sync"):
-            self.engine.wake_up()
+            self.engines.wake_up()
             self.sync_weights()
         record = {
             "step": self.progress.step + 1,
@@ -195,7 +169,7 @@ class Trainer:
             wanted=config.prompts_per_step,
             cap=int(config.prompts_per_step * config.rollout.refill),
             share=self.live_share,
-            multiple=self.engine.data_size,
+            multiple=self.engines.data_size,
         )
 
     def _keep_draw(self, drawn: Drawn) -> None:
@@ -250,17 +224,12 @@ class Trainer:
         dead_rows: np.ndarray | None = None,
         first_key: int = 0,
     ) -> tuple[list[RolloutGroup], CollectStats]:
-        return collect_groups(
-            self.engine,
+        return self.engines.sample(
             prompts,
-            self.tokenizer,
-            self.verify,
             num_rollouts=num_rollouts,
             seed=seed_for(self.config.seed, purpose, step),
-            pool=self.verifier_pool,
             dead_rows=dead_rows,
             first_key=first_key,
-            group=self.collect_group,
         )
 
     def _update(
@@ -272,7 +241,7 @@ class Trainer:
         lag: int = 0,
     ) -> list[StepResult]:
         """One optimizer step a minibatch of prompts."""
-        self.engine.sleep()
+        self.engines.sleep()
         count = self.config.algorithm.minibatches
         parts = []
         for m in range(count):
@@ -371,7 +340,7 @@ class Trainer:
         prompts = self.test_prompts[: settings.num_prompts]
         if not prompts:
             return None
-        self.engine.wake_up()
+        self.engines.wake_up()
         groups, _ = self._sample(prompts, settings.num_rollouts, "evaluation", self.progress.step)
         correct_P = np.array([(group.rewards == 1.0).sum() for group in groups])
         return evaluation(correct_P, settings.num_rollouts, self.config.algorithm.k)

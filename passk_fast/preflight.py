@@ -25,9 +25,9 @@ def check_run(config: RunConfig, world_size: int) -> None:
         DataError: a data file does not exist.
         DiskError: the output folder cannot be written.
     """
-    config.parallel.data(world_size)
+    config.parallel.data(trainer_ranks(config, world_size))
     require(
-        world_size % config.rollout.tensor == 0,
+        bool(config.rollout.ranks) or world_size % config.rollout.tensor == 0,
         f"World size {world_size} is not divisible by rollout.tensor = {config.rollout.tensor}.",
     )
     schedule = Schedule(config.algorithm, config.seed)  # raises for a stage that is refused
@@ -41,6 +41,15 @@ def check_run(config: RunConfig, world_size: int) -> None:
         _check_sizes(config, _shape_as_hf(config), "model.shape")
     _check_data(config)
     _check_output(config)
+
+
+def trainer_ranks(config: RunConfig, world_size: int) -> int:
+    """Ranks of the job that train; ConfigError when rollout.ranks leaves none."""
+    require(
+        config.rollout.ranks < world_size,
+        f"rollout.ranks = {config.rollout.ranks} of {world_size} ranks leaves none to train.",
+    )
+    return world_size - config.rollout.ranks
 
 
 def check_evaluation(config: RunConfig, model: Path, world_size: int) -> None:

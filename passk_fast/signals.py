@@ -22,7 +22,8 @@ class StopFlag:
     def __init__(self, grace_s: float) -> None:
         """`grace_s`: seconds between the signal and the hard exit."""
         self._grace_s = grace_s
-        self._raised = False
+        self.raised = False
+        """Whether this process got a signal."""
 
     def install(self) -> None:
         """Take over SIGTERM and SIGINT of this process."""
@@ -30,15 +31,15 @@ class StopFlag:
         signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self._raised:
+        if self.raised:
             return
-        self._raised = True
+        self.raised = True
         timer = threading.Timer(self._grace_s, os._exit, (int(ExitCode.LOST_RANK),))
         timer.daemon = True
         timer.start()
 
-    def agreed(self, device: torch.device) -> bool:
-        """True on every rank if any rank was signalled. A collective."""
-        flag = torch.tensor(float(self._raised), device=device)
+    def agreed(self, device: torch.device, *, also: bool = False) -> bool:
+        """True on every rank if any rank was signalled, or said `also`. A collective."""
+        flag = torch.tensor(float(self.raised or also), device=device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag > 0)

@@ -35,14 +35,35 @@ def run(config: RunConfig) -> ExitCode:
     prepare_environment()
     import torch.distributed as dist
 
-    from passk_fast.build import build_run
     from passk_fast.distributed import make_mesh, pick_device, start_process_group
 
     device = pick_device(config.device)
+    if config.rollout.ranks:
+        return _run_apart(config, device)
+    from passk_fast.build import build_run
+
     if not dist.is_initialized():
         start_process_group(device, config.timeout_s)
     mesh = make_mesh(config.parallel, device)
     return build_run(config, mesh).train()
+
+
+def _run_apart(config: RunConfig, device: str) -> ExitCode:
+    """One rank of either side of the disaggregated layout."""
+    from passk_fast.apart.bridge import join
+    from passk_fast.exit_status import clear_exit_code
+
+    if os.environ["RANK"] == "0":
+        clear_exit_code(Path(config.output_dir))  # rollout ranks will look for this run's
+    bridge = join(device, config.timeout_s, config.rollout.ranks)
+    if bridge.is_rollout:
+        from passk_fast.apart.serve import serve
+
+        return serve(config, bridge, device)
+    from passk_fast.build import build_run
+    from passk_fast.distributed import make_mesh
+
+    return build_run(config, make_mesh(config.parallel, device), bridge).train()
 
 
 def _as_user_error(error: BaseException) -> PasskError | None:

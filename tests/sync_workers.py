@@ -21,7 +21,7 @@ def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 25
 
     from passk_fast.actor.actor import Actor
     from passk_fast.distributed import drop_mesh, make_mesh
-    from passk_fast.loop import Trainer
+    from passk_fast.engines import Colocated
     from passk_fast.rollout.engine import RolloutEngine
 
     if _RUNNING:
@@ -37,7 +37,6 @@ def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 25
             max_response_tokens=16,
             kv_cache_gib=0.25,
             sync_mib=sync_mib,
-            verify_weights="always",
         ),
     )
     mesh = make_mesh(config.parallel, "cpu")
@@ -46,15 +45,14 @@ def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 25
     engine = RolloutEngine(
         config, folder, rank=dist.get_rank(), world_size=dist.get_world_size(), device="cpu"
     )
-    trainer = Trainer.__new__(Trainer)
-    trainer.config, trainer.actor, trainer.engine = config, actor, engine
-    _RUNNING.update(trainer=trainer, actor=actor, engine=engine)
+    engines = Colocated(config, engine, engine.tokenizer, lambda *_: 0.0)
+    _RUNNING.update(engines=engines, actor=actor, engine=engine)
 
 
 def sync(folder: str) -> None:
     """The actor takes the weights of `folder` and hands them to the engine."""
     _RUNNING["actor"].load_folder(folder)
-    _RUNNING["trainer"].sync_weights()
+    _RUNNING["engines"].take_weights(_RUNNING["actor"], verify=True)
 
 
 def sample(prompts: list[list[int]]) -> list[list[tuple[tuple[int, ...], tuple[float, ...]]]]:
@@ -68,7 +66,7 @@ def packs_wrongly() -> str:
     engine = _RUNNING["engine"]
     opened = engine.open_parameters()
     module = next(m for n, m in opened._staged if n.endswith("o_proj"))
-    _RUNNING["trainer"]._sync.run(_RUNNING["actor"].parameters(), opened.targets)
+    _RUNNING["engines"].sync.run(_RUNNING["actor"].parameters(), opened.targets)
     method = module.quant_method
 
     class Wrong:

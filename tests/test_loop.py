@@ -50,7 +50,7 @@ class Tokenizer:
 
 def trainer(progress: Progress | None = None, **algorithm: Any) -> Trainer:
     """A trainer whose parts are absent: the functions under test use none of them."""
-    parts: dict[str, Any] = dict.fromkeys(("engine", "verify", "order"), None)
+    parts: dict[str, Any] = dict.fromkeys(("engines", "order"), None)
     config = RunConfig(
         model=ModelConfig(shape=ShapeConfig(max_positions=2048)),
         algorithm=AlgorithmConfig(num_rollouts=4, k=2, **algorithm),
@@ -144,7 +144,7 @@ class Engine:
 def test_only_sequences_with_advantage_are_trained(options: dict[str, Any], trained: int) -> None:
     run = trainer(**options)
     run.actor = Recorder()  # type: ignore[assignment]
-    run.engine = Engine()  # type: ignore[assignment]
+    run.engines = Engine()  # type: ignore[assignment]
     groups = [group([1, 0, 0, 0]), group([0, 0, 0, 0])]
     run._update(groups, np.array([[1.0, -0.5, -0.5, 0.0], [0.0] * 4]), Clock(), Savings())
     assert [len(packed) for packed in run.actor.packed] == [trained]

@@ -86,6 +86,7 @@ class Laboratory:
     def trainer(self, config: RunConfig) -> Any:
         """A fresh trainer: new actor from the warm start, new optimizer, schedule and order."""
         from passk_fast.actor.actor import Actor
+        from passk_fast.engines import Colocated
         from passk_fast.loop import Progress, Trainer
         from passk_fast.tasks import PromptOrder
 
@@ -95,11 +96,10 @@ class Laboratory:
         trainer = Trainer(
             config=config,
             actor=actor,
-            engine=self.engine,
+            engines=Colocated(config, self.engine, self.tokenizer, self.verify),
             tokenizer=self.tokenizer,
             prompts=self.prompts,
             test_prompts=self.held_out,
-            verify=self.verify,
             order=PromptOrder(len(self.prompts), config.seed),
             progress=Progress(),
         )

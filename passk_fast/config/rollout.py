@@ -12,6 +12,9 @@ from passk_fast.config.checks import require, require_positive
 class RolloutConfig:
     """How vLLM samples."""
 
+    ranks: int = 0
+    """Ranks that sample and do nothing else: the last ones of the job; the others train. 0: every
+    rank does both. Needs lag = 1 (docs/disaggregated.md)."""
     tensor: int = 1
     """vLLM's tensor-parallel ranks; may differ from the trainer's."""
     max_prompt_tokens: int = 512
@@ -63,8 +66,18 @@ class RolloutConfig:
             verify_timeout_s=self.verify_timeout_s,
             sync_mib=self.sync_mib,
         )
+        require(self.ranks >= 0, f"rollout.ranks must be 0 or more, got {self.ranks}.")
+        require(
+            self.ranks % self.tensor == 0,
+            f"rollout.ranks ({self.ranks}) must be a multiple of rollout.tensor ({self.tensor}).",
+        )
         require(self.refill >= 1, f"rollout.refill must be 1 (off) or more, got {self.refill}.")
         require(self.lag in (0, 1), f"rollout.lag must be 0 or 1, got {self.lag}.")
+        require(
+            not self.ranks or self.lag == 1,
+            f"rollout.ranks = {self.ranks} with rollout.lag = 0: each side would idle while the "
+            "other works. Set rollout.lag = 1, or rollout.ranks = 0 for ranks that do both.",
+        )
         require(
             self.verify_processes >= 0,
             f"rollout.verify_processes must be 0 or more, got {self.verify_processes}.",

@@ -61,6 +61,8 @@ class CollectStats:
     """Seconds this rank spent on verifying, or waiting for verdicts, while it sampled."""
     idle_s: float = field(default=0.0, compare=False)
     """Seconds it waited for the other engines to finish."""
+    engine_s: float = field(default=0.0, compare=False)
+    """Seconds its engine sampled; of the slowest one where engines have ranks of their own."""
     prompt_tokens: int = field(default=0, compare=False)
     """Prompt tokens of the responses of this rank's engine, each response's counted."""
     cached_tokens: int = field(default=0, compare=False)
@@ -73,6 +75,7 @@ class CollectStats:
             aborted=self.aborted + later.aborted,
             verify_s=self.verify_s + later.verify_s,
             idle_s=self.idle_s + later.idle_s,
+            engine_s=self.engine_s + later.engine_s,
             prompt_tokens=self.prompt_tokens + later.prompt_tokens,
             cached_tokens=self.cached_tokens + later.cached_tokens,
         )
@@ -114,11 +117,12 @@ def collect_groups(
     DataError, on all ranks alike, names a prompt that the tokenizer cannot encode or that is above
     rollout.max_prompt_tokens.
     """
-    prompt_ids = [_encode(prompt, tokenizer, engine.max_prompt_tokens) for prompt in prompts]
+    prompt_ids = encode_prompts(prompts, tokenizer, engine.max_prompt_tokens)
     block = split_evenly(range(len(prompts)), engine.data_size, engine.data_rank)
     watch = GroupWatch(
         [prompts[i] for i in block], num_rollouts, verify, pool=pool, dead_rows=dead_rows
     )
+    begin = time.perf_counter()
     engine.stream(
         [prompt_ids[i] for i in block],
         watch,
@@ -127,23 +131,23 @@ def collect_groups(
         temperature=temperature,
         top_p=top_p,
     )
-    samples = _seen(watch) if engine.tensor_rank == 0 else Samples([], [], 0, "")
+    samples = samples_of(watch) if engine.tensor_rank == 0 else Samples([], [], 0, "")
     parts = [samples]
-    start = time.perf_counter()
+    end = time.perf_counter()
     if engine.data_size * engine.tensor_size > 1:
         parts = [decode_samples(data) for data in gather(encode_samples(samples), group)]
-    return _groups(prompts, prompt_ids, parts, num_rollouts), CollectStats(
-        verifier_failures=sum(part.failures for part in parts),
-        first_failure=next((part.first_failure for part in parts if part.failures), ""),
-        aborted=sum(part.aborted for part in parts),
+    groups, stats = make_groups(prompts, prompt_ids, parts, num_rollouts)
+    return groups, stats + CollectStats(
         verify_s=watch.seconds,
-        idle_s=time.perf_counter() - start,
+        idle_s=time.perf_counter() - end,
+        engine_s=end - begin,
         prompt_tokens=watch.prompt_tokens,
         cached_tokens=watch.cached_tokens,
     )
 
 
-def _seen(watch: GroupWatch) -> Samples:
+def samples_of(watch: GroupWatch) -> Samples:
+    """What a watch has seen, once its engine has no more work."""
     return Samples(
         rollouts=[rollout for group in watch.rollouts for rollout in group],
         rewards=watch.rewards.flatten().tolist(),
@@ -161,6 +165,13 @@ def split_evenly(items: range, num_parts: int, part: int) -> range:
     return items[len(items) * part // num_parts : len(items) * (part + 1) // num_parts]
 
 
+def encode_prompts(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> list[tuple[int, ...]]:
+    """Token ids of each prompt; DataError names one that cannot be encoded or is above `limit`."""
+    return [_encode(prompt, tokenizer, limit) for prompt in prompts]
+
+
 def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[int, ...]:
     try:
         ids = encode_checked(tokenizer, prompt.text)
@@ -170,16 +181,17 @@ def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: int) -> t
     return tuple(ids)
 
 
-def _groups(
+def make_groups(
     prompts: Sequence[Prompt],
     prompt_ids: Sequence[tuple[int, ...]],
     parts: Sequence[Samples],
     num_rollouts: int,
-) -> list[RolloutGroup]:
+) -> tuple[list[RolloutGroup], CollectStats]:
+    """The groups of all prompts from the parts of all engines, in order; and their counts."""
     rollouts = [rollout for part in parts for rollout in part.rollouts]
     rewards_PN = np.array([r for part in parts for r in part.rewards], dtype=np.float64)
     rewards_PN = rewards_PN.reshape(len(prompts), num_rollouts)
-    return [
+    groups = [
         RolloutGroup(
             prompt=prompt,
             prompt_ids=prompt_ids[p],
@@ -188,6 +200,11 @@ def _groups(
         )
         for p, prompt in enumerate(prompts)
     ]
+    return groups, CollectStats(
+        verifier_failures=sum(part.failures for part in parts),
+        first_failure=next((part.first_failure for part in parts if part.failures), ""),
+        aborted=sum(part.aborted for part in parts),
+    )
 
 
 def encode_samples(samples: Samples) -> np.ndarray:

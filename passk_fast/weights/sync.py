@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from passk_fast.weights.exchange import Exchange, check_targets
@@ -32,8 +33,12 @@ class WeightSync:
         dtype: torch.dtype,
         device: torch.device,
         round_bytes: int,
+        group: dist.ProcessGroup | None = None,
     ) -> WeightSync:
-        """For layout.rank; `dtype` is the engine's, `round_bytes` bounds the buffers."""
+        """For layout.rank; `dtype` is the engine's, `round_bytes` bounds the buffers.
+
+        Both meshes count the ranks of `group` (None: the default group).
+        """
         side = rollout_side(layout.tensors, mesh)
         plan = plan_reshard(
             layout.tensors,
@@ -43,7 +48,9 @@ class WeightSync:
             round_bytes=round_bytes,
             rank=layout.rank,
         )
-        exchange = Exchange(plan, layout.tensors, rank=layout.rank, dtype=dtype, device=device)
+        exchange = Exchange(
+            plan, layout.tensors, rank=layout.rank, dtype=dtype, device=device, group=group
+        )
         return cls(exchange, side)
 
     def run(self, sources: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
@@ -52,8 +59,12 @@ class WeightSync:
         ConfigError when the targets are not what the layout table says, LostRankError when a rank
         goes silent.
         """
-        check_targets(self.side, self.exchange.rank, targets)
+        self.check(targets)
         self.exchange.run(sources, targets)
+
+    def check(self, targets: Mapping[str, Tensor]) -> None:
+        """ConfigError when the targets are not what the layout table says."""
+        check_targets(self.side, self.exchange.rank, targets)
 
     def verify(self, sources: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
         """Compare checksums of every shard: a collective. DivergedError names what differs."""
