@@ -40,6 +40,7 @@ _FREE_FIELDS = (
     "parallel.expert",
     "parallel.recompute",
     "rollout.tensor",
+    "rollout.ranks",
     "rollout.max_num_seqs",
     "rollout.kv_cache_gib",
     "rollout.gpu_memory_utilization",

@@ -1,0 +1,218 @@
+"""What the ranks of a pool run for test_apart: both sides of the bridge, without vLLM."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from passk_fast.apart.bridge import Bridge, join
+from passk_fast.apart.orders import Prepare, Start
+from passk_fast.apart.serve import Server
+from passk_fast.config import (
+    AlgorithmConfig,
+    BenchConfig,
+    ModelConfig,
+    ParallelConfig,
+    RolloutConfig,
+    RunConfig,
+)
+from passk_fast.errors import ConfigError, ExitCode, PasskError
+from passk_fast.signals import StopFlag
+from passk_fast.synthetic import CoinVerifier, Lengths, NumberTokenizer, SyntheticEngine, prompts
+from passk_fast.weights.layout import Spec
+from passk_fast.weights.megatron import Layout
+from passk_fast.weights.mesh import TrainerMesh
+from passk_fast.weights.placement import Tensors, rollout_side
+from passk_fast.weights.sync import WeightSync
+from tests.weights.shapes import full_weights, held, model_shape
+
+_JOINED: dict[str, Bridge] = {}
+VERIFY = CoinVerifier(0.5)
+LENGTHS = Lengths.of(BenchConfig(response_mean=6.0), 20)
+SHAPE = model_shape("qwen3")
+HF = SimpleNamespace(
+    model_type="qwen3",
+    num_hidden_layers=SHAPE.num_layers,
+    hidden_size=SHAPE.hidden,
+    intermediate_size=SHAPE.intermediate,
+    num_attention_heads=SHAPE.num_heads,
+    num_key_value_heads=SHAPE.num_kv_heads,
+    head_dim=SHAPE.head_dim,
+    vocab_size=SHAPE.vocab,
+    tie_word_embeddings=SHAPE.tied,
+)
+"""As transformers would describe SHAPE."""
+
+
+def enter(ranks: int) -> Bridge:
+    """The bridge of this process, made once; the pool's own group makes room."""
+    if not _JOINED:
+        dist.destroy_process_group()
+        _JOINED["bridge"] = join("cpu", 20, ranks)
+    return _JOINED["bridge"]
+
+
+def where(ranks: int) -> dict[str, Any]:
+    """What this rank sees of its side and of the bridge."""
+    bridge = enter(ranks)
+    total = torch.tensor(bridge.rank)
+    dist.all_reduce(total)
+    everyone: list[Any] = [None] * dist.get_world_size(bridge.group)
+    dist.all_gather_object(everyone, bridge.rank, group=bridge.group)
+    return {
+        "side": "rollout" if bridge.is_rollout else "trainer",
+        "rank": (dist.get_rank(), int(os.environ["RANK"]), bridge.rank),
+        "world": (dist.get_world_size(), int(os.environ["WORLD_SIZE"])),
+        "sum": int(total),
+        "everyone": everyone,
+    }
+
+
+def _config(parallel: dict[str, int], ranks: int, tensor: int) -> RunConfig:
+    return RunConfig(
+        device="cpu",
+        model=ModelConfig(path="none"),
+        parallel=ParallelConfig(**parallel),
+        rollout=RolloutConfig(ranks=ranks, tensor=tensor, lag=1),
+        algorithm=AlgorithmConfig(importance_cap=2.0),
+    )
+
+
+class FakeEngine(SyntheticEngine):
+    """Random tokens, and parameters of the tiny model's rollout side."""
+
+    opened = closed = 0
+
+    def open_parameters(self) -> FakeEngine:
+        self.opened += 1
+        return self
+
+    def close_parameters(self, opened: Any, *, probe: bool = False) -> None:
+        self.closed += 1
+
+
+class Damaged(WeightSync):
+    """Weights that change after they have arrived."""
+
+    def run(self, sources: Any, targets: Any) -> None:
+        super().run(sources, targets)
+        targets["model.layers.1.self_attn.o_proj.weight"].neg_()
+
+
+class FakeServer(Server):
+    """A rollout rank whose engine needs no model."""
+
+    damage = False
+
+    def _start(self, order: Start) -> None:
+        if order.model_dir == "too large":
+            raise ConfigError("vLLM could not start with rollout.kv_cache_gib = 1")
+        self.damage = order.model_dir == "damaged"
+        self._hf = HF
+        self._verify = VERIFY  # type: ignore[assignment]
+        tensor, place = self.config.rollout.tensor, dist.get_rank()
+        engine = FakeEngine(LENGTHS, 50, 64, place // tensor, dist.get_world_size() // tensor)
+        engine.tensor_rank, engine.tensor_size = place % tensor, tensor
+        side = rollout_side(Tensors.of(SHAPE), self.bridge.rollout_mesh(tensor))
+        shapes = side.shapes(self.bridge.rank)
+        engine.targets = {name: torch.full(size, -1.0) for name, size in shapes.items()}
+        self._engine = engine  # type: ignore[assignment]
+
+    def _prepare(self, order: Prepare) -> None:
+        super()._prepare(order)
+        assert self._sync is not None
+        if self.damage and self.bridge.rank == self.bridge.rollout_ranks[-1]:
+            self._sync = Damaged(self._sync.exchange, self._sync.side)
+
+
+class FakeActor:
+    """Shards of the tiny model."""
+
+    shape, transformer_engine = SHAPE, False
+
+    def __init__(self, config: RunConfig, bridge: Bridge) -> None:
+        parallel = config.parallel
+        mesh = TrainerMesh(
+            world=bridge.num_trainers, tensor=parallel.tensor, pipeline=parallel.pipeline
+        )
+        self.layout = Layout.of(SHAPE, mesh, bridge.rank, Spec.LOCAL)
+        self.mesh = SimpleNamespace(torch_device=torch.device("cpu"))
+        full = full_weights(self.layout.tensors)
+        shards = held(self.layout.tensors, self.layout.side, bridge.rank, full)
+        self._weights = {name: w.float() for name, w in shards.items()}
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        return self._weights
+
+
+def serve_and_ask(
+    parallel: dict[str, int], tensor: int, ranks: int, model_dir: str = "tiny"
+) -> dict[str, Any]:
+    """One start, two weight syncs, two rounds of sampling, the end; what each side saw."""
+    bridge = enter(ranks)
+    config = _config(parallel, ranks, tensor)
+    try:
+        if bridge.is_rollout:
+            return _serve(config, bridge)
+        return _ask(config, bridge, model_dir)
+    except PasskError as error:
+        return {"error": (type(error).__name__, str(error))}
+
+
+def _serve(config: RunConfig, bridge: Bridge) -> dict[str, Any]:
+    server = FakeServer(config, bridge, "cpu", StopFlag(60))
+    server.stop.raised = bridge.rank == bridge.rollout_ranks[-1]
+    code = server.run()
+    engine: Any = server.engine
+    tensors = Tensors.of(SHAPE)
+    side = rollout_side(tensors, bridge.rollout_mesh(config.rollout.tensor))
+    expected = held(tensors, side, bridge.rank, full_weights(tensors))
+    return {
+        "code": code,
+        "same": all(torch.equal(engine.targets[n].double(), w) for n, w in expected.items()),
+        "opened": (engine.opened, engine.closed),
+    }
+
+
+def _ask(config: RunConfig, bridge: Bridge, model_dir: str) -> dict[str, Any]:
+    from passk_fast.apart.remote import Remote
+    from passk_fast.engines import Colocated
+
+    tokenizer = NumberTokenizer()
+    remote = Remote(config, bridge, model_dir, tokenizer)
+    actor: Any = FakeActor(config, bridge)
+    for verify in (True, False):
+        remote.take_weights(actor, verify=verify)
+    questions = prompts(5, 4, 50, seed=1)
+    dead = np.array([True, True, False, True])  # two wrong ones of three decide
+    results = []
+    for first_key, dead_rows in ((0, None), (5, dead)):
+        options: Any = {"num_rollouts": 3, "seed": 7, "first_key": first_key}
+        options |= {"dead_rows": dead_rows}
+        groups, stats = remote.sample(questions, **options)
+        alone: Any = SyntheticEngine(LENGTHS, 50, 64, 0, 1)
+        expected, counted = Colocated(config, alone, tokenizer, VERIFY).sample(questions, **options)
+        same = [
+            [(r.token_ids, r.text) for r in g.rollouts]
+            == [(r.token_ids, r.text) for r in e.rollouts]
+            and g.prompt == e.prompt
+            and np.array_equal(g.rewards, e.rewards, equal_nan=True)
+            for g, e in zip(groups, expected, strict=True)
+        ]
+        results.append((all(same), stats == counted, stats.aborted))
+    stop = remote.stop_wanted
+    remote.leave(ExitCode.PREEMPTED)
+    return {"results": results, "stop": stop, "data_size": remote.data_size}
+
+
+def loses_a_rank(ranks: int, dying: int) -> None:
+    """Rank `dying` ends while the others wait for it."""
+    bridge = enter(ranks)
+    if bridge.rank == dying:
+        os._exit(7)
+    bridge.receive(0 if bridge.is_rollout else bridge.num_trainers, idle=True)
