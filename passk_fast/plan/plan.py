@@ -148,6 +148,11 @@ def memory_on(
     config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prober
 ) -> tuple[Memory, Facts, Tensors]:
     """Memory of a configuration; ConfigError for a mesh that cannot be."""
+    require(
+        not config.rollout.ranks,
+        "passk-fast plan knows ranks that both train and sample, whose memory and time it adds up: "
+        "set rollout.ranks = 0.",
+    )
     tensors = check_mesh(config, model.hf, gpus)
     facts = prober.facts(config, model.folder, gpus, logits=uses_logits(config))
     micro = Workload.of(config).micro_batches(config, gpus)

@@ -73,6 +73,7 @@ class RolloutEngine:
         self._sleeps = rollout.sleep and device == "cuda"
         self._asleep = False
         self._has_weights = True
+        self._streamed_seed: int | None = None
         self.forced_length: Callable[[int, int, int], int] | None = None
         """Of (seed, prompt key, number of the response): benchmarks set it; end tokens are then
         tokens like any other."""
@@ -142,6 +143,9 @@ class RolloutEngine:
         assert self._has_weights, "wake the engine and load weights first"
         self._forget_draws()
         engine = self.llm.llm_engine
+        if seed != self._streamed_seed:  # a batch's hit rate is its own: a resumed run repeats it
+            self.llm.reset_prefix_cache()
+            self._streamed_seed = seed
         seeds = [seed_for(seed, "rollout", key) for key in prompt_keys]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
 

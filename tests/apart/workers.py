@@ -188,7 +188,7 @@ def _ask(config: RunConfig, bridge: Bridge, model_dir: str) -> dict[str, Any]:
     actor: Any = FakeActor(config, bridge)
     for verify in (True, False):
         remote.take_weights(actor, verify=verify)
-    questions = prompts(5, 4, 50, seed=1)
+    questions = prompts(13, 4, 50, seed=1)
     dead = np.array([True, True, False, True])  # two wrong ones of three decide
     results = []
     for first_key, dead_rows in ((0, None), (5, dead)):

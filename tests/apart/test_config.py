@@ -1,0 +1,105 @@
+"""What rollout.ranks asks for, before any process starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from passk_fast.cli import _num_processes, main
+from passk_fast.config import AlgorithmConfig, ParallelConfig, RolloutConfig, RunConfig
+from passk_fast.config_file import config_digest
+from passk_fast.errors import ConfigError, ExitCode
+from passk_fast.preflight import check_run
+
+
+def make(tmp_path: Path, parallel: dict[str, int] | None = None, **rollout: Any) -> RunConfig:
+    """A good configuration of the disaggregated layout."""
+    return RunConfig(
+        output_dir=str(tmp_path / "run"),
+        device="cpu",
+        algorithm=AlgorithmConfig(importance_cap=2.0),
+        parallel=ParallelConfig(**(parallel or {})),
+        rollout=RolloutConfig(**({"ranks": 2, "lag": 1} | rollout)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rollout", "message"),
+    [
+        ({"lag": 0}, r"each side would idle.*Set rollout\.lag = 1, or rollout\.ranks = 0"),
+        ({"ranks": 3, "tensor": 2}, r"rollout\.ranks \(3\) must be a multiple of rollout\.tensor"),
+        ({"ranks": -1}, r"rollout\.ranks must be 0 or more, got -1"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path: Path, rollout: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(tmp_path, **rollout)
+
+
+def test_the_lag_needs_its_correction_and_an_awake_engine(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    with pytest.raises(ConfigError, match=r"algorithm\.importance_cap"):
+        replace(config, algorithm=AlgorithmConfig())
+    with pytest.raises(ConfigError, match=r"rollout\.sleep = false"):
+        replace(config, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("parallel", "world", "message"),
+    [
+        ({}, 2, r"rollout\.ranks = 2 of 2 ranks leaves none to train"),
+        ({"tensor": 2}, 3, r"World size 1 is not divisible by parallel\.tensor"),
+    ],
+)
+def test_worlds_that_do_not_divide(
+    tmp_path: Path, parallel: dict[str, int], world: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_run(make(tmp_path, parallel), world)
+
+
+def test_the_trainers_mesh_covers_the_other_ranks(tmp_path: Path) -> None:
+    check_run(make(tmp_path, {"tensor": 2}), 4)
+    check_run(make(tmp_path, tensor=2), 3)  # one trainer rank, one engine of two
+
+
+@pytest.mark.parametrize(
+    ("cores", "parallel", "want"), [(2, {}, 3), (4, {}, 4), (4, {"tensor": 2}, 4), (64, {}, 4)]
+)
+def test_processes_are_those_of_both_sides(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    parallel: dict[str, int],
+    want: int,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert _num_processes(make(tmp_path, parallel), None) == want
+
+
+def test_gpus_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("passk_fast.cli._num_gpus", lambda: 8)
+    config = make(tmp_path, {"tensor": 4}, ranks=3, sleep=False)
+    assert _num_processes(replace(config, device="auto"), None) == 7  # 4 train, 3 sample, 1 idles
+
+
+def test_a_run_may_go_on_in_the_other_layout(tmp_path: Path) -> None:
+    assert config_digest(make(tmp_path)) == config_digest(make(tmp_path, ranks=0))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["bench", "configs/maze_cpu.toml"], ["plan", "configs/qwen3_32b.toml", "--gpus", "8"]],
+)
+def test_commands_that_know_one_layout_say_so(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    options = "--rollout.ranks 4 --rollout.tensor 4 --rollout.lag 1 --rollout.no-sleep".split()
+    with pytest.raises(SystemExit) as caught:
+        main([*command, *options, "--algorithm.importance-cap", "2"])
+    assert caught.value.code == ExitCode.BAD_CONFIG
+    assert "set rollout.ranks = 0" in capsys.readouterr().err
