@@ -98,6 +98,18 @@ def test_two_hosts_train_as_one_does(hosts: TwoHosts, tmp_path: Path) -> None:
     assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
 
 
+@pytest.mark.slow
+@pytest.mark.megatron
+@pytest.mark.timeout(900)
+def test_one_host_trains_what_the_other_samples(hosts: TwoHosts, tmp_path: Path) -> None:
+    apart = "--rollout.ranks 2 --rollout.lag 1 --algorithm.importance-cap 2 --device cpu".split()
+    one = train(tmp_path / "one", tmp_path / "c", "--steps", "2", "--nproc", "4", *apart)
+    assert one.returncode == 0, one.stdout + one.stderr
+    codes = hosts.run([*run_arguments(tmp_path, "two"), "--steps", "2", *apart], timeout_s=400)
+    assert codes == (0, 0), said(hosts)
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+
+
 LOOP = """
 import os, sys, time
 from datetime import timedelta

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ class Server:
             self._take_weights(order)
         elif isinstance(order, Sample):
             answer = self._sample(order)
-        return Answer(**{**vars(answer), "stop": self.stop.raised})
+        return replace(answer, stop=self.stop.raised)
 
     def _start(self, order: Start) -> None:
         from transformers import AutoConfig
