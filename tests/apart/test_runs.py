@@ -63,9 +63,10 @@ def test_a_run_apart_is_the_colocated_run(apart: Path, cache: Path, tmp_path: Pa
     assert ["beside" in time for time in times] == [False, False, True, False, True]
 
 
-def test_a_run_apart_resumes_where_it_was(apart: Path, cache: Path, tmp_path: Path) -> None:
-    for steps in ("2", "4"):
-        done = train(tmp_path, cache, "--steps", steps, *ONE_AND_ONE)
+def test_a_colocated_run_goes_on_apart(apart: Path, cache: Path, tmp_path: Path) -> None:
+    """From a checkpoint of the other layout, as if it had been apart from the beginning."""
+    for steps, options in (("2", [*LAG, "--nproc", "1"]), ("4", ONE_AND_ONE)):
+        done = train(tmp_path, cache, "--steps", steps, *options)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "Resuming from step 2" in done.stdout
     assert metrics(tmp_path) == metrics(apart)
