@@ -25,10 +25,10 @@ from passk_fast.provenance import machine
 from passk_fast.report.records import read_records
 
 CONFIG = Path(__file__).parents[1] / "configs" / "maze_cpu.toml"
-COMMON = """
-    --nproc 2 --device cpu --eval.num-prompts 16 --eval.every 0 --checkpoint.every 0
-    --algorithm.importance-cap 2
-""".split()
+COMMON = [
+    *("--nproc", "2", "--device", "cpu", "--algorithm.importance-cap", "2"),
+    *("--eval.num-prompts", "16", "--eval.every", "0", "--checkpoint.every", "0"),
+]
 LAYOUTS = {
     "together": [],
     "together, lag": ["--rollout.lag", "1"],
