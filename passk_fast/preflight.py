@@ -25,7 +25,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         DataError: a data file does not exist.
         DiskError: the output folder cannot be written.
     """
-    config.parallel.data(trainer_ranks(config, world_size))
+    _check_trainer_ranks(config, world_size)
     require(
         bool(config.rollout.ranks) or world_size % config.rollout.tensor == 0,
         f"World size {world_size} is not divisible by rollout.tensor = {config.rollout.tensor}.",
@@ -43,13 +43,18 @@ def check_run(config: RunConfig, world_size: int) -> None:
     _check_output(config)
 
 
-def trainer_ranks(config: RunConfig, world_size: int) -> int:
-    """Ranks of the job that train; ConfigError when rollout.ranks leaves none."""
+def _check_trainer_ranks(config: RunConfig, world_size: int) -> None:
+    """The ranks that rollout.ranks leaves must make up the trainer's mesh."""
+    apart = config.rollout.ranks
     require(
-        config.rollout.ranks < world_size,
-        f"rollout.ranks = {config.rollout.ranks} of {world_size} ranks leaves none to train.",
+        apart < world_size,
+        f"rollout.ranks = {apart} of {world_size} ranks leaves none to train.",
     )
-    return world_size - config.rollout.ranks
+    try:
+        config.parallel.data(world_size - apart)
+    except ConfigError as error:
+        left = f"rollout.ranks = {apart} of {world_size} ranks leaves {world_size - apart} to train"
+        raise ConfigError(f"{left}. {error}" if apart else str(error)) from None
 
 
 def check_evaluation(config: RunConfig, model: Path, world_size: int) -> None:

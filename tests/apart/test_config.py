@@ -51,7 +51,7 @@ def test_the_lag_needs_its_correction_and_an_awake_engine(tmp_path: Path) -> Non
     ("parallel", "world", "message"),
     [
         ({}, 2, r"rollout\.ranks = 2 of 2 ranks leaves none to train"),
-        ({"tensor": 2}, 3, r"World size 1 is not divisible by parallel\.tensor"),
+        ({"tensor": 2}, 3, r"of 3 ranks leaves 1 to train\. World size 1 is not divisible"),
     ],
 )
 def test_worlds_that_do_not_divide(
