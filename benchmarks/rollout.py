@@ -48,7 +48,7 @@ def start_ours(folder: str) -> None:
 
 def start_raw(folder: str) -> None:
     """vLLM alone, in the same mode and with the same limits."""
-    from passk_fast.rollout.engine import prepare_environment
+    from passk_fast.rollout.start import prepare_environment
 
     prepare_environment()
     from vllm import LLM

@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         config = load_config(arguments[0], arguments[1:])
         if config.bench.decode:
-            from passk_fast.rollout.engine import prepare_environment
+            from passk_fast.rollout.start import prepare_environment
 
             prepare_environment()
         device = pick_device(config.device)

@@ -7,7 +7,6 @@ no lock step with each other. All ranks of one block must make the same calls.
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -16,31 +15,15 @@ from typing import TYPE_CHECKING, Any
 from passk_fast.batch import Rollout
 from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError, DataError
-from passk_fast.rollout.on_cpu import draw_by_seed, register_norms
+from passk_fast.rollout.on_cpu import SeededDraws, draw_by_seed
 from passk_fast.rollout.parameters import OpenParameters
+from passk_fast.rollout.start import prepare_environment, start_llm
 from passk_fast.rollout.watch import GroupWatch, Orders
 from passk_fast.seeding import seed_for
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
-
-_GIB = 1 << 30
-_CPU_BLOCK = 32
-"""Tokens of a block of keys and values: the smallest that vLLM's CPU kernels take."""
-_ENVIRONMENT = {
-    # The engine must run in this process: external_launcher asks for it.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_DO_NOT_TRACK": "1",
-}
-_NO_MEMORY = ("kv cache", "cache blocks", "gpu memory utilization", "out of memory")
-
-
-def prepare_environment() -> None:
-    """Set vLLM's environment variables before its first import; keeps what the user has set."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    from vllm.outputs import CompletionOutput
 
 
 class RolloutEngine:
@@ -78,8 +61,10 @@ class RolloutEngine:
         """Of (seed, prompt key, number of the response): benchmarks set it; end tokens are then
         tokens like any other."""
         prepare_environment()
-        self.llm: LLM = _start(config, model_dir, device)
-        (self._draws,) = self.llm.collective_rpc(draw_by_seed) if self._on_cpu else (None,)
+        self.llm: LLM = start_llm(config, model_dir, device)
+        self._draws: SeededDraws | None = None
+        if self._on_cpu:
+            (self._draws,) = self.llm.collective_rpc(draw_by_seed)
         self.tokenizer: Any = self.llm.get_tokenizer()
         # vLLM does this in an engine process of its own: a tenth of decoding a small model.
         gc.collect()
@@ -111,17 +96,15 @@ class RolloutEngine:
         assert len(keys) == len(prompts), "one key a prompt"
         for key, prompt in zip(keys, prompts, strict=True):
             check_prompt(len(prompt), f"number {key}", self.max_prompt_tokens)
+        seeds = [seed_for(seed, "rollout", key) for key in keys]
         params = [
-            self._params(
-                num_rollouts, seed_for(seed, "rollout", key), temperature, top_p, max_tokens
-            )
-            for key in keys
+            self._params(num_rollouts, first, temperature, top_p, max_tokens) for first in seeds
         ]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         self._forget_draws()
         with self._stance():
             outputs = self.llm.generate(inputs, params, use_tqdm=False)
-        return self._rollouts(outputs, num_rollouts)
+        return self._rollouts(outputs, num_rollouts, seeds)
 
     def stream(
         self,
@@ -168,20 +151,22 @@ class RolloutEngine:
                 for output in ended:
                     watch.prompt_tokens += len(output.prompt_token_ids)
                     watch.cached_tokens += output.num_cached_tokens or 0
-                orders = self._agreed(watch, ended)
+                orders = self._agreed(watch, ended, seeds)
                 engine.abort_request([f"{p}.{n}" for p, n in orders.abort])
                 for key in orders.add:
                     add(key)
                 busy = engine.has_unfinished_requests() or orders.waiting
 
-    def _agreed(self, watch: GroupWatch, ended: list[RequestOutput]) -> Orders:
+    def _agreed(
+        self, watch: GroupWatch, ended: list[RequestOutput], seeds: Sequence[int]
+    ) -> Orders:
         """The orders of the block's first rank, on all ranks of the block."""
         orders: Orders | None = None
         if self.tensor_rank == 0:
-            rollouts = [group[0] for group in self._rollouts(ended, 1)]
-            orders = watch.step(
-                [(_key(o.request_id), r) for o, r in zip(ended, rollouts, strict=True)]
-            )
+            keys = [_key(output.request_id) for output in ended]
+            own = [seeds[p] + n for p, n in keys]
+            rollouts = [group[0] for group in self._rollouts(ended, 1, own)]
+            orders = watch.step(list(zip(keys, rollouts, strict=True)))
         if self.tensor_size > 1:
             from vllm.distributed.parallel_state import get_tp_group
 
@@ -251,6 +236,7 @@ class RolloutEngine:
         from vllm.sampling_params import RequestOutputKind
 
         greedy = temperature == 0
+        counted = self._draws is not None and not greedy
         return SamplingParams(
             # Greedy responses are all alike: one is sampled and repeated.
             n=1 if greedy else num_rollouts,
@@ -258,33 +244,46 @@ class RolloutEngine:
             temperature=self._temperature if temperature is None else temperature,
             top_p=1.0 if greedy else top_p,
             max_tokens=self._max_response_tokens if max_tokens is None else max_tokens,
-            logprobs=0,
+            logprobs=None if counted else 0,
             flat_logprobs=True,
             detokenize=False,
             skip_clone=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _rollouts(self, outputs: list[RequestOutput], num_rollouts: int) -> list[list[Rollout]]:
-        """vLLM's outputs as Rollouts [P][N]; all texts are decoded in one call."""
+    def _rollouts(
+        self, outputs: list[RequestOutput], num_rollouts: int, seeds: Sequence[int]
+    ) -> list[list[Rollout]]:
+        """vLLM's outputs as Rollouts [P][N]; all texts are decoded in one call. Completion n of an
+        output drew with the output's seed + n."""
         if not outputs:
             return []
-        completions = [completion for output in outputs for completion in output.outputs]
+        completions = [
+            (completion, first + completion.index)
+            for output, first in zip(outputs, seeds, strict=True)
+            for completion in output.outputs
+        ]
         texts = self.tokenizer.batch_decode(
-            [completion.token_ids for completion in completions], skip_special_tokens=True
+            [completion.token_ids for completion, _ in completions], skip_special_tokens=True
         )
         rollouts = [
             Rollout(
                 token_ids=tuple(completion.token_ids),
-                logprobs=tuple(completion.logprobs.logprobs),
+                logprobs=self._logprobs(completion, seed),
                 text=text,
                 finished=completion.finish_reason == "stop",
             )
-            for completion, text in zip(completions, texts, strict=True)
+            for (completion, seed), text in zip(completions, texts, strict=True)
         ]
         size = len(rollouts) // len(outputs)
         groups = [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
         return groups if size == num_rollouts else [group * num_rollouts for group in groups]
+
+    def _logprobs(self, completion: CompletionOutput, seed: int) -> tuple[float, ...]:
+        if completion.logprobs is not None:
+            return tuple(completion.logprobs.logprobs)
+        assert self._draws is not None
+        return self._draws.logprobs(seed, len(completion.token_ids))
 
 
 def _key(request_id: str) -> tuple[int, int]:
@@ -314,85 +313,3 @@ def _default_group_kept() -> Iterator[None]:
         yield
     finally:
         parallel_state.destroy_distributed_environment = destroy
-
-
-def _start(config: RunConfig, model_dir: str, device: str) -> LLM:
-    """vLLM's LLM; start-up failures that the configuration can mend become ConfigErrors."""
-    from vllm import LLM
-    from vllm.distributed.parallel_state import destroy_model_parallel
-
-    from passk_fast.rollout.scheduler import ShortScheduler
-    from passk_fast.rollout.shared_memory import own_segments
-
-    rollout = config.rollout
-    options: dict[str, Any] = {
-        "model": model_dir,
-        "dtype": config.model.dtype,
-        "seed": config.seed,
-        "tensor_parallel_size": rollout.tensor,
-        "distributed_executor_backend": "external_launcher",
-        "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
-        "max_num_seqs": rollout.max_num_seqs,
-        "enable_prefix_caching": rollout.prefix_caching,
-        # Log-probs of the distribution that is sampled from: temperature and top_p applied.
-        "logprobs_mode": "processed_logprobs",
-        "use_tqdm_on_load": False,
-        "enforce_eager": device == "cpu" or rollout.enforce_eager,
-    }
-    if device == "cpu":
-        _check_head_dim(model_dir)
-        options["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * _GIB)
-        # With seeds, vLLM rewinds a request's generator after a partial prefill, which torch's CPU
-        # generator cannot do: prefill every prompt whole.
-        options["enable_chunked_prefill"] = False
-        # vLLM takes 128 by itself: a prompt shorter than a block is computed for every response.
-        options["block_size"] = _CPU_BLOCK
-        options["scheduler_cls"] = ShortScheduler
-        options["kernel_config"] = {"ir_op_priority": register_norms()}
-    else:
-        options["gpu_memory_utilization"] = rollout.gpu_memory_utilization
-        options["enable_sleep_mode"] = rollout.sleep
-    try:
-        with own_segments() if device == "cpu" else nullcontext():
-            return LLM(**options)
-    except (ValueError, RuntimeError) as error:
-        destroy_model_parallel()
-        raise _explain(error, config, device) from error
-
-
-def _check_head_dim(model_dir: str) -> None:
-    """vLLM on CPU finds an unsupported head_dim only at the first sample: ask before."""
-    from transformers import AutoConfig
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    hf = AutoConfig.from_pretrained(model_dir)
-    size = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
-    allowed = CPUAttentionBackend.get_supported_head_sizes()
-    if size not in allowed:
-        raise ConfigError(
-            f"The model in {model_dir} has head_dim {size}; vLLM on CPU takes one of "
-            f"{', '.join(map(str, allowed))}."
-        )
-
-
-def _explain(error: Exception, config: RunConfig, device: str) -> Exception:
-    """A ConfigError for the failures that a setting can mend, else the error itself."""
-    text, rollout = str(error), config.rollout
-    if any(phrase in text.lower() for phrase in _NO_MEMORY):
-        setting = (
-            f"rollout.kv_cache_gib = {rollout.kv_cache_gib:g}"
-            if device == "cpu"
-            else f"rollout.gpu_memory_utilization = {rollout.gpu_memory_utilization:g}"
-        )
-        return ConfigError(
-            f"vLLM could not start with {setting}: keys and values of one sequence of "
-            f"{rollout.max_prompt_tokens + rollout.max_response_tokens} tokens must fit, and the "
-            f"memory must be free. vLLM says: {text}"
-        )
-    if "max_model_len" in text:
-        return ConfigError(
-            f"rollout.max_prompt_tokens + rollout.max_response_tokens = "
-            f"{rollout.max_prompt_tokens + rollout.max_response_tokens} is more than the model "
-            f"allows. vLLM says: {text}"
-        )
-    return error

@@ -64,43 +64,68 @@ def register_norms() -> dict[str, list[str]]:
     return {name: [NORM_PROVIDER, "native"] for name in ("rms_norm", "fused_add_rms_norm")}
 
 
-class SeededDraws:
-    """Seeds of the next draw of each row: a hash of the request's seed and of its draws so far.
+class _Request:
+    """What one request has drawn."""
 
-    vLLM asks every request's generator in turn, which costs more than the draw.
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator  # kept, so that its id stays its own
+        self.seed = generator.initial_seed()
+        self.logprobs: list[float] = []
+
+
+class SeededDraws:
+    """The sampler's draws by seed: the seed of each, and the log-prob of what was drawn.
+
+    A draw's seed is a hash of the request's seed and of how often that has drawn. vLLM asks every
+    request's generator in turn, and carries log-probs through five layers a token: together more
+    work than the draw.
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, list[Any]] = {}
-        """By id of a generator: itself (so that the id stays its own), its seed, its draws."""
+        self._known: dict[int, _Request] = {}
+        """By id of the generator."""
+        self._by_seed: dict[int, _Request] = {}
         self._rows: list[int] = []
-        self._seeds_B = self._draws_B = np.empty(0, np.uint64)
-
-    def take(self, generators: dict[int, torch.Generator], batch: int) -> Tensor:
-        """int64 [batch] in [0, 2**31): the seed of each row; random for rows without generator."""
-        rows = [id(generator) for generator in generators.values()]
-        if rows != self._rows:
-            self._put_back()
-            for key, generator in zip(rows, generators.values(), strict=True):
-                self._known.setdefault(key, [generator, generator.initial_seed(), 0])
-            entries = [self._known[key] for key in rows]
-            self._seeds_B = np.array([entry[1] for entry in entries], np.uint64)
-            self._draws_B = np.array([entry[2] for entry in entries], np.uint64)
-            self._rows = rows
-        self._draws_B += np.uint64(1)
-        seeds_B = torch.randint(0, 2**31, (batch,))
-        mixed_B = _mix(_mix(self._seeds_B) + self._draws_B * _GOLDEN) >> np.uint64(33)
-        seeds_B[list(generators)] = torch.from_numpy(mixed_B.astype(np.int64))
-        return seeds_B
+        self._requests: list[_Request] = []
+        self._seeds_B = np.empty(0, np.uint64)
 
     def forget(self) -> None:
         """Between batches of requests: none that was seen will come again."""
-        self._known, self._rows = {}, []
-        self._seeds_B = self._draws_B = np.empty(0, np.uint64)
+        self.__dict__.update(vars(SeededDraws()))
 
-    def _put_back(self) -> None:
-        for key, draws in zip(self._rows, self._draws_B.tolist(), strict=True):
-            self._known[key][2] = draws
+    def draw(self, logprobs_BV: Tensor, generators: dict[int, torch.Generator]) -> Tensor:
+        """Tokens int64 [B] for the log-probs of the B rows; `generators` by row."""
+        seeds_B = self.seeds(generators, len(logprobs_BV))
+        tokens_B: Tensor = torch.ops._C.fused_gumbel_argmax(logprobs_BV, seeds_B)
+        drawn = logprobs_BV.gather(1, tokens_B.long()[:, None])[:, 0].tolist()
+        for row, request in zip(generators, self._requests, strict=True):
+            request.logprobs.append(drawn[row])
+        return tokens_B
+
+    def seeds(self, generators: dict[int, torch.Generator], batch: int) -> Tensor:
+        """int64 [batch] in [0, 2**31): the seed of each row; random for rows without generator."""
+        rows = [id(generator) for generator in generators.values()]
+        if rows != self._rows:
+            self._rows, self._requests = rows, [self._of(g) for g in generators.values()]
+            self._seeds_B = np.array([request.seed for request in self._requests], np.uint64)
+        draws_B = np.array([len(request.logprobs) for request in self._requests], np.uint64)
+        mixed_B = _mix(_mix(self._seeds_B) + (draws_B + np.uint64(1)) * _GOLDEN) >> np.uint64(33)
+        seeds_B = torch.randint(0, 2**31, (batch,))
+        seeds_B[list(generators)] = torch.from_numpy(mixed_B.astype(np.int64))
+        return seeds_B
+
+    def logprobs(self, seed: int, count: int) -> tuple[float, ...]:
+        """The `count` log-probs that the request of this seed has drawn."""
+        drawn = self._by_seed[seed].logprobs
+        assert len(drawn) == count, "a draw is a token"
+        return tuple(drawn)
+
+    def _of(self, generator: torch.Generator) -> _Request:
+        if id(generator) not in self._known:
+            request = _Request(generator)
+            assert request.seed not in self._by_seed, "two requests have one seed"
+            self._known[id(generator)] = self._by_seed[request.seed] = request
+        return self._known[id(generator)]
 
 
 def _mix(x_B: np.ndarray) -> np.ndarray:
@@ -120,14 +145,10 @@ def draw_by_seed(worker: Any) -> SeededDraws:
     def forward(
         logits: Tensor, generators: dict[int, torch.Generator], k: Tensor | None, p: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        if not generators or sampler.use_fp64_gumbel:
+        if not generators:
             return inner(logits, generators, k, p)
-        logits = apply_top_k_top_p(logits, k, p)
-        returned = None
-        if sampler.logprobs_mode == "processed_logprobs":
-            returned = logits.log_softmax(dim=-1, dtype=torch.float32)
-        seeds_B = draws.take(generators, len(logits))
-        return torch.ops._C.fused_gumbel_argmax(logits.float(), seeds_B), returned
+        logprobs = apply_top_k_top_p(logits, k, p).log_softmax(dim=-1, dtype=torch.float32)
+        return draws.draw(logprobs, generators), logprobs
 
     sampler.forward = forward
     return draws

@@ -17,33 +17,41 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def take(draws: SeededDraws, generators: dict[int, torch.Generator], batch: int) -> torch.Tensor:
+    """The seeds of a step, with a draw a row."""
+    seeds_B = draws.seeds(generators, batch)
+    for request in draws._requests:
+        request.logprobs.append(0.0)
+    return seeds_B
+
+
 def test_a_draw_depends_on_the_seed_and_its_number_alone() -> None:
     alone = SeededDraws()
     g = generator(7)
-    expected = [int(alone.take({0: g}, 1)[0]) for _ in range(6)]
+    expected = [int(take(alone, {0: g}, 1)[0]) for _ in range(6)]
     assert len(set(expected)) == 6
     # The same request among others that come, move to other rows, and go; once it is away itself.
     draws, mine, others = SeededDraws(), generator(7), [generator(s) for s in range(3)]
-    seen = [int(draws.take({0: mine}, 1)[0])]
-    seen.append(int(draws.take({0: others[0], 1: mine}, 2)[1]))
-    draws.take({0: others[0], 1: others[1]}, 2)
-    seen.append(int(draws.take({2: mine, 0: others[1]}, 4)[2]))
-    seen += [int(draws.take({1: mine, 2: others[2]}, 3)[1]) for _ in range(3)]
+    seen = [int(take(draws, {0: mine}, 1)[0])]
+    seen.append(int(take(draws, {0: others[0], 1: mine}, 2)[1]))
+    take(draws, {0: others[0], 1: others[1]}, 2)
+    seen.append(int(take(draws, {2: mine, 0: others[1]}, 4)[2]))
+    seen += [int(take(draws, {1: mine, 2: others[2]}, 3)[1]) for _ in range(3)]
     assert seen == expected
 
 
 def test_requests_of_the_next_batch_start_anew() -> None:
     draws, g = SeededDraws(), generator(7)
-    first = [int(draws.take({0: g}, 1)[0]) for _ in range(3)]
+    first = [int(take(draws, {0: g}, 1)[0]) for _ in range(3)]
     draws.forget()
     again = generator(7)
-    assert [int(draws.take({0: again}, 1)[0]) for _ in range(3)] == first
+    assert [int(take(draws, {0: again}, 1)[0]) for _ in range(3)] == first
 
 
 def test_seeds_are_spread_evenly_and_rows_without_generator_are_random() -> None:
     draws = SeededDraws()
     rows = {i: generator(i) for i in range(0, 2000, 2)}
-    taken = np.stack([draws.take(rows, 2000).numpy() for _ in range(10)])
+    taken = np.stack([take(draws, rows, 2000).numpy() for _ in range(10)])
     own = taken[:, ::2] / 2**31
     assert ((own >= 0) & (own < 1)).all()
     assert len(np.unique(own)) > 9990
@@ -51,6 +59,11 @@ def test_seeds_are_spread_evenly_and_rows_without_generator_are_random() -> None
     assert abs(own.mean() - 0.5) < 0.015
     assert np.abs(np.corrcoef(own)[~np.eye(10, dtype=bool)]).max() < 0.15
     assert len(np.unique(taken[:, 1::2])) > 9990
+
+
+def test_two_requests_of_one_seed_are_refused() -> None:
+    with pytest.raises(AssertionError, match="one seed"):
+        SeededDraws().seeds({0: generator(1), 1: generator(1)}, 2)
 
 
 @pytest.mark.slow

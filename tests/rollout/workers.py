@@ -66,9 +66,9 @@ def cached_tokens(
     hits: list[int] = []
     inner = engine._rollouts
 
-    def noting(outputs: list[Any], num_rollouts: int) -> list[list[Rollout]]:
+    def noting(outputs: list[Any], *rest: Any) -> list[list[Rollout]]:
         hits.extend(output.num_cached_tokens for output in outputs)
-        groups: list[list[Rollout]] = inner(outputs, num_rollouts)
+        groups: list[list[Rollout]] = inner(outputs, *rest)
         return groups
 
     engine._rollouts = noting
