@@ -127,11 +127,7 @@ class Run:
             return
         names: list[Any] = [None]
         if self.mesh.rank == 0:
-            count = sum(
-                p.numel() for chunk in self.trainer.actor.chunks for p in chunk.parameters()
-            )
-            ranks = self.mesh.tensor_size * self.mesh.pipeline_size
-            self.store.check_space(count * ranks * _BYTES_PER_PARAMETER)
+            self.store.check_space(self.trainer.actor.num_weights * _BYTES_PER_PARAMETER)
             names = [str(self.store.begin(step))]
         dist.broadcast_object_list(names, src=0)
         checkpoint.write(self.trainer.actor, Path(names[0]), asdict(self.trainer.progress))

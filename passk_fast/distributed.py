@@ -93,7 +93,7 @@ def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:
             ),
             context_parallel_size=parallel.context,
             expert_model_parallel_size=parallel.expert,
-            expert_tensor_parallel_size=parallel.expert_tensor if parallel.expert > 1 else None,
+            expert_tensor_parallel_size=parallel.expert_tensor,
             create_gloo_process_groups=device != "meta",
         )
     _MADE.extend(group for group in _groups() if group not in before)

@@ -84,6 +84,8 @@ class Actor:
                 tensor=mesh.tensor_size,
                 pipeline=mesh.pipeline_size,
                 virtual=mesh.virtual_pipeline_size,
+                expert=config.parallel.expert,
+                expert_tensor=config.parallel.expert_tensor,
             ),
             mesh.rank,
             Spec.TE if self.transformer_engine else Spec.LOCAL,
@@ -124,6 +126,17 @@ class Actor:
     def parameters(self) -> dict[str, Tensor]:
         """This rank's current weights by Megatron name with global layer indices."""
         return dict(named_parameters(self.chunks))
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of the whole model, if every stage were as large as this rank's."""
+        parallel, mesh = self.config.parallel, self.mesh
+        total = 0
+        for parameter in self.parameters().values():
+            expert = not getattr(parameter, "allreduce", True)
+            cut = parallel.expert * parallel.expert_tensor if expert else mesh.tensor_size
+            total += parameter.numel() * cut * mesh.pipeline_size
+        return total
 
     # ---- packing -------------------------------------------------------------------------------
 

@@ -20,8 +20,13 @@ from megatron.core import dist_checkpointing
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.megatron_on_cpu import megatron_scope
 
-# Optimizer state is gathered on data-parallel rank 0, in model space: loadable under any mesh.
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+def _metadata() -> dict[str, Any]:
+    """Optimizer state is gathered on data-parallel rank 0, in model space: loadable under any mesh.
+
+    A fresh one every time: Megatron keeps the mesh's groups in it.
+    """
+    return {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def _unwrap(chunk: Any) -> Any:
@@ -79,13 +84,13 @@ def _sharded_state(actor: Actor, *, is_loading: bool) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for i, chunk in enumerate(chunks):
         state["model" if len(chunks) == 1 else f"model{i}"] = chunk.sharded_state_dict(
-            metadata=_METADATA
+            metadata=_metadata()
         )
     model_state = dict(state)
     state["optimizer"] = actor.optimizer.sharded_state_dict(
         model_state["model"] if len(chunks) == 1 else model_state,
         is_loading=is_loading,
-        metadata=_METADATA,
+        metadata=_metadata(),
     )
     return state
 
@@ -132,7 +137,7 @@ def read_weights(chunks: list[Any], folder: Path, device: str) -> None:
     with megatron_scope(device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (chunk,) = chunks
-        state = {"model": chunk.sharded_state_dict(metadata=_METADATA)}
+        state = {"model": chunk.sharded_state_dict(metadata=_metadata())}
         loaded = dist_checkpointing.load(
             state, str(folder), validate_access_integrity=False, strict="assume_ok_unexpected"
         )

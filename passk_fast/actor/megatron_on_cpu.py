@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
 
@@ -77,10 +78,46 @@ def _cuda_patches(device: str) -> dict[str, Any]:
     }
 
 
+def _on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """Stands for `maybe_move_tensor_to_cpu`, which leaves the split sizes of an all-to-all tensors
+    where they are on the CPU already: the collective takes an array, as it gets on a GPU."""
+    is_cpu = isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
+    return tensor.numpy() if as_numpy and is_cpu else tensor
+
+
+def _gather(whole: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Megatron's all-gather along dimension 0, and over gloo for parts of different sizes too."""
+
+    def gather(x: torch.Tensor, group: Any, sizes: Any = None, *more: Any) -> torch.Tensor:
+        if sizes is None or group.size() == 1:
+            return whole(x, group, sizes, *more)
+        out = x.new_zeros(sum(sizes), *x.shape[1:])
+        out.split(list(sizes))[group.rank()].copy_(x)
+        dist.all_reduce(out, group=group)
+        return out
+
+    return gather
+
+
+def _reduce_scatter(whole: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The reverse of `_gather`."""
+
+    def reduce_scatter(x: torch.Tensor, group: Any, sizes: Any = None, *more: Any) -> torch.Tensor:
+        if sizes is None or group.size() == 1:
+            return whole(x, group, sizes, *more)
+        out = x.clone()
+        dist.all_reduce(out, group=group)
+        return out.split(list(sizes))[group.rank()].clone()
+
+    return reduce_scatter
+
+
 def _patch_megatron() -> None:
     """Module attributes of Megatron; safe to leave in place, since only Megatron reads them."""
+    import megatron.core.tensor_parallel.mappings as mappings
     import megatron.core.tensor_parallel.random as random_module
     import megatron.core.transformer.moe.moe_utils as moe_utils
+    import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
 
     def set_state(state: torch.Tensor, device: int = -1, graph_safe: bool = False) -> None:
         torch.set_rng_state(state)
@@ -92,6 +129,11 @@ def _patch_megatron() -> None:
 
     random_module._set_cuda_rng_state = set_state
     random_module._get_cuda_rng_state = get_state
+    if token_dispatcher.maybe_move_tensor_to_cpu is not _on_host:
+        token_dispatcher.maybe_move_tensor_to_cpu = _on_host
+        for name, made in (("_gather", _gather), ("_reduce_scatter", _reduce_scatter)):
+            name += "_along_first_dim"
+            setattr(mappings, name, made(getattr(mappings, name)))
     if not hasattr(moe_utils, "te_general_gemm"):  # 0.16.1 leaves the name undefined without TE
         moe_utils.te_general_gemm = None
 

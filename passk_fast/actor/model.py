@@ -1,7 +1,8 @@
 """The actor's Megatron-core GPTModel, built from a Hugging Face config.
 
-Dense Qwen2/2.5, Qwen3 and Llama 3: grouped-query attention, QKV bias, QK norm, tied embeddings,
-rope scaling. Transformer Engine layers where it is installed on a GPU, else the local spec.
+Qwen2/2.5, Qwen3, Llama 3, Qwen3-MoE, Mixtral: grouped-query attention, QKV bias, QK norm, tied
+embeddings, rope scaling, experts. Transformer Engine layers (with grouped GEMMs for experts) where
+it is installed on a GPU, else the local spec (experts one after another).
 """
 
 from __future__ import annotations
@@ -23,11 +24,18 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from passk_fast.actor.attention import PackedAttention
+from passk_fast.actor.experts import (
+    connect_routers,
+    expert_options,
+    mark_expert_parameters,
+    use_router,
+)
 from passk_fast.actor.layers import PackedRotary, RMSNorm
 from passk_fast.actor.megatron_on_cpu import megatron_scope
 from passk_fast.config import ParallelConfig, RunConfig
 from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError
+from passk_fast.weights.layout import num_experts
 
 VOCAB_MULTIPLE = 8
 """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
@@ -89,6 +97,7 @@ def transformer_config(
     elif parallel.recompute == "selective":
         recompute = {"recompute_granularity": "selective"}
     params_dtype = DTYPES[dtype]
+    experts = expert_options(hf, parallel)
     fields: dict[str, Any] = dict(
         num_layers=hf.num_hidden_layers,
         hidden_size=hf.hidden_size,
@@ -98,7 +107,7 @@ def transformer_config(
         ffn_hidden_size=hf.intermediate_size,
         layernorm_epsilon=hf.rms_norm_eps,
         normalization="RMSNorm",
-        qk_layernorm=hf.model_type == "qwen3",
+        qk_layernorm=hf.model_type.startswith("qwen3"),
         add_bias_linear=False,
         add_qkv_bias=hf.model_type == "qwen2" or bool(getattr(hf, "attention_bias", False)),
         gated_linear_unit=True,
@@ -117,7 +126,6 @@ def transformer_config(
         # With two stages both neighbours are one rank; batched sends over gloo would be mistaken
         # for one another, while the unbatched calls use a group a direction.
         batch_p2p_comm=device != "cpu",
-        moe_token_dispatcher_type="alltoall",  # Megatron wants it with the line above, dense too
         attention_dropout=0.0,
         hidden_dropout=0.0,
         use_cpu_initialization=device == "cpu",
@@ -126,6 +134,7 @@ def transformer_config(
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
+        **{"moe_token_dispatcher_type": "alltoall", **experts},  # Megatron wants it, dense too
         **recompute,
     )
     return TransformerConfig(**{**fields, **more})
@@ -139,6 +148,8 @@ def layer_spec(config: TransformerConfig) -> Any:
         num_experts=config.num_moe_experts,
         moe_grouped_gemm=False,
     )
+    if config.num_moe_experts:
+        use_router(layer)
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention = layer.submodules.self_attention.submodules
@@ -151,7 +162,14 @@ def layer_spec(config: TransformerConfig) -> Any:
 
 def _block_spec(config: TransformerConfig, transformer_engine: bool, vp_stage: int | None) -> Any:
     if transformer_engine:
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        layer = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts,
+            moe_grouped_gemm=config.moe_grouped_gemm,
+            qk_layernorm=config.qk_layernorm,
+        )
+        if config.num_moe_experts:
+            use_router(layer)
+        return layer
     layer = layer_spec(config)
     count = get_num_layers_to_build(config, vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
@@ -162,8 +180,9 @@ def build_chunks(hf: Any, config: RunConfig, mesh: Mesh) -> list[GPTModel]:
     parallel = config.parallel
     with megatron_scope(mesh.device):
         model_parallel_cuda_manual_seed(config.seed)
-        layers = transformer_config(hf, parallel, config.model.dtype, mesh.device)
         transformer_engine = uses_transformer_engine(config, mesh.device)
+        grouped = {"moe_grouped_gemm": True} if transformer_engine and num_experts(hf) else {}
+        layers = transformer_config(hf, parallel, config.model.dtype, mesh.device, **grouped)
         frequencies = rotary_frequencies(hf)
         chunks = []
         for virtual in range(parallel.virtual_pipeline):
@@ -186,5 +205,7 @@ def build_chunks(hf: Any, config: RunConfig, mesh: Mesh) -> list[GPTModel]:
             for module in chunk.modules():
                 if isinstance(module, PackedAttention):
                     module.inv_freq = frequencies
+            connect_routers(chunk)
+            mark_expert_parameters(chunk)
             chunks.append(chunk.to(mesh.torch_device))
         return chunks

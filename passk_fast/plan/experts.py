@@ -1,4 +1,4 @@
-"""Mixture-of-experts layers in a plan: Megatron's options, and a pass with tokens spread evenly.
+"""Mixture-of-experts layers in a plan: a pass with tokens spread evenly.
 
 Which expert gets which token is known only with data, which a plan has not: each gets its share.
 """
@@ -13,26 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from passk_fast.config import ParallelConfig
-from passk_fast.plan.facts import num_experts
-
-
-def expert_options(hf: Any, parallel: ParallelConfig) -> dict[str, Any]:
-    """Fields of Megatron's TransformerConfig for the experts of a model; empty if it has none."""
-    count = num_experts(hf)
-    if not count:
-        return {}
-    return {
-        "num_moe_experts": count,
-        "moe_ffn_hidden_size": getattr(hf, "moe_intermediate_size", None) or hf.intermediate_size,
-        "moe_router_topk": hf.num_experts_per_tok,
-        "moe_router_load_balancing_type": "none",
-        "moe_router_dtype": "fp32",
-        "moe_grouped_gemm": False,
-        "moe_token_dispatcher_type": "alltoall",
-        "expert_model_parallel_size": parallel.expert,
-        "expert_tensor_parallel_size": parallel.expert_tensor,
-        "qk_layernorm": hf.model_type.startswith("qwen3"),
-    }
 
 
 def balance_experts(chunk: Any, parallel: ParallelConfig) -> None:

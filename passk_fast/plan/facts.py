@@ -7,11 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 
-def num_experts(hf: Any) -> int:
-    """Experts of a layer; 0 for a dense model."""
-    return getattr(hf, "num_experts", None) or getattr(hf, "num_local_experts", None) or 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class StageBytes:
     """What a rank of one pipeline stage holds between steps."""

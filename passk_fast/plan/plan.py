@@ -9,7 +9,7 @@ from typing import Any
 from passk_fast.config import RunConfig, require
 from passk_fast.errors import ConfigError
 from passk_fast.flops import ModelFlops
-from passk_fast.plan.facts import Facts, num_experts
+from passk_fast.plan.facts import Facts
 from passk_fast.plan.hardware import Gpu
 from passk_fast.plan.memory import Memory, memory_of, shortcomings, stage_memory
 from passk_fast.plan.traffic import Reshard, reshard_of, trainer_mesh
@@ -22,7 +22,7 @@ from passk_fast.plan.work import (
     train_time,
 )
 from passk_fast.plan.worker import RECOMPUTE, Prober
-from passk_fast.weights.layout import ModelShape
+from passk_fast.weights.layout import ModelShape, num_experts
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.placement import Tensors, rollout_side, trainer_side
 

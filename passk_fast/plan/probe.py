@@ -38,7 +38,7 @@ from passk_fast.batch import Sequence
 from passk_fast.config import RunConfig
 from passk_fast.context import context_part
 from passk_fast.distributed import Mesh, drop_mesh, make_mesh
-from passk_fast.plan.experts import balance_experts, expert_options
+from passk_fast.plan.experts import balance_experts
 from passk_fast.plan.facts import Costs, StageBytes
 from passk_fast.plan.meta import Ledger, fuse_norms
 
@@ -58,8 +58,7 @@ def fake_world(config: RunConfig, world: int, rank: int) -> Iterator[Mesh]:
 
 
 def _layers(hf: Any, config: RunConfig, device: str) -> Any:
-    options = expert_options(hf, config.parallel)
-    return transformer_config(hf, config.parallel, config.model.dtype, device, **options)
+    return transformer_config(hf, config.parallel, config.model.dtype, device)
 
 
 def _chunk(

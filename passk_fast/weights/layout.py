@@ -15,6 +15,11 @@ from typing import Any, Self
 from passk_fast.errors import ConfigError
 
 
+def num_experts(hf: Any) -> int:
+    """Experts of a layer, from a transformers config; 0 for a dense model."""
+    return getattr(hf, "num_experts", None) or getattr(hf, "num_local_experts", None) or 0
+
+
 class Split(StrEnum):
     """How tensor-parallel ranks divide a tensor inside of the parameter that holds it."""
 
@@ -93,7 +98,7 @@ class ModelShape:
                 f"{', '.join(ARCHITECTURES)}. To add one, describe its tensors in "
                 "passk_fast/weights/layout.py."
             )
-        experts = getattr(hf, "num_experts", None) or getattr(hf, "num_local_experts", None) or 0
+        experts = num_experts(hf)
         width = getattr(hf, "moe_intermediate_size", None) if experts else None
         if getattr(hf, "mlp_only_layers", None) or getattr(hf, "decoder_sparse_step", 1) != 1:
             raise ConfigError("model: dense layers among mixture-of-experts layers have no table.")

@@ -19,7 +19,13 @@ VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of th
 
 def hf_config(kind: str) -> Any:
     """A tiny random transformers config of an architecture."""
-    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+    from transformers import (
+        LlamaConfig,
+        MixtralConfig,
+        Qwen2Config,
+        Qwen3Config,
+        Qwen3MoeConfig,
+    )
 
     sizes: dict[str, Any] = {
         "vocab_size": VOCAB,
@@ -34,6 +40,20 @@ def hf_config(kind: str) -> Any:
         return Qwen3Config(**sizes, head_dim=32, tie_word_embeddings=True)
     if kind == "qwen2":
         return Qwen2Config(**sizes, tie_word_embeddings=False)
+    if kind == "mixtral":
+        return MixtralConfig(
+            **sizes, tie_word_embeddings=False, num_local_experts=4, num_experts_per_tok=2
+        )
+    if kind.startswith("qwen3_moe"):
+        return Qwen3MoeConfig(
+            **sizes,
+            head_dim=32,
+            tie_word_embeddings=False,
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=48,
+            norm_topk_prob=kind == "qwen3_moe",
+        )
     rope = {
         "rope_type": "llama3",
         "rope_theta": 5e5,
@@ -239,6 +259,30 @@ def train_steps(
     full = {name: tensor.clone() for name, tensor in actor.full_tensors()}
     dist.barrier()
     return full if dist.get_rank() == 0 else {}
+
+
+def grad_norms(kind: str, folder: str, parallel: dict[str, Any], steps: int) -> list[float]:
+    """Norms of the gradients of some policy steps, before clipping."""
+    actor = build(kind, folder, parallel)
+    norms = []
+    for step in range(steps):
+        batches = actor.pack(make_sequences(seed=step))
+        norms.append(actor.policy_step(batches, denominator=100.0, lr=1e-2).grad_norm)
+    return norms
+
+
+def refused(kind: str, folder: str, parallel: dict[str, Any], experts: int) -> str:
+    """Why an actor with this many experts cannot be built."""
+    from passk_fast.actor.model import transformer_config
+    from passk_fast.errors import ConfigError
+
+    hf = hf_config(kind)
+    hf.num_experts = experts
+    try:
+        transformer_config(hf, ParallelConfig(**parallel), "float32", "cpu")
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def non_finite_step(kind: str, folder: str, bad_rank: int) -> tuple[bool, float]:

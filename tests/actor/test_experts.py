@@ -1,0 +1,162 @@
+"""The mixture-of-experts actor against transformers, and against itself on other meshes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.actor.test_actor import assert_same
+from tests.ranks import RankPool
+
+pytestmark = pytest.mark.megatron
+
+W = "tests.actor.workers"
+MESHES = [
+    pytest.param({}, id="dp2"),
+    pytest.param({"expert": 2}, id="ep2"),
+    pytest.param({"tensor": 2}, id="tp2"),
+    pytest.param({"tensor": 2, "expert": 2}, id="tp2-ep2"),
+    pytest.param({"tensor": 2, "expert_tensor": 2}, id="tp2-etp2"),
+    pytest.param({"pipeline": 2}, id="pp2"),
+]
+LARGE_MESHES = [
+    pytest.param({"tensor": 2, "expert": 2, "expert_tensor": 2}, id="tp2-dp2-ep2-etp2"),
+    pytest.param({"pipeline": 2, "tensor": 2, "expert": 2}, id="pp2-tp2-ep2"),
+    pytest.param({"expert": 2}, id="dp4-ep2"),
+]
+
+
+@pytest.fixture(scope="module")
+def four_ranks() -> Iterator[RankPool]:
+    """A world of four."""
+    with RankPool(4) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_moe_raw", "mixtral"])
+def test_logits_equal_transformers(one_rank: RankPool, folders: dict[str, str], kind: str) -> None:
+    """`raw` weighs experts by their share of the softmax over all (norm_topk_prob = false)."""
+    (gap,) = one_rank.run(f"{W}:logits_gap", kind, folders[kind], {})
+    assert gap <= 1e-4
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_logits_equal_transformers_on_meshes(
+    two_ranks: RankPool, folders: dict[str, str], mesh: dict[str, Any]
+) -> None:
+    gaps = two_ranks.run(f"{W}:logits_gap", "qwen3_moe", folders["qwen3_moe"], mesh)
+    assert 0.0 < max(gaps) <= 1e-4
+
+
+@pytest.fixture(scope="module")
+def reference(
+    one_rank: RankPool, folders: dict[str, str]
+) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
+    """One rank, all sequences in one micro-batch; "dead" without advantage for two in three."""
+    run = f"{W}:gradients", "qwen3_moe", folders["qwen3_moe"], {}, 4096
+    return {"live": one_rank.run(*run)[0], "dead": one_rank.run(*run, False, "kept")[0]}
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
+@pytest.mark.parametrize("tokens", [56, 120], ids=["one-sequence-each", "two-or-so"])
+def test_micro_batches_do_not_change_gradients(
+    one_rank: RankPool, folders: dict[str, str], reference: Any, tokens: int, share: bool
+) -> None:
+    got = one_rank.run(f"{W}:gradients", "qwen3_moe", folders["qwen3_moe"], {}, tokens, share)[0]
+    assert_same(got, reference["live"])
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        *MESHES,
+        pytest.param({"context": 2, "expert": 2}, id="cp2-ep2"),
+        pytest.param({"pipeline": 2, "virtual_pipeline": 2}, id="pp2-interleaved"),
+        pytest.param({"tensor": 2, "recompute": "full"}, id="tp2-recompute-full"),
+    ],
+)
+def test_meshes_do_not_change_gradients(
+    two_ranks: RankPool, folders: dict[str, str], reference: Any, mesh: dict[str, Any]
+) -> None:
+    got = two_ranks.run(f"{W}:gradients", "qwen3_moe", folders["qwen3_moe"], mesh, 120)[0]
+    assert_same(got, reference["live"])
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
+@pytest.mark.parametrize("mesh", [{"expert": 2}, {"tensor": 2, "expert": 2}], ids=["ep2", "tp2ep2"])
+def test_pruning_does_not_change_gradients(
+    two_ranks: RankPool, folders: dict[str, str], reference: Any, mesh: dict[str, Any], share: bool
+) -> None:
+    run = f"{W}:gradients", "qwen3_moe", folders["qwen3_moe"]
+    assert_same(two_ranks.run(*run, mesh, 120, share, "pruned")[0], reference["dead"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", LARGE_MESHES)
+def test_four_ranks(
+    four_ranks: RankPool, folders: dict[str, str], reference: Any, mesh: dict[str, Any]
+) -> None:
+    got = four_ranks.run(f"{W}:gradients", "qwen3_moe", folders["qwen3_moe"], mesh, 200)[0]
+    assert_same(got, reference["live"])
+
+
+@pytest.fixture(scope="module")
+def saved(
+    one_rank: RankPool, folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, torch.Tensor], list[float]]:
+    """(checkpoint after two steps, weights after four uninterrupted ones, their norms)."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    run = f"{W}:train_steps", "qwen3_moe", folders["qwen3_moe"], {}
+    one_rank.run(*run, 2, save=str(path))
+    norms: list[float] = []
+    weights = one_rank.run(*run, 4)[0]
+    norms = one_rank.run(f"{W}:grad_norms", "qwen3_moe", folders["qwen3_moe"], {}, 2)[0]
+    return str(path), weights, norms
+
+
+def test_resuming_is_bit_exact(one_rank: RankPool, folders: dict[str, str], saved: Any) -> None:
+    run = f"{W}:train_steps", "qwen3_moe", folders["qwen3_moe"], {}, 2
+    got = one_rank.run(*run, load=saved[0])[0]
+    for name, tensor in saved[1].items():
+        assert torch.equal(got[name], tensor), name
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_another_mesh_resumes(
+    two_ranks: RankPool, folders: dict[str, str], saved: Any, mesh: dict[str, Any]
+) -> None:
+    run = f"{W}:train_steps", "qwen3_moe", folders["qwen3_moe"]
+    got = two_ranks.run(*run, mesh, 2, load=saved[0])[0]
+    for name, tensor in saved[1].items():
+        # Adam divides by the root of tiny second moments: sums in another order show more there.
+        assert (got[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_gradient_norm_counts_every_expert_once(
+    two_ranks: RankPool, folders: dict[str, str], saved: Any, mesh: dict[str, Any]
+) -> None:
+    norms = two_ranks.run(f"{W}:grad_norms", "qwen3_moe", folders["qwen3_moe"], mesh, 2)
+    for found in norms:
+        assert found == pytest.approx(saved[2], rel=1e-4)
+
+
+def test_one_rank_reads_what_two_wrote(
+    one_rank: RankPool, two_ranks: RankPool, folders: dict[str, str], tmp_path: Path
+) -> None:
+    run, mesh = (f"{W}:train_steps", "qwen3_moe", folders["qwen3_moe"]), {"tensor": 2, "expert": 2}
+    want = two_ranks.run(*run, mesh, 2, save=str(tmp_path))[0]
+    got = one_rank.run(*run, {}, 0, load=str(tmp_path))[0]
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
+
+
+def test_experts_that_do_not_divide_are_refused(
+    two_ranks: RankPool, folders: dict[str, str]
+) -> None:
+    message = two_ranks.run(f"{W}:refused", "qwen3_moe", folders["qwen3_moe"], {"expert": 2}, 7)
+    assert message[0] == "model: 7 experts are not divisible by parallel.expert = 2."
