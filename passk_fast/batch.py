@@ -6,7 +6,7 @@ V vocabulary, D hidden size. A worked example stands under every class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -82,6 +82,35 @@ class ContextPart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoutedRows:
+    """Which sequences the rows of a micro-batch belong to, for counting the load of experts.
+
+    Two responses of 3 and 2 tokens to a shared prompt of 4: `copies_T` 2 2 2 1 1 1 1 1, `segment_T`
+    0 0 0 1 1 1 2 2, `members_S2` (1, 0), (2, 0).
+    """
+
+    copies_T: torch.Tensor
+    """float32 [T]: sequences in which the token predicts something: 0 for padding and the last
+    token of a sequence, N for a prompt that N share"""
+    segment_T: torch.Tensor
+    """int64 [T]: segment of the whole micro-batch"""
+    segments: int
+    members_S2: torch.Tensor
+    """int64 [S, 2]: segment of each sequence and of its shared prompt, or -1"""
+    step_sequences: int = 1
+    """Sequences of the optimizer step, over all micro-batches and ranks."""
+
+    def rows(self, index: torch.Tensor | slice) -> RoutedRows:
+        """Some of the rows; sequences stay all."""
+        return replace(self, copies_T=self.copies_T[index], segment_T=self.segment_T[index])
+
+    def part(self, rank: int, size: int) -> RoutedRows:
+        """The rows of rank `rank` of `size` that hold consecutive equal parts."""
+        each = len(self.copies_T) // size
+        return self.rows(slice(rank * each, (rank + 1) * each))
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackedBatch:
     """One packed (THD) micro-batch of T tokens, padded to a multiple the mesh asks for.
 
@@ -117,6 +146,8 @@ class PackedBatch:
     """Segment whose keys and values a segment sees before its own, or -1; None: nothing shared."""
     context: ContextPart | None = None
     """Set on a context-parallel rank's part; the tensors above then hold its rows alone."""
+    routed: RoutedRows | None = None
+    """Set by packing; None where nobody asks."""
     live_L: torch.Tensor | None = None
     """int64 [L], on the CPU always: the rows whose loss has a gradient; None: not counted"""
     old_logprobs_T: torch.Tensor | None = None

@@ -55,6 +55,7 @@ def context_part(batch: PackedBatch, rank: int, size: int) -> PackedBatch:
         advantages_T=batch.advantages_T[rows],
         rollout_logprobs_T=batch.rollout_logprobs_T[rows],
         sequence_index_T=batch.sequence_index_T[rows],
+        routed=batch.routed.rows(rows) if batch.routed else None,
         cu_seqlens=_borders(lengths),
         max_seqlen=max(lengths),
         real_tokens=batch.real_tokens // size,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from passk_fast import native
-from passk_fast.batch import PackedBatch, Sequence
+from passk_fast.batch import PackedBatch, RoutedRows, Sequence
 from passk_fast.flops import ModelFlops
 
 _EMPTY_PIECE = 64
@@ -127,10 +127,14 @@ class _Rows:
         self.owner = np.full(size, -1, np.int64)
         self.lengths: list[int] = []
         self.prefix: list[int] = []
+        self.copies = np.zeros(size, np.float32)
+        self.members: list[tuple[int, int]] = []
         self.filled = 0
         self.real = 0
 
-    def segment(self, s: Sequence, owner: int, first: int, last: int, prefix: int = -1) -> None:
+    def segment(
+        self, s: Sequence, owner: int, first: int, last: int, prefix: int = -1, copies: int = 1
+    ) -> None:
         """Tokens first..last - 1 of a sequence, and their targets where there are any."""
         length = last - first
         at = slice(self.filled, self.filled + length)
@@ -139,6 +143,9 @@ class _Rows:
         self.targets[self.filled : self.filled + len(targets)] = targets
         self.positions[at] = np.arange(first, last)
         self.owner[at] = owner
+        self.copies[self.filled : self.filled + len(targets)] = copies
+        if owner >= 0:
+            self.members.append((len(self.lengths), prefix))
         # The first response token is predicted at position prompt_length - 1.
         begin = self.filled + s.prompt_length - 1 - first
         end = min(begin + s.response_length, self.filled + length)
@@ -175,6 +182,12 @@ class _Rows:
             sequence_index_T=torch.from_numpy(self.owner),
             real_tokens=self.real,
             prefix_B=tuple(self.prefix) if shared else None,
+            routed=RoutedRows(
+                copies_T=torch.from_numpy(self.copies),
+                segment_T=torch.from_numpy(np.repeat(np.arange(len(self.lengths)), self.lengths)),
+                segments=len(self.lengths),
+                members_S2=torch.tensor(self.members, dtype=torch.int64).view(-1, 2),
+            ),
         )
 
 
@@ -218,7 +231,7 @@ def pack_shared(
         prefix = -1
         if shared:
             prefix = len(rows.lengths)
-            rows.segment(sequences[unit[0]], -1, 0, shared)
+            rows.segment(sequences[unit[0]], -1, 0, shared, copies=len(unit))
         for i in unit:
             rows.segment(sequences[i], i, shared, len(sequences[i].token_ids) - 1, prefix)
     rows.pad(max(rows.lengths, default=_EMPTY_PIECE))

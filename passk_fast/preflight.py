@@ -14,7 +14,13 @@ from passk_fast.config import ParallelConfig, RunConfig, require
 from passk_fast.config_file import config_digest, differing_fields, load_config
 from passk_fast.errors import ConfigError, DataError, DiskError
 
-ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
+ARCHITECTURES = (
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "LlamaForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+)
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
@@ -125,17 +131,53 @@ def _shape_as_hf(config: RunConfig) -> dict[str, Any]:
         "num_key_value_heads": shape.num_kv_heads,
         "num_hidden_layers": shape.num_layers,
         "intermediate_size": shape.intermediate_size,
+        "num_experts": shape.num_experts,
         "max_position_embeddings": shape.max_positions,
     }
 
 
-def _check_sizes(config: RunConfig, hf: dict[str, Any], source: str) -> None:
+def _check_dense(config: RunConfig, hf: dict[str, Any], source: str) -> None:
     experts = config.parallel.expert * config.parallel.expert_tensor
     require(
         experts == 1,
         f"{source}: a dense model has no experts: parallel.expert x parallel.expert_tensor = "
         f"{experts} would have no effect. Take 1.",
     )
+    require(
+        not config.algorithm.balances_experts,
+        f"{source}: a dense model has no experts: algorithm.balance_coef and "
+        "algorithm.balance_bias_rate would have no effect. Take 0.",
+    )
+    tensor = config.parallel.tensor
+    require(
+        hf["intermediate_size"] % tensor == 0,
+        f"{source}: intermediate size {hf['intermediate_size']} is not divisible by "
+        f"parallel.tensor = {tensor}.",
+    )
+
+
+def _check_experts(config: RunConfig, hf: dict[str, Any], experts: int, source: str) -> None:
+    parallel = config.parallel
+    require(
+        not hf.get("mlp_only_layers") and hf.get("decoder_sparse_step", 1) == 1,
+        f"{source}: dense layers among mixture-of-experts layers are not supported.",
+    )
+    require(
+        experts % parallel.expert == 0,
+        f"{source}: {experts} experts are not divisible by parallel.expert = {parallel.expert}.",
+    )
+    width = hf.get("moe_intermediate_size") or hf["intermediate_size"]
+    for name, size in (
+        ("parallel.expert_tensor", parallel.expert_tensor),
+        ("rollout.tensor", config.rollout.tensor),
+    ):
+        require(
+            width % size == 0,
+            f"{source}: an expert's width of {width} is not divisible by {name} = {size}.",
+        )
+
+
+def _check_sizes(config: RunConfig, hf: dict[str, Any], source: str) -> None:
     heads, layers = hf["num_attention_heads"], hf["num_hidden_layers"]
     kv_heads = hf.get("num_key_value_heads") or heads
     tensor, rollout = config.parallel.tensor, config.rollout.tensor
@@ -144,11 +186,11 @@ def _check_sizes(config: RunConfig, hf: dict[str, Any], source: str) -> None:
             size % tensor == 0,
             f"{source}: {size} {name} are not divisible by parallel.tensor = {tensor}.",
         )
-    require(
-        hf["intermediate_size"] % tensor == 0,
-        f"{source}: intermediate size {hf['intermediate_size']} is not divisible by "
-        f"parallel.tensor = {tensor}.",
-    )
+    experts = hf.get("num_experts") or hf.get("num_local_experts") or 0
+    if experts:
+        _check_experts(config, hf, experts, source)
+    else:
+        _check_dense(config, hf, source)
     require(
         heads % rollout == 0,
         f"{source}: {heads} heads are not divisible by rollout.tensor = {rollout}.",

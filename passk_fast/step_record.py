@@ -53,8 +53,23 @@ def update_metrics(results: SequenceOf[StepResult]) -> dict[str, float]:
     record["grad_norm"] = sum(norms) / len(norms) if norms else math.nan
     record["micro_batches"] = sum(r.micro_batches for r in results)
     record["trained_tokens"] = int(total["tokens"])
+    if "expert_layers" in total:
+        record |= _expert_metrics(results, total)
     if "far_rows" in total:  # rows that took the fused head's slow path
         record["head_far_rows"] = int(total["far_rows"])
+    return record
+
+
+def _expert_metrics(results: SequenceOf[StepResult], total: dict[str, float]) -> dict[str, float]:
+    """Load of the most used expert over the mean (1 is even), mean and largest over layers; the
+    balancing loss of a layer without its coefficient."""
+    layers = total["expert_layers"]
+    record = {
+        "expert_imbalance": total["expert_peak_sum"] / layers,
+        "expert_imbalance_max": max(r.sums["expert_peak_max"] for r in results),
+    }
+    if total["balance_loss_sum"]:
+        record["balance_loss"] = total["balance_loss_sum"] / layers
     return record
 
 

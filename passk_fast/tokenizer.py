@@ -122,6 +122,13 @@ def _model_config(shape: ShapeConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
             "model.shape.architecture = 'qwen2' needs num_heads x head_dim = hidden_size, got "
             f"{shape.num_heads} x {shape.head_dim} and {shape.hidden_size}."
         )
+    if shape.architecture == "qwen3_moe":
+        fields |= {
+            "num_experts": shape.num_experts,
+            "num_experts_per_tok": shape.experts_per_token,
+            "moe_intermediate_size": shape.intermediate_size,
+            "norm_topk_prob": True,
+        }
     return AutoConfig.for_model(shape.architecture, **fields)
 
 

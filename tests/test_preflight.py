@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from passk_fast.config import (
+    AlgorithmConfig,
     DataConfig,
     ModelConfig,
     ParallelConfig,
@@ -108,6 +109,65 @@ def test_models_that_do_not_fit(tmp_path: Path, field: dict[str, Any], message: 
     folder = model_folder(tmp_path, **field)
     with pytest.raises(ConfigError, match=message):
         check_run(make(tmp_path, model=ModelConfig(path=folder)), 1)
+
+
+MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "changes", "world", "message"),
+    [
+        ({}, {"parallel": ParallelConfig(expert=4)}, 4, "6 experts are not divisible"),
+        ({}, {"parallel": ParallelConfig(expert_tensor=3)}, 3, "width of 40 is not divisible by p"),
+        (
+            {"moe_intermediate_size": 33},
+            {"rollout": RolloutConfig(tensor=2)},
+            2,
+            r"not divisible by rollout\.tensor",
+        ),
+        ({"mlp_only_layers": [0]}, {}, 1, "dense layers among"),
+        ({}, {"parallel": ParallelConfig(expert=2)}, 3, "parallel.expert"),
+    ],
+)
+def test_experts_that_do_not_fit(
+    tmp_path: Path, field: dict[str, Any], changes: dict[str, Any], world: int, message: str
+) -> None:
+    folder = model_folder(tmp_path, **{**MOE, **field})
+    with pytest.raises(ConfigError, match=message):
+        check_run(make(tmp_path, model=ModelConfig(path=folder), **changes), world)
+
+
+def test_experts_that_fit(tmp_path: Path) -> None:
+    config = make(
+        tmp_path,
+        model=ModelConfig(path=model_folder(tmp_path, **MOE)),
+        parallel=ParallelConfig(tensor=2, expert=2),
+        algorithm=AlgorithmConfig(balance_coef=0.01),
+    )
+    check_run(config, 2)
+    assert not config.algorithm.prunes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallel": ParallelConfig(expert=2)},
+        {"algorithm": AlgorithmConfig(balance_coef=0.1)},
+        {
+            "algorithm": AlgorithmConfig(
+                balance_bias_rate=0.1, importance_cap=2.0, max_logprob_gap=1.0
+            )
+        },
+    ],
+)
+def test_dense_models_have_no_experts(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="a dense model has no experts"):
+        check_run(make(tmp_path, **changes), 2)
 
 
 def test_warm_start_needs_generated_mazes(tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ from torch import Tensor
 from passk_fast import packing
 from passk_fast.actor import loss as losses
 from passk_fast.actor.attention import packed_params
+from passk_fast.actor.experts import moe_layers
 from passk_fast.actor.head import hidden_output, uses_fused_head
 from passk_fast.actor.megatron_on_cpu import megatron_scope
 from passk_fast.actor.model import build_chunks, padded_vocab, uses_transformer_engine
 from passk_fast.actor.optimizer import make_optimizer, wrap
-from passk_fast.batch import ContextPart, PackedBatch, Sequence
+from passk_fast.actor.router import RouterWatch
+from passk_fast.batch import ContextPart, PackedBatch, RoutedRows, Sequence
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.context import context_part
 from passk_fast.distributed import Mesh
@@ -103,6 +105,8 @@ class Actor:
             warnings.simplefilter("ignore")
             self.chunks = wrap(build_chunks(hf, config, mesh), config, mesh.device)
             self.optimizer = make_optimizer(self.chunks, config, self.optim, mesh.device)
+        routers = [mlp.router for chunk in self.chunks for _, mlp in moe_layers(chunk)]
+        self.routers = RouterWatch(routers, config.algorithm.balance_bias_rate)
         self.reference: list[Any] | None = None
 
     def load_folder(self, folder: str) -> None:
@@ -165,6 +169,7 @@ class Actor:
             batches = [packing.pack(sequences, i, multiple=multiple, pad_id=0) for i in chosen]
         if mesh.context_size > 1:
             batches = [context_part(b, mesh.context_rank, mesh.context_size) for b in batches]
+        batches = [_of_step(batch, len(sequences)) for batch in batches]
         if self.fused_head:
             # Counted here, on the host: counting on the device would wait for it in mid-step.
             batches = [replace(b, live_L=losses.live_rows_of(b, self.settings)) for b in batches]
@@ -278,6 +283,7 @@ class Actor:
 
     def backward(self, batches: list[PackedBatch], make_loss: LossBuilder) -> list[Any]:
         """Gradients of the summed loss, reduced over data-parallel ranks, in the grad buffers."""
+        self.routers.reset()
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         with megatron_scope(self.mesh.device):
@@ -294,7 +300,7 @@ class Actor:
             with megatron_scope(self.mesh.device):
                 _, norm, _ = self.optimizer.step()
             grad_norm = float(norm) if norm is not None else float("nan")
-        sums, worst = self._reduce(results)
+        sums, worst = self._reduce(results, self.routers.finish(self.mesh, applied=finite))
         return StepResult(
             sums=sums,
             grad_norm=grad_norm,
@@ -311,11 +317,16 @@ class Actor:
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         return not bool(bad > 0)
 
-    def _reduce(self, results: list[Any]) -> tuple[dict[str, float], WorstToken | None]:
-        """Sum the last stage's metrics over micro-batches and data-parallel ranks, everywhere."""
+    def _reduce(
+        self, results: list[Any], more: dict[str, float] | None = None
+    ) -> tuple[dict[str, float], WorstToken | None]:
+        """Sum the last stage's metrics over micro-batches and data-parallel ranks, everywhere.
+
+        `more` are sums of this rank's that count too.
+        """
         mesh = self.mesh
         speaks = mesh.is_last_stage and mesh.tensor_rank == 0
-        mine: dict[str, float] = {}
+        mine: dict[str, float] = dict(more or {})
         worst: list[float] | None = None
         for result in results if speaks else []:
             for name, value in result.items():
@@ -348,8 +359,15 @@ def _worst(row: list[float]) -> WorstToken:
     )
 
 
+def _of_step(batch: PackedBatch, sequences: int) -> PackedBatch:
+    """With the number of sequences of the whole step, which routers average over."""
+    if batch.routed is None:
+        return batch
+    return replace(batch, routed=replace(batch.routed, step_sequences=max(1, sequences)))
+
+
 def _to(batch: Any, device: torch.device) -> Any:
-    """Move every tensor of a PackedBatch, or of the ContextPart in it."""
+    """Move every tensor of a PackedBatch, or of the parts in it."""
     if device.type == "cpu":
         return batch
     moved = {
@@ -357,6 +375,6 @@ def _to(batch: Any, device: torch.device) -> Any:
         if isinstance(value, Tensor)
         else _to(value, device)
         for name, value in vars(batch).items()
-        if isinstance(value, Tensor | ContextPart) and name != "live_L"
+        if isinstance(value, Tensor | ContextPart | RoutedRows) and name != "live_L"
     }
     return replace(batch, **moved)

@@ -21,7 +21,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from passk_fast.batch import PackedBatch
+from passk_fast.batch import PackedBatch, RoutedRows
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class PackedParams(PackedSeqParams):
     context_group: Any
     gathered_T: Tensor | None
     """Context parallelism: int64 [T], a row's place among the gathered parts of all ranks."""
+    routed: RoutedRows | None = None
+    """For routers of a mixture of experts."""
     rotation: tuple[Tensor, Tensor] | None = None
     """Cosine and sine [T, 1, head_dim / 2], made by the first layer that turns its keys."""
 
@@ -83,6 +85,7 @@ def packed_params(
         max_seqlen_kv=longest_kv,
     )
     params.positions_T = batch.positions_T
+    params.routed = batch.routed
     params.kv_rows = kv_rows
     params.slots = _slots(batch) if padded and part is None else None
     params.padded = padded

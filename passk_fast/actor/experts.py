@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from passk_fast.actor.router import Router
-from passk_fast.config import ParallelConfig
+from passk_fast.config import AlgorithmConfig, ParallelConfig
 from passk_fast.errors import ConfigError
 from passk_fast.weights.layout import num_experts
 
@@ -58,13 +58,16 @@ def use_router(layer_spec: Any) -> None:
     submodules.router = Router
 
 
-def connect_routers(chunk: Any) -> None:
-    """Let every router know of the micro-batch that its layer is computing (`Router.packed`).
+def connect_routers(chunk: Any, algorithm: AlgorithmConfig) -> None:
+    """Set up balancing, and let every router know of the micro-batch that its layer is computing.
 
     The layer's attention is called right before it with the same micro-batch, in a forward pass and
     in one that is recomputed; Megatron itself tells the router nothing.
     """
     for layer, mlp in moe_layers(chunk):
+        mlp.router.balance_coef = algorithm.balance_coef
+        if algorithm.balance_bias_rate:
+            mlp.router.use_bias()
 
         def remember(
             attention: Any, args: Any, kwargs: dict[str, Any], router: Any = mlp.router

@@ -205,7 +205,7 @@ def build_chunks(hf: Any, config: RunConfig, mesh: Mesh) -> list[GPTModel]:
             for module in chunk.modules():
                 if isinstance(module, PackedAttention):
                     module.inv_freq = frequencies
-            connect_routers(chunk)
+            connect_routers(chunk, config.algorithm)
             mark_expert_parameters(chunk)
             chunks.append(chunk.to(mesh.torch_device))
         return chunks

@@ -179,6 +179,12 @@ class AlgorithmConfig:
     """Schulman's estimators of KL from samples."""
     entropy_coef: float = 0.0
     """Entropy bonus; 0 is off."""
+    balance_coef: float = 0.0
+    """Mixture of experts: coefficient of the load-balancing loss of each sequence, averaged over
+    the sequences of an optimizer step (docs/moe.md); 0 is off."""
+    balance_bias_rate: float = 0.0
+    """Mixture of experts: step of the bias that steers the trainer's router to experts with less
+    than their share, without a loss (docs/moe.md); 0 is off."""
     loss_denominator: Literal["response_tokens", "live_tokens", "sequences"] = "response_tokens"
     """What the summed token loss of one optimizer step is divided by, fixed before packing."""
     prune: Literal["auto", "on", "off"] = "auto"
@@ -223,10 +229,13 @@ class AlgorithmConfig:
         )
         require(
             self.prune != "on" or not self._dead_rows_count,
-            "algorithm.prune = 'on' with algorithm.kl_coef or algorithm.entropy_coef above 0: that "
-            "term has a gradient on sequences without advantage too. Take prune = 'auto' or 'off'.",
+            "algorithm.prune = 'on' with algorithm.kl_coef, entropy_coef, balance_coef or "
+            "balance_bias_rate above 0: that term depends on sequences without advantage too. Take "
+            "prune = 'auto' or 'off'.",
         )
-        for name in ("clip_low", "clip_high", "importance_cap", "kl_coef", "entropy_coef"):
+        self._check_balance()
+        names = ("clip_low", "clip_high", "importance_cap", "kl_coef", "entropy_coef")
+        for name in (*names, "balance_coef", "balance_bias_rate"):
             value = getattr(self, name)
             require(value >= 0, f"algorithm.{name} must be 0 or more, got {value}.")
         require(self.clip_low < 1, f"algorithm.clip_low must be below 1, got {self.clip_low}.")
@@ -235,10 +244,26 @@ class AlgorithmConfig:
             f"algorithm.dual_clip must be 0 (off) or above 1, got {self.dual_clip}.",
         )
 
+    def _check_balance(self) -> None:
+        if self.balance_bias_rate == 0:
+            return
+        require(
+            self.importance_cap > 0 and self.max_logprob_gap > 0,
+            "algorithm.balance_bias_rate: the engine knows no bias, so it samples from another "
+            "routing than the trainer's. Set algorithm.importance_cap (2 is usual), which weighs "
+            "tokens for it, and algorithm.max_logprob_gap to the gap that you accept.",
+        )
+
     @property
     def _dead_rows_count(self) -> bool:
-        """A term of the loss has a gradient where the advantage is zero."""
-        return self.kl_coef > 0 or self.entropy_coef > 0
+        """A term of the update depends on sequences whose advantage is zero."""
+        terms = (self.kl_coef, self.entropy_coef, self.balance_coef, self.balance_bias_rate)
+        return any(term > 0 for term in terms)
+
+    @property
+    def balances_experts(self) -> bool:
+        """Something evens out the load of experts."""
+        return self.balance_coef > 0 or self.balance_bias_rate > 0
 
     @property
     def prunes(self) -> bool:

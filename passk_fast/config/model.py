@@ -12,14 +12,18 @@ from passk_fast.config.checks import require, require_positive
 class ShapeConfig:
     """Shape of a model made from scratch, used when `model.path` is empty."""
 
-    architecture: Literal["qwen2", "qwen3", "llama"] = "qwen3"
+    architecture: Literal["qwen2", "qwen3", "llama", "qwen3_moe"] = "qwen3"
     """Which Hugging Face architecture the model has."""
     num_layers: int = 4
     """Transformer layers."""
     hidden_size: int = 128
     """Width of the residual stream."""
     intermediate_size: int = 256
-    """Width of the gated MLP."""
+    """Width of the gated MLP; of each expert of a mixture of experts."""
+    num_experts: int = 0
+    """Experts of a layer, with architecture = "qwen3_moe"."""
+    experts_per_token: int = 0
+    """Experts that a token goes through."""
     num_heads: int = 4
     """Query heads."""
     num_kv_heads: int = 2
@@ -46,6 +50,22 @@ class ShapeConfig:
             self.num_heads % self.num_kv_heads == 0,
             f"model.shape.num_heads ({self.num_heads}) must be a multiple of "
             f"model.shape.num_kv_heads ({self.num_kv_heads}).",
+        )
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        count, chosen = self.num_experts, self.experts_per_token
+        if self.architecture != "qwen3_moe":
+            require(
+                count == chosen == 0,
+                "model.shape.num_experts and model.shape.experts_per_token have no effect with "
+                f"architecture = {self.architecture!r}; they belong to 'qwen3_moe'.",
+            )
+            return
+        require(
+            0 < chosen <= count,
+            f"model.shape.experts_per_token ({chosen}) must be between 1 and "
+            f"model.shape.num_experts ({count}).",
         )
 
 

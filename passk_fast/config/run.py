@@ -114,7 +114,7 @@ class RunConfig:
         require(
             self.algorithm.prunes,
             "rollout.early_stop needs dead groups to play no part in the update: algorithm.prune "
-            "not 'off', algorithm.kl_coef and algorithm.entropy_coef 0.",
+            "not 'off', and algorithm.kl_coef, entropy_coef, balance_coef and balance_bias_rate 0.",
         )
         require(
             self.algorithm.loss_denominator != "response_tokens",

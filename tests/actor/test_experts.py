@@ -160,3 +160,87 @@ def test_experts_that_do_not_divide_are_refused(
 ) -> None:
     message = two_ranks.run(f"{W}:refused", "qwen3_moe", folders["qwen3_moe"], {"expert": 2}, 7)
     assert message[0] == "model: 7 experts are not divisible by parallel.expert = 2."
+
+
+@pytest.fixture(scope="module")
+def balanced(one_rank: RankPool, folders: dict[str, str]) -> Any:
+    """(loss and gradients with balancing on one rank, sums and biases of a step)."""
+    folder = folders["qwen3_moe"]
+    gradients = one_rank.run(
+        f"{W}:gradients", "qwen3_moe", folder, {}, 4096, balance_coef=0.5, prune="off"
+    )
+    return gradients[0], one_rank.run(f"{W}:balance", "qwen3_moe", folder, {}, 4096, False, **BIAS)[
+        0
+    ]
+
+
+BIAS = {
+    "balance_coef": 0.5,
+    "balance_bias_rate": 0.01,
+    "importance_cap": 2.0,
+    "max_logprob_gap": 9.0,
+}
+
+
+def test_the_balancing_loss_is_that_of_each_sequence(
+    one_rank: RankPool, folders: dict[str, str]
+) -> None:
+    """Against a loop over sequences with transformers' router logits."""
+    folder = folders["qwen3_moe"]
+    want, gradients = one_rank.run(f"{W}:reference_balance", folder)[0]
+    run = f"{W}:gradients", "qwen3_moe", folder, {}, 120, True, "all"
+    _, got = one_rank.run(*run, balance_coef=0.25)[0]
+    sums, _ = one_rank.run(f"{W}:balance", "qwen3_moe", folder, {}, 4096, False, balance_coef=0.25)[
+        0
+    ]
+    assert sums["balance_loss_sum"] / sums["expert_layers"] == pytest.approx(want, rel=1e-5)
+    compared = 0
+    for name in gradients.keys() & got.keys():
+        if "layers" in name and "norm" not in name:
+            error = (got[name] / 0.25 - gradients[name]).norm() / gradients[name].norm()
+            assert error <= 1e-4, f"{name}: {error:.2e}"
+            compared += 1
+    assert compared >= 4 * 5  # attention's four and the router, in each layer
+
+
+@pytest.mark.parametrize(
+    "share",
+    [pytest.param(False, id="whole", marks=pytest.mark.slow), pytest.param(True, id="shared")],
+)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        *MESHES,
+        pytest.param({"context": 2}, id="cp2"),
+        pytest.param({"tensor": 2, "recompute": "full"}, id="full"),
+    ],
+)
+def test_balancing_is_the_same_on_all_meshes(
+    two_ranks: RankPool, folders: dict[str, str], balanced: Any, mesh: dict[str, Any], share: bool
+) -> None:
+    """Gradients of loss and balancing loss, loads, and the bias that follows from them."""
+    run = "qwen3_moe", folders["qwen3_moe"], mesh, 120, share
+    assert_same(two_ranks.run(f"{W}:gradients", *run, balance_coef=0.5)[0], balanced[0])
+    found = two_ranks.run(f"{W}:balance", *run, **BIAS)
+    for name in ("balance_loss_sum", "expert_layers", "expert_peak_sum", "expert_peak_max"):
+        assert found[0][0][name] == pytest.approx(balanced[1][0][name], rel=1e-5), name
+    last = 2 if "pipeline" in mesh else 4
+    assert found[0][1] == balanced[1][1][:last]
+    assert found[1][1] == balanced[1][1][-last:]
+
+
+def test_the_bias_evens_out_the_load(one_rank: RankPool, folders: dict[str, str]) -> None:
+    run = f"{W}:bias_at_work", "qwen3_moe", folders["qwen3_moe"]
+    first, last = one_rank.run(*run, **{**BIAS, "balance_coef": 0.0})[0]
+    assert last < 0.8 * first
+
+
+def test_the_bias_is_resumed(
+    one_rank: RankPool, two_ranks: RankPool, folders: dict[str, str], tmp_path: Path
+) -> None:
+    run = f"{W}:train_steps", "qwen3_moe", folders["qwen3_moe"]
+    two_ranks.run(*run, {"expert": 2}, 2, save=str(tmp_path), **BIAS)
+    whole = one_rank.run(*run, {}, 3, **BIAS)[0]
+    resumed = one_rank.run(*run, {}, 1, load=str(tmp_path), **BIAS)[0]
+    for name, tensor in whole.items():
+        assert (resumed[name] - tensor).norm() <= 1e-3 * tensor.norm(), name

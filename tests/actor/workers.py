@@ -115,6 +115,7 @@ def build(
     parallel: dict[str, Any],
     micro_batch_tokens: int = 4096,
     share_prompts: bool = False,
+    **algorithm: Any,
 ) -> Any:
     """An actor with the folder's weights, on a mesh over all ranks."""
     warnings.simplefilter("ignore")
@@ -122,7 +123,7 @@ def build(
     from passk_fast.distributed import drop_mesh, make_mesh
 
     drop_mesh()
-    config = run_config(parallel, micro_batch_tokens, share_prompts)
+    config = run_config(parallel, micro_batch_tokens, share_prompts, **algorithm)
     mesh = make_mesh(config.parallel, "cpu")
     actor = Actor(config, hf_config(kind), mesh)
     actor.load_folder(folder)
@@ -169,23 +170,26 @@ def gradients(
     micro_batch_tokens: int,
     share_prompts: bool = False,
     dead: str = "",
+    **algorithm: Any,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """(loss, gradient of every parameter under its Hugging Face name), on rank 0; off it, empty.
 
-    `dead`: "kept" takes the advantage from two sequences in three, "pruned" leaves those out.
+    `dead`: "kept" takes the advantage from two sequences in three, "all" from every one, "pruned"
+    leaves those out.
     """
     from passk_fast.actor import loss as losses
     from passk_fast.weights.megatron import named_parameters
 
     parallel = {**parallel, "distributed_optimizer": False}
-    actor = build(kind, folder, parallel, micro_batch_tokens, share_prompts)
+    actor = build(kind, folder, parallel, micro_batch_tokens, share_prompts, **algorithm)
     sequences = make_sequences()
     denominator = float(sum(s.response_length for s in sequences))
     from dataclasses import replace
 
     if dead:
         sequences = [
-            replace(s, advantage=s.advantage * (i % 3 == 0)) for i, s in enumerate(sequences)
+            replace(s, advantage=s.advantage * (i % 3 == 0 and dead != "all"))
+            for i, s in enumerate(sequences)
         ]
     if dead == "pruned":
         sequences = [s for s in sequences if s.advantage != 0.0]
@@ -242,11 +246,12 @@ def train_steps(
     steps: int,
     load: str = "",
     save: str = "",
+    **algorithm: Any,
 ) -> dict[str, torch.Tensor]:
     """Weights after some policy steps, from a checkpoint and into one if asked; on rank 0."""
     from passk_fast.actor import checkpoint
 
-    actor = build(kind, folder, parallel)
+    actor = build(kind, folder, parallel, **algorithm)
     start = checkpoint.read(actor, Path(load))["step"] if load else 0
     for step in range(start, start + steps):
         sequences = make_sequences(seed=step)
@@ -269,6 +274,51 @@ def grad_norms(kind: str, folder: str, parallel: dict[str, Any], steps: int) -> 
         batches = actor.pack(make_sequences(seed=step))
         norms.append(actor.policy_step(batches, denominator=100.0, lr=1e-2).grad_norm)
     return norms
+
+
+def balance(
+    kind: str, folder: str, parallel: dict[str, Any], tokens: int, share: bool, **algorithm: Any
+) -> tuple[dict[str, float], list[list[float]]]:
+    """(sums of a policy step, loads [layers, E] of this rank's stage or biases after it)."""
+    actor = build(kind, folder, parallel, tokens, share, **algorithm)
+    result = actor.policy_step(actor.pack(make_sequences()), denominator=100.0, lr=1e-2)
+    assert result.applied
+    biases = [r.balance_bias for r in actor.routers.routers if r.balance_bias is not None]
+    return result.sums, [b.tolist() for b in biases]
+
+
+def bias_at_work(kind: str, folder: str, **algorithm: Any) -> tuple[float, float]:
+    """Mean over layers of the largest load over the mean, at first and after forty steps."""
+    actor = build(kind, folder, {}, **algorithm)
+    batches = actor.pack(make_sequences())
+    peaks = []
+    for _ in range(40):
+        result = actor.policy_step(batches, denominator=1e9, lr=0.0)
+        peaks.append(result.sums["expert_peak_sum"] / result.sums["expert_layers"])
+    return peaks[0], peaks[-1]
+
+
+def reference_balance(folder: str) -> tuple[float, dict[str, torch.Tensor]]:
+    """The balancing loss of a layer, sequence by sequence with transformers' model, and gradients
+    of its sum over layers."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    experts, topk = model.config.num_experts, model.config.num_experts_per_tok
+    sequences = make_sequences()
+    total = torch.zeros(())
+    for s in sequences:
+        out = model(torch.tensor([s.token_ids]), output_router_logits=True)
+        for logits in out.router_logits:
+            scores = logits[:-1].softmax(dim=-1)  # the last token predicts nothing
+            count = torch.zeros(experts)
+            for row in scores.topk(topk, dim=-1).indices:
+                count[row] += 1
+            f = experts / (topk * len(scores)) * count
+            total = total + (f * scores.mean(dim=0)).sum() / len(sequences)
+    total.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return float(total.detach()) / len(out.router_logits), found
 
 
 def refused(kind: str, folder: str, parallel: dict[str, Any], experts: int) -> str:
