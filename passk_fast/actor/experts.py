@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from passk_fast.actor.grouped import GroupedExperts
 from passk_fast.actor.router import Router
 from passk_fast.config import AlgorithmConfig, ParallelConfig
 from passk_fast.errors import ConfigError
@@ -50,12 +51,19 @@ def moe_layers(chunk: Any) -> list[tuple[Any, Any]]:
     return [(layer, layer.mlp) for layer in chunk.decoder.layers if isinstance(layer.mlp, MoELayer)]
 
 
-def use_router(layer_spec: Any) -> None:
-    """Let the MoE layers of a Megatron layer spec route with our `Router`."""
+def use_our_parts(layer_spec: Any, *, grouped: bool) -> None:
+    """Let the MoE layers of a Megatron layer spec route with our `Router`, and where `grouped`
+    compute with our `GroupedExperts`."""
+    # Specs are partials since Megatron-core 0.17 or so, ModuleSpecs before.
     mlp = layer_spec.submodules.mlp
-    # A partial since Megatron-core 0.17, a ModuleSpec before.
     submodules = mlp.keywords["submodules"] if isinstance(mlp, partial) else mlp.submodules
     submodules.router = Router
+    if not grouped:
+        return
+    if isinstance(submodules.experts, partial):
+        submodules.experts = partial(GroupedExperts, **submodules.experts.keywords)
+    else:
+        submodules.experts.module = GroupedExperts
 
 
 def connect_routers(chunk: Any, algorithm: AlgorithmConfig) -> None:

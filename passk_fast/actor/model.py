@@ -1,8 +1,8 @@
 """The actor's Megatron-core GPTModel, built from a Hugging Face config.
 
 Qwen2/2.5, Qwen3, Llama 3, Qwen3-MoE, Mixtral: grouped-query attention, QKV bias, QK norm, tied
-embeddings, rope scaling, experts. Transformer Engine layers (with grouped GEMMs for experts) where
-it is installed on a GPU, else the local spec (experts one after another).
+embeddings, rope scaling, experts. Transformer Engine layers where it is installed on a GPU, else
+the local spec.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from passk_fast.actor.experts import (
     connect_routers,
     expert_options,
     mark_expert_parameters,
-    use_router,
+    use_our_parts,
 )
 from passk_fast.actor.layers import PackedRotary, RMSNorm
 from passk_fast.actor.megatron_on_cpu import megatron_scope
@@ -149,7 +149,7 @@ def layer_spec(config: TransformerConfig) -> Any:
         moe_grouped_gemm=False,
     )
     if config.num_moe_experts:
-        use_router(layer)
+        use_our_parts(layer, grouped=True)
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention = layer.submodules.self_attention.submodules
@@ -168,7 +168,7 @@ def _block_spec(config: TransformerConfig, transformer_engine: bool, vp_stage: i
             qk_layernorm=config.qk_layernorm,
         )
         if config.num_moe_experts:
-            use_router(layer)
+            use_our_parts(layer, grouped=False)
         return layer
     layer = layer_spec(config)
     count = get_num_layers_to_build(config, vp_stage)

@@ -15,14 +15,24 @@ from tests.ranks import RankPool
 pytestmark = pytest.mark.megatron
 
 W = "tests.actor.workers"
-MESHES = [
-    pytest.param({}, id="dp2"),
-    pytest.param({"expert": 2}, id="ep2"),
-    pytest.param({"tensor": 2}, id="tp2"),
-    pytest.param({"tensor": 2, "expert": 2}, id="tp2-ep2"),
-    pytest.param({"tensor": 2, "expert_tensor": 2}, id="tp2-etp2"),
-    pytest.param({"pipeline": 2}, id="pp2"),
-]
+ALL: dict[str, dict[str, Any]] = {
+    "dp2": {},
+    "ep2": {"expert": 2},
+    "tp2": {"tensor": 2},
+    "tp2-ep2": {"tensor": 2, "expert": 2},
+    "tp2-etp2": {"tensor": 2, "expert_tensor": 2},
+    "pp2": {"pipeline": 2},
+    "cp2": {"context": 2},
+    "full": {"tensor": 2, "recompute": "full"},
+}
+
+
+def meshes(names: str, slow: str = "") -> list[Any]:
+    """Parameters for meshes by name, some of them slow."""
+    quick = [pytest.param(ALL[name], id=name) for name in names.split()]
+    return quick + [pytest.param(ALL[n], id=n, marks=pytest.mark.slow) for n in slow.split()]
+
+
 LARGE_MESHES = [
     pytest.param({"tensor": 2, "expert": 2, "expert_tensor": 2}, id="tp2-dp2-ep2-etp2"),
     pytest.param({"pipeline": 2, "tensor": 2, "expert": 2}, id="pp2-tp2-ep2"),
@@ -44,12 +54,23 @@ def test_logits_equal_transformers(one_rank: RankPool, folders: dict[str, str], 
     assert gap <= 1e-4
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", meshes("ep2 tp2 tp2-ep2 tp2-etp2 pp2"))
 def test_logits_equal_transformers_on_meshes(
     two_ranks: RankPool, folders: dict[str, str], mesh: dict[str, Any]
 ) -> None:
     gaps = two_ranks.run(f"{W}:logits_gap", "qwen3_moe", folders["qwen3_moe"], mesh)
     assert 0.0 < max(gaps) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "counts", [[3, 1, 7, 0, 2, 0, 5, 4], [0, 0, 0, 9, 0, 0, 0, 0], [0] * 8], ids=str
+)
+def test_experts_together_are_experts_one_by_one(
+    one_rank: RankPool, folders: dict[str, str], counts: list[int]
+) -> None:
+    """Of 8 experts, some without a token; float32, other order of sums."""
+    (gap,) = one_rank.run(f"{W}:grouped_gap", "qwen3_moe", folders["qwen3_moe"], counts)
+    assert gap <= 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +94,9 @@ def test_micro_batches_do_not_change_gradients(
 @pytest.mark.parametrize(
     "mesh",
     [
-        *MESHES,
+        *meshes("dp2 ep2 tp2 tp2-ep2 tp2-etp2 pp2 full"),
         pytest.param({"context": 2, "expert": 2}, id="cp2-ep2"),
         pytest.param({"pipeline": 2, "virtual_pipeline": 2}, id="pp2-interleaved"),
-        pytest.param({"tensor": 2, "recompute": "full"}, id="tp2-recompute-full"),
     ],
 )
 def test_meshes_do_not_change_gradients(
@@ -87,12 +107,20 @@ def test_meshes_do_not_change_gradients(
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
-@pytest.mark.parametrize("mesh", [{"expert": 2}, {"tensor": 2, "expert": 2}], ids=["ep2", "tp2ep2"])
+@pytest.mark.parametrize("mesh", meshes("ep2 tp2-ep2"))
 def test_pruning_does_not_change_gradients(
     two_ranks: RankPool, folders: dict[str, str], reference: Any, mesh: dict[str, Any], share: bool
 ) -> None:
     run = f"{W}:gradients", "qwen3_moe", folders["qwen3_moe"]
     assert_same(two_ranks.run(*run, mesh, 120, share, "pruned")[0], reference["dead"])
+
+
+def test_mixtral_has_the_same_gradients(
+    one_rank: RankPool, two_ranks: RankPool, folders: dict[str, str]
+) -> None:
+    run = f"{W}:gradients", "mixtral", folders["mixtral"]
+    want = one_rank.run(*run, {}, 4096)[0]
+    assert_same(two_ranks.run(*run, ALL["tp2-ep2"], 120, True)[0], want)
 
 
 @pytest.mark.slow
@@ -108,11 +136,10 @@ def test_four_ranks(
 def saved(
     one_rank: RankPool, folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, dict[str, torch.Tensor], list[float]]:
-    """(checkpoint after two steps, weights after four uninterrupted ones, their norms)."""
+    """(checkpoint after two steps, weights after four uninterrupted ones, norms of two)."""
     path = tmp_path_factory.mktemp("checkpoint")
     run = f"{W}:train_steps", "qwen3_moe", folders["qwen3_moe"], {}
     one_rank.run(*run, 2, save=str(path))
-    norms: list[float] = []
     weights = one_rank.run(*run, 4)[0]
     norms = one_rank.run(f"{W}:grad_norms", "qwen3_moe", folders["qwen3_moe"], {}, 2)[0]
     return str(path), weights, norms
@@ -125,7 +152,7 @@ def test_resuming_is_bit_exact(one_rank: RankPool, folders: dict[str, str], save
         assert torch.equal(got[name], tensor), name
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", meshes("ep2 tp2-ep2", "dp2 tp2 tp2-etp2 pp2"))
 def test_another_mesh_resumes(
     two_ranks: RankPool, folders: dict[str, str], saved: Any, mesh: dict[str, Any]
 ) -> None:
@@ -136,7 +163,7 @@ def test_another_mesh_resumes(
         assert (got[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", meshes("ep2 tp2 tp2-etp2 pp2", "dp2 tp2-ep2"))
 def test_the_gradient_norm_counts_every_expert_once(
     two_ranks: RankPool, folders: dict[str, str], saved: Any, mesh: dict[str, Any]
 ) -> None:
@@ -207,14 +234,7 @@ def test_the_balancing_loss_is_that_of_each_sequence(
     "share",
     [pytest.param(False, id="whole", marks=pytest.mark.slow), pytest.param(True, id="shared")],
 )
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        *MESHES,
-        pytest.param({"context": 2}, id="cp2"),
-        pytest.param({"tensor": 2, "recompute": "full"}, id="full"),
-    ],
-)
+@pytest.mark.parametrize("mesh", meshes("tp2-ep2 pp2 cp2 full", "dp2 ep2 tp2 tp2-etp2"))
 def test_balancing_is_the_same_on_all_meshes(
     two_ranks: RankPool, folders: dict[str, str], balanced: Any, mesh: dict[str, Any], share: bool
 ) -> None:
@@ -225,7 +245,7 @@ def test_balancing_is_the_same_on_all_meshes(
     for name in ("balance_loss_sum", "expert_layers", "expert_peak_sum", "expert_peak_max"):
         assert found[0][0][name] == pytest.approx(balanced[1][0][name], rel=1e-5), name
     last = 2 if "pipeline" in mesh else 4
-    assert found[0][1] == balanced[1][1][:last]
+    assert found[0][1] == balanced[1][1][:last]  # biases
     assert found[1][1] == balanced[1][1][-last:]
 
 

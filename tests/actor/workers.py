@@ -288,11 +288,11 @@ def balance(
 
 
 def bias_at_work(kind: str, folder: str, **algorithm: Any) -> tuple[float, float]:
-    """Mean over layers of the largest load over the mean, at first and after forty steps."""
+    """Mean over layers of the largest load over the mean, at first and after thirty steps."""
     actor = build(kind, folder, {}, **algorithm)
     batches = actor.pack(make_sequences())
     peaks = []
-    for _ in range(40):
+    for _ in range(30):
         result = actor.policy_step(batches, denominator=1e9, lr=0.0)
         peaks.append(result.sums["expert_peak_sum"] / result.sums["expert_layers"])
     return peaks[0], peaks[-1]
@@ -319,6 +319,35 @@ def reference_balance(folder: str) -> tuple[float, dict[str, torch.Tensor]]:
     total.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return float(total.detach()) / len(out.router_logits), found
+
+
+def grouped_gap(kind: str, folder: str, counts: list[int]) -> float:
+    """Largest difference of outputs and gradients of a layer's experts, together and one by one."""
+    from megatron.core.transformer.moe.experts import SequentialMLP
+
+    from passk_fast.actor.experts import moe_layers
+    from passk_fast.actor.grouped import GroupedExperts
+    from passk_fast.actor.megatron_on_cpu import megatron_scope
+
+    actor = build(kind, folder, {})
+    experts = moe_layers(actor.chunks[0])[0][1].experts
+    assert isinstance(experts, GroupedExperts)
+    torch.manual_seed(1)
+    size = sum(counts)
+    found = []
+    for forward in (GroupedExperts.forward, SequentialMLP.forward):
+        torch.manual_seed(1)
+        x, probs = torch.randn(size, 64, requires_grad=True), torch.rand(size, requires_grad=True)
+        weights = list(experts.parameters())
+        with megatron_scope("cpu"):
+            out, _ = forward(experts, x, torch.tensor(counts), probs)
+            inputs = [x, probs, *weights]
+            grads = torch.autograd.grad(out.square().sum(), inputs, materialize_grads=True)
+        found.append([out, *grads])
+    return max(
+        float((a - b).detach().abs().max()) if a.numel() else 0.0
+        for a, b in zip(*found, strict=True)
+    )
 
 
 def refused(kind: str, folder: str, parallel: dict[str, Any], experts: int) -> str:

@@ -1,0 +1,55 @@
+"""All experts of a rank in two grouped matrix products instead of two for each expert.
+
+torch's own: one kernel in bfloat16 on Hopper and later, a loop inside torch elsewhere (on a CPU,
+in float32). Transformer Engine's layers bring their own grouped GEMM.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.moe.experts import SequentialMLP
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class GroupedExperts(SequentialMLP):
+    """Megatron's experts with their parameters and names, computed together."""
+
+    def forward(
+        self, tokens: Tensor, tokens_per_expert: Tensor, probs: Tensor
+    ) -> tuple[Tensor, None]:
+        """Tokens [S, H] sorted by expert with their weights [S] -> weighted outputs [S, H]."""
+        ends = tokens_per_expert.cumsum(0).to(tokens.device, torch.int32)
+        first = [expert.linear_fc1.weight for expert in self.local_experts]
+        second = [expert.linear_fc2.weight for expert in self.local_experts]
+        gate, up = _GroupedLinear.apply(tokens, ends, *first).chunk(2, dim=-1)
+        hidden = (F.silu(gate) * up * probs[:, None]).to(tokens.dtype)
+        return _GroupedLinear.apply(hidden, ends, *second), None
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """x W_e^T for the rows of each expert e: x [S, K], `ends` int32 [E], E weights [N, K].
+
+    Weights are stacked for the product alone, forward and again backward: a stack kept between the
+    two would be a second copy of all experts of all layers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ends: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, ends, *weights)
+        if not len(x):
+            return x.new_zeros(0, weights[0].shape[0])
+        return F.grouped_mm(x, torch.stack(weights).transpose(1, 2), offs=ends)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, ends, *weights = ctx.saved_tensors
+        if not len(x):
+            return x.new_zeros(x.shape), None, *(torch.zeros_like(w) for w in weights)
+        grad = grad.contiguous()
+        grad_x = F.grouped_mm(grad, torch.stack(weights), offs=ends)
+        return grad_x, None, *F.grouped_mm(grad.t(), x, offs=ends).unbind(0)
