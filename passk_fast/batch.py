@@ -6,7 +6,7 @@ V vocabulary, D hidden size. A worked example stands under every class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class Rollout:
     text: str
     finished: bool
     """False when the response was cut at the token limit."""
+    routed_experts: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """With algorithm.routing_replay: the experts that sampling chose, uint8 (int16 above 256
+    experts) [prompt + response - 1, M, K], M mixture layers, K experts a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,8 @@ class Sequence:
     prompt_length: int
     rollout_logprobs: tuple[float, ...]
     advantage: float
+    routed_experts: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """The rollout's: of every token but the last."""
 
     @property
     def response_length(self) -> int:
@@ -154,3 +159,6 @@ class PackedBatch:
     """float32 [T]: the trainer's own log-probs before the update; None when strictly on-policy"""
     reference_logprobs_T: torch.Tensor | None = None
     """float32 [T]: the reference model's log-probs; None without a KL term"""
+    routed_TMK: torch.Tensor | None = None
+    """int16 [T, M, K], on the CPU always: the experts that sampling chose in M mixture layers, -1
+    where it chose none (padding, the last token of a sequence); None: they are not replayed"""

@@ -354,6 +354,7 @@ def to_sequences(groups: list[RolloutGroup], advantages_PN: np.ndarray) -> list[
             prompt_length=len(group.prompt_ids),
             rollout_logprobs=rollout.logprobs,
             advantage=float(advantage),
+            routed_experts=rollout.routed_experts,
         )
         for group, advantages_N in zip(groups, advantages_PN, strict=True)
         for rollout, advantage in zip(group.rollouts, advantages_N, strict=True)

@@ -117,7 +117,8 @@ def unit_pairs(sequences: SequenceOf[Sequence], unit: SequenceOf[int]) -> int:
 class _Rows:
     """The columns of a micro-batch, filled segment by segment."""
 
-    def __init__(self, size: int, pad_id: int) -> None:
+    def __init__(self, size: int, pad_id: int, experts: tuple[int, ...] | None) -> None:
+        """`experts`: (M, K) of the sequences' routed experts."""
         self.tokens = np.full(size, pad_id, np.int64)
         self.targets = np.full(size, pad_id, np.int64)
         self.positions = np.zeros(size, np.int64)
@@ -125,6 +126,7 @@ class _Rows:
         self.advantages = np.zeros(size, np.float32)
         self.rollout = np.zeros(size, np.float32)
         self.owner = np.full(size, -1, np.int64)
+        self.routed = None if experts is None else np.full((size, *experts), -1, np.int16)
         self.lengths: list[int] = []
         self.prefix: list[int] = []
         self.copies = np.zeros(size, np.float32)
@@ -146,6 +148,9 @@ class _Rows:
         self.copies[self.filled : self.filled + len(targets)] = copies
         if owner >= 0:
             self.members.append((len(self.lengths), prefix))
+        if self.routed is not None and s.routed_experts is not None:
+            routed = s.routed_experts[first:last]
+            self.routed[self.filled : self.filled + len(routed)] = routed
         # The first response token is predicted at position prompt_length - 1.
         begin = self.filled + s.prompt_length - 1 - first
         end = min(begin + s.response_length, self.filled + length)
@@ -188,7 +193,15 @@ class _Rows:
                 segments=len(self.lengths),
                 members_S2=torch.tensor(self.members, dtype=torch.int64).view(-1, 2),
             ),
+            routed_TMK=None if self.routed is None else torch.from_numpy(self.routed),
         )
+
+
+def _experts(sequences: SequenceOf[Sequence]) -> tuple[int, ...] | None:
+    """(mixture layers, experts a token) of the routed experts, where there are any."""
+    known = (s.routed_experts for s in sequences if s.routed_experts is not None)
+    first = next(known, None)
+    return None if first is None else first.shape[1:]
 
 
 def _padded(total: int, multiple: int) -> int:
@@ -205,7 +218,7 @@ def pack(
     Padding is cut into segments no longer than the longest sequence, so it costs no attention.
     """
     lengths = [len(sequences[i].token_ids) for i in indices]
-    rows = _Rows(_padded(sum(lengths), multiple), pad_id)
+    rows = _Rows(_padded(sum(lengths), multiple), pad_id, _experts(sequences))
     for i, length in zip(indices, lengths, strict=True):
         rows.segment(sequences[i], i, 0, length)
     rows.pad(max(lengths, default=_EMPTY_PIECE))
@@ -223,9 +236,10 @@ def pack_shared(
 
     A unit's prompt, without its last token, is a segment of its own; each response is a segment
     that begins with the prompt's last token and leaves out its own last, which predicts nothing.
+    The prompt's routed experts are those of the unit's first response.
     """
     total = sum(unit_length(sequences, unit) for unit in units)
-    rows = _Rows(_padded(total, multiple), pad_id)
+    rows = _Rows(_padded(total, multiple), pad_id, _experts(sequences))
     for unit in units:
         shared = sequences[unit[0]].prompt_length - 1
         prefix = -1

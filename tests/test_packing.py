@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from passk_fast.batch import Sequence
+from passk_fast.context import context_part
 from passk_fast.packing import pack, pack_shared, shared_units, unit_length
 
 
@@ -93,3 +97,46 @@ def test_shared_prompts_stand_once_in_front_of_their_responses(
         assert tuple(batch.rollout_logprobs_T[own].tolist()) == s.rollout_logprobs
         assert set(batch.advantages_T[own].tolist()) == {s.advantage}
     assert seen == list(range(len(sequences)))
+
+
+def with_experts(s: Sequence) -> Sequence:
+    """Layer m of token t has experts 4 t + 2 m and the next."""
+    tokens = np.array(s.token_ids[:-1], np.int16)[:, None, None]
+    return replace(s, routed_experts=4 * tokens + np.arange(4, dtype=np.int16).reshape(2, 2))
+
+
+@given(groups(), st.sampled_from([1, 4]), st.booleans())
+def test_experts_stay_with_their_tokens(
+    sequences: list[Sequence], multiple: int, shared: bool
+) -> None:
+    sequences = [with_experts(s) for s in sequences]
+    if shared:
+        units = shared_units(sequences, 1, 400)
+        batch = pack_shared(sequences, units, multiple=multiple, pad_id=0)
+    else:
+        batch = pack(sequences, range(len(sequences)), multiple=multiple, pad_id=0)
+    if not sequences:
+        assert batch.routed_TMK is None
+        return
+    assert batch.routed_TMK is not None
+    assert batch.routed_TMK.dtype == torch.int16
+    assert batch.routed_TMK.shape == (len(batch.tokens_T), 2, 2)
+    unknown = torch.zeros(len(batch.tokens_T), dtype=torch.bool)
+    unknown[batch.real_tokens :] = True
+    if not shared:  # the last token of a sequence, which was never run in sampling
+        unknown[batch.cu_seqlens[1 : len(sequences) + 1].long() - 1] = True
+    expected = 4 * batch.tokens_T[:, None, None] + torch.arange(4).view(2, 2)
+    expected[unknown] = -1
+    assert torch.equal(batch.routed_TMK.long(), expected)
+
+
+def test_experts_follow_their_rows_to_context_parallel_ranks() -> None:
+    sequences = [with_experts(sequence(3, 9, 100)), with_experts(sequence(2, 5, 200))]
+    batch = pack(sequences, range(2), multiple=4, pad_id=0)
+    assert batch.routed_TMK is not None
+    for rank in range(2):
+        part = context_part(batch, rank, 2)
+        assert part.routed_TMK is not None
+        known = part.routed_TMK[:, 0, 0] >= 0
+        assert torch.equal(part.routed_TMK[known, 0, 0].long(), 4 * part.tokens_T[known])
+        assert int(known.sum()) > 0

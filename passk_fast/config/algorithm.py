@@ -194,6 +194,10 @@ class AlgorithmConfig:
     """Optimizer steps a batch of rollouts; 1 is strictly on-policy."""
     max_dead_steps: int = 100
     """Stop after this many steps in a row without one group that has a gradient; 0 never does."""
+    routing_replay: Literal["off", "measure", "replay"] = "off"
+    """Mixtures of experts: replay sends every token in training to the experts that sampling chose
+    (R3, arXiv 2510.11370), measure leaves it the trainer's own; both report `routing_differs`, the
+    share of tokens and layers where these differ (docs/routing_replay.md)."""
     max_logprob_gap: float = 0.0
     """First-step bound on max |rollout - trainer log-prob|; 0 takes the default of the dtype and
     device (float32 on CPU 1e-4, float32 on GPU 1e-2, bfloat16 0.5)."""

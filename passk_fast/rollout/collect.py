@@ -207,8 +207,11 @@ def make_groups(
     )
 
 
+_NO_EXPERTS = np.empty((0, 0, 0), np.uint8)
+
+
 def encode_samples(samples: Samples) -> np.ndarray:
-    """Samples as uint8 [bytes]: six int64 sizes, then one plain array after another.
+    """Samples as uint8 [bytes]: nine int64 sizes, then one plain array after another.
 
     Log-probs travel as float32, which is what vLLM computes; rewards as float64; texts as UTF-8.
     """
@@ -221,7 +224,9 @@ def encode_samples(samples: Samples) -> np.ndarray:
     )
     text_bytes = sum(map(len, texts))
     sizes = [len(rollouts), len(tokens), text_bytes, len(failure)]
-    sizes += [samples.failures, samples.aborted]
+    routed = [r.routed_experts for r in rollouts]
+    first = next((experts for experts in routed if experts is not None), _NO_EXPERTS)
+    sizes += [samples.failures, samples.aborted, *first.shape[1:], first.itemsize]
     sections = [
         np.array(sizes, "<i8").tobytes(),
         np.array(samples.rewards, "<f8").tobytes(),
@@ -230,8 +235,10 @@ def encode_samples(samples: Samples) -> np.ndarray:
         tokens.astype("<i4").tobytes(),
         logprobs.astype("<f4").tobytes(),
         np.array([r.finished for r in rollouts], "u1").tobytes(),
+        np.array([0 if experts is None else len(experts) for experts in routed], "<i4").tobytes(),
         *texts,
         failure,
+        *(experts.tobytes() for experts in routed if experts is not None),
     ]
     return np.frombuffer(b"".join(sections), dtype=np.uint8)
 
@@ -247,30 +254,35 @@ def decode_samples(data: np.ndarray) -> Samples:
         return part
 
     count, num_tokens, text_bytes, failure_bytes, failures, aborted = take(6, "<i8").tolist()
+    layers, top_k, width = take(3, "<i8").tolist()
     rewards = take(count, "<f8").tolist()
     token_ends = np.cumsum(take(count, "<i4")).tolist()
     text_ends = np.cumsum(take(count, "<i4")).tolist()
     tokens = take(num_tokens, "<i4").tolist()
     logprobs = take(num_tokens, "<f4").tolist()
     finished = take(count, "u1").astype(bool).tolist()
+    routed_rows = take(count, "<i4").tolist()
     texts = take(text_bytes, "u1").tobytes()
+    first_failure = take(failure_bytes, "u1").tobytes().decode("utf-8")
     rollouts = []
     for r in range(count):
         span = slice(token_ends[r - 1] if r else 0, token_ends[r])
         text = texts[text_ends[r - 1] if r else 0 : text_ends[r]]
+        experts = take(routed_rows[r] * layers * top_k, "u1" if width == 1 else "<i2")
         rollouts.append(
             Rollout(
                 token_ids=tuple(tokens[span]),
                 logprobs=tuple(logprobs[span]),
                 text=text.decode("utf-8", "surrogatepass"),
                 finished=finished[r],
+                routed_experts=experts.reshape(-1, layers, top_k) if routed_rows[r] else None,
             )
         )
     return Samples(
         rollouts=rollouts,
         rewards=rewards,
         failures=failures,
-        first_failure=take(failure_bytes, "u1").tobytes().decode("utf-8"),
+        first_failure=first_failure,
         aborted=aborted,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError, DataError
 from passk_fast.rollout.on_cpu import SeededDraws, draw_by_seed
 from passk_fast.rollout.parameters import OpenParameters
+from passk_fast.rollout.routing import Routing, routing_of
 from passk_fast.rollout.start import prepare_environment, start_llm
 from passk_fast.rollout.watch import GroupWatch, Orders
 from passk_fast.seeding import seed_for
@@ -66,6 +68,9 @@ class RolloutEngine:
         if self._on_cpu:
             (self._draws,) = self.llm.collective_rpc(draw_by_seed)
         self.tokenizer: Any = self.llm.get_tokenizer()
+        self._routing: Routing | None = None
+        if config.algorithm.routing_replay != "off" and self.tensor_rank == 0:
+            self._routing = routing_of(self.llm, model_dir, on_cpu=self._on_cpu)
         # vLLM does this in an engine process of its own: a tenth of decoding a small model.
         gc.collect()
         gc.freeze()
@@ -121,7 +126,7 @@ class RolloutEngine:
         The same seeds give the same responses as `sample`. All first responses are queued before
         all second ones, so that a group that is decided early leaves its last ones unbegun. On the
         ranks of one tensor-parallel block the first rank's watch decides; the others' are not
-        asked.
+        asked. With algorithm.routing_replay responses carry the experts of their tokens.
         """
         assert self._has_weights, "wake the engine and load weights first"
         self._forget_draws()
@@ -138,7 +143,9 @@ class RolloutEngine:
             if self.forced_length is not None:
                 params.max_tokens = self.forced_length(seed, prompt_keys[p], n)
                 params.ignore_eos = True
-            engine.add_request(f"{p}.{n}", inputs[p], params)
+            internal = engine.add_request(f"{p}.{n}", inputs[p], params)
+            if self._routing is not None:
+                self._routing.begin(f"{p}.{n}", internal)
 
         for n in range(watch.num_rollouts):
             for p in range(len(prompts)):
@@ -156,6 +163,8 @@ class RolloutEngine:
                 for key in orders.add:
                     add(key)
                 busy = engine.has_unfinished_requests() or orders.waiting
+        if self._routing is not None:
+            self._routing.forget()
 
     def _agreed(
         self, watch: GroupWatch, ended: list[RequestOutput], seeds: Sequence[int]
@@ -166,6 +175,11 @@ class RolloutEngine:
             keys = [_key(output.request_id) for output in ended]
             own = [seeds[p] + n for p, n in keys]
             rollouts = [group[0] for group in self._rollouts(ended, 1, own)]
+            if self._routing is not None:
+                experts = map(self._routing.end, ended)
+                rollouts = [
+                    replace(r, routed_experts=e) for r, e in zip(rollouts, experts, strict=True)
+                ]
             orders = watch.step(list(zip(keys, rollouts, strict=True)))
         if self.tensor_size > 1:
             from vllm.distributed.parallel_state import get_tp_group

@@ -68,6 +68,7 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
     else:
         options["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         options["enable_sleep_mode"] = rollout.sleep
+        options["enable_return_routed_experts"] = config.algorithm.routing_replay != "off"
     try:
         with own_segments() if device == "cpu" else nullcontext():
             return LLM(**options)

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from passk_fast.batch import Prompt, Rollout, RolloutGroup
-from passk_fast.config import ModelConfig, RolloutConfig, RunConfig
+from passk_fast.config import AlgorithmConfig, ModelConfig, RolloutConfig, RunConfig
 from passk_fast.errors import PasskError
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.engine import RolloutEngine
@@ -19,9 +19,9 @@ from passk_fast.weights.placement import Tensors, rollout_side
 _RUNNING: dict[str, Any] = {"key": None, "engine": None}
 
 
-def start(folder: str, tensor: int, **rollout: Any) -> None:
+def start(folder: str, tensor: int, *, routing_replay: Any = "off", **rollout: Any) -> None:
     """An engine on the weights of `folder`; replaces the one before unless it is the same."""
-    key = (folder, tensor, *sorted(rollout.items()))
+    key = (folder, tensor, routing_replay, *sorted(rollout.items()))
     if _RUNNING["key"] == key:
         return
     if _RUNNING["engine"] is not None:
@@ -31,6 +31,7 @@ def start(folder: str, tensor: int, **rollout: Any) -> None:
     config = RunConfig(
         model=ModelConfig(path=folder),
         rollout=RolloutConfig(tensor=tensor, **{**limits, **rollout}),
+        algorithm=AlgorithmConfig(routing_replay=routing_replay),
     )
     engine = RolloutEngine(
         config, folder, rank=dist.get_rank(), world_size=dist.get_world_size(), device="cpu"

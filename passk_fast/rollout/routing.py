@@ -1,0 +1,139 @@
+"""The experts that vLLM chose for every token that a response ran through the model.
+
+On a GPU vLLM keeps them itself. Its CPU runner cannot, so there they are kept here, by the place of
+a token's key and value in the cache: what a prefix-cache hit finds was computed with them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from passk_fast.errors import ConfigError
+from passk_fast.routing import moe_layers, stored_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from vllm import LLM, RequestOutput
+
+
+class Routing(Protocol):
+    """Where the engine asks for the experts of a response."""
+
+    def begin(self, request_id: str, internal_id: str) -> None:
+        """A request was added, which vLLM knows by another name inside."""
+
+    def end(self, output: RequestOutput) -> np.ndarray:
+        """The experts [prompt + response - 1, M, K] of a request that ended in the last step."""
+
+    def forget(self) -> None:
+        """No request is running: drop what aborted ones left."""
+
+
+class ReturnedRouting:
+    """GPU: vLLM returns the experts of all layers with a response."""
+
+    def __init__(self, hf: Any) -> None:
+        self._layers, self._dtype = moe_layers(hf), stored_dtype(hf)
+
+    def begin(self, request_id: str, internal_id: str) -> None:
+        """vLLM needs no help."""
+
+    def end(self, output: RequestOutput) -> np.ndarray:
+        completion = output.outputs[0]
+        rows = len(output.prompt_token_ids) + len(completion.token_ids) - 1
+        found = completion.routed_experts
+        if found is None or len(found) < rows:
+            have = "none" if found is None else f"those of {len(found)} tokens"
+            raise RuntimeError(
+                f"vLLM returned {have} instead of the experts of {rows} tokens "
+                "(algorithm.routing_replay)."
+            )
+        return found[:rows, self._layers].astype(self._dtype)
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
+class CachedRouting:
+    """CPU: the experts of every token in vLLM's cache of keys and values.
+
+    M x K bytes (twice that above 256 experts) for each of the cache's tokens.
+    """
+
+    def __init__(self, llm: LLM, hf: Any) -> None:
+        import torch
+
+        # A class, so that it may be passed on as it is: no pickling within one process.
+        (self._runner,) = llm.collective_rpc(_model_runner)
+        spec = self._runner.kv_cache_config
+        (group,) = spec.kv_cache_groups  # one: the models here have full attention throughout
+        self._block = group.kv_cache_spec.block_size
+        layers, top_k = len(moe_layers(hf)), hf.num_experts_per_tok
+        dtype = torch.from_numpy(np.empty(0, stored_dtype(hf))).dtype
+        # The last row takes what vLLM gives no place: slot -1 is padding.
+        self._experts_SMK = torch.zeros(
+            (spec.num_blocks * self._block + 1, layers, top_k), dtype=dtype
+        )
+        self._internal: dict[str, str] = {}
+        (bound,) = llm.apply_model(partial(_bind, capture=self._capture))
+        assert bound == layers, f"vLLM has {bound} mixture layers, the model {layers}"
+
+    def begin(self, request_id: str, internal_id: str) -> None:
+        self._internal[request_id] = internal_id
+
+    def end(self, output: RequestOutput) -> np.ndarray:
+        # vLLM forgets a request's blocks, and gives them away, in the next step.
+        state = self._runner.requests[self._internal.pop(output.request_id)]
+        rows = len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1
+        blocks = np.asarray(state.block_ids[0], np.int64)
+        slots = (blocks[:, None] * self._block + np.arange(self._block)).ravel()[:rows]
+        assert len(slots) == rows, "a token without a place in the cache"
+        return self._experts_SMK.numpy()[slots]
+
+    def forget(self) -> None:
+        self._internal.clear()
+
+    def _capture(self, layer: int, experts: Tensor) -> None:
+        """Keep what one layer chose for the tokens of the running step, [tokens, K]."""
+        from vllm.forward_context import get_forward_context
+
+        slots = get_forward_context().slot_mapping
+        if not slots:
+            return  # a trial run without a cache
+        assert isinstance(slots, dict), "vLLM cut the step in two"
+        slot_of_row = next(iter(slots.values()))
+        self._experts_SMK[slot_of_row, layer] = experts.to(self._experts_SMK.dtype)
+
+
+def _model_runner(worker: Any) -> Any:
+    return worker.model_runner
+
+
+def _bind(model: Any, capture: Any) -> int:
+    """Call `capture(layer, experts)` whenever a mixture layer has chosen; how many there are."""
+    from vllm.model_executor.layers.fused_moe.layer import MoERunner
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+
+    runners = [module for module in model.modules() if isinstance(module, MoERunner)]
+    for layer, runner in enumerate(runners):
+        if runner.is_monolithic or not isinstance(runner.router, BaseRouter):
+            raise ConfigError(
+                "algorithm.routing_replay: vLLM's experts on this CPU choose inside their kernel, "
+                "where the choice cannot be read. Take 'off'."
+            )
+        runner.router.set_capture_fn(partial(capture, layer))
+    return len(runners)
+
+
+def routing_of(llm: LLM, model_dir: str, *, on_cpu: bool) -> Routing:
+    """Where to ask the engine `llm` of the model in `model_dir` for experts.
+
+    On a GPU `llm` must have been started with `enable_return_routed_experts`.
+    """
+    from transformers import AutoConfig
+
+    hf = AutoConfig.from_pretrained(model_dir)
+    return CachedRouting(llm, hf) if on_cpu else ReturnedRouting(hf)

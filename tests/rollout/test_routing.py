@@ -1,0 +1,128 @@
+"""The experts that responses carry, against transformers' routers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from passk_fast.advantage import dead_rows, table
+from passk_fast.batch import Prompt, RolloutGroup
+from passk_fast.errors import ConfigError
+from passk_fast.rollout.routing import ReturnedRouting
+from passk_fast.routing import check_routing, moe_layers, stored_dtype
+from tests.moe_model import LAYERS, TOP_K, ReferenceRouter, make_moe_folder
+from tests.ranks import RankPool
+
+W = "tests.rollout.workers:"
+LONG = "abcdefgh" * 5  # one whole block of the cache, and a part of the next
+TEXTS = [LONG, "b", "hgfe", "a\nb", LONG + "aa", "c"]
+PROMPTS = [Prompt(id=f"p{i}", text=text, answer="", task="test") for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_moe_folder(tmp_path_factory.mktemp("moe"), seed=3)
+
+
+def check_groups(folder: str, groups: list[RolloutGroup]) -> int:
+    """Compare every response's experts with the reference's; how many choices were compared."""
+    reference, compared = ReferenceRouter(folder), 0
+    for group in groups:
+        for rollout in group.rollouts:
+            ids = group.prompt_ids + rollout.token_ids
+            if not rollout.token_ids:
+                assert rollout.routed_experts is None
+                continue
+            routed = rollout.routed_experts
+            assert routed is not None
+            assert routed.dtype == np.uint8
+            assert routed.shape == (len(ids) - 1, LAYERS, TOP_K)
+            expected, gap = reference.experts(ids[:-1])
+            safe = gap > 1e-5  # float32 against float64: nearer than this may fall either way
+            assert safe.mean() > 0.99
+            np.testing.assert_array_equal(np.sort(routed)[safe], expected[safe])
+            compared += int(safe.sum())
+    return compared
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_experts_are_those_of_the_reference(pool: RankPool, folder: str, tensor: int) -> None:
+    """At TP1 both engines sample half the prompts, and what they captured travels."""
+    pool.run(W + "start", folder, tensor, routing_replay="measure", max_prompt_tokens=48)
+    found = pool.run(W + "collect_with_a", PROMPTS, num_rollouts=4, seed=1)
+    (groups, stats), (others, _) = found
+    # the first half of the four responses to a long prompt but the first find its block
+    assert stats.cached_tokens >= 3 * 32
+    assert check_groups(folder, groups) > 1000
+    for group, other in zip(groups, others, strict=True):
+        for one, two in zip(group.rollouts, other.rollouts, strict=True):
+            np.testing.assert_array_equal(one.routed_experts, two.routed_experts)
+            assert one == two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", [pytest.param(1, marks=pytest.mark.sample), 2])
+def test_experts_survive_aborts_refills_and_a_full_cache(
+    pool: RankPool, folder: str, tensor: int
+) -> None:
+    """Groups that are stopped hand their blocks on to others; new weights drop what was cached."""
+    options = {"max_prompt_tokens": 48, "kv_cache_gib": 0.0005, "max_num_seqs": 3}
+    pool.run(W + "start", folder, tensor, routing_replay="replay", **options)
+    dead = dead_rows(table("passk", 6, 2))
+    aborted = 0
+    for seed in range(3):
+        groups, stats = pool.run(
+            W + "collect_with_a", PROMPTS, num_rollouts=6, seed=seed, dead_rows=dead
+        )[0]
+        check_groups(folder, groups)
+        aborted += stats.aborted
+    assert aborted > 0
+
+
+@pytest.mark.slow
+def test_experts_follow_new_weights(pool: RankPool, folder: str, tmp_path: Path) -> None:
+    pool.run(W + "start", folder, 1, routing_replay="replay", max_prompt_tokens=48)
+    pool.run(W + "collect_with_a", PROMPTS, num_rollouts=2, seed=0)
+    other = make_moe_folder(tmp_path / "other", seed=4)
+    pool.run(W + "load", other)
+    groups, _ = pool.run(W + "collect_with_a", PROMPTS, num_rollouts=2, seed=0)[0]
+    assert check_groups(other, groups) > 500
+
+
+def test_layers_that_route() -> None:
+    config = SimpleNamespace(
+        num_hidden_layers=6, num_experts=300, mlp_only_layers=[1], decoder_sparse_step=2
+    )
+    assert moe_layers(config) == [3, 5]
+    assert stored_dtype(config) == np.int16
+    mixtral = SimpleNamespace(num_hidden_layers=3, num_local_experts=8)
+    assert moe_layers(mixtral) == [0, 1, 2]
+    assert stored_dtype(mixtral) == np.uint8
+
+
+def test_a_dense_model_is_refused() -> None:
+    dense = SimpleNamespace(num_hidden_layers=2, model_type="qwen3")
+    check_routing(dense, "off")
+    with pytest.raises(ConfigError, match=r"the model \(qwen3\) is no mixture"):
+        check_routing(dense, "replay")
+
+
+def test_what_vllm_returns_is_cut_to_mixture_layers() -> None:
+    """As a GPU's engine returns them: all layers, int32; the last token may be missing."""
+    hf = SimpleNamespace(
+        num_hidden_layers=4, num_experts=8, mlp_only_layers=[0], decoder_sparse_step=1
+    )
+    found = np.arange(6 * 4 * 2, dtype=np.int32).reshape(6, 4, 2)
+    completion = SimpleNamespace(token_ids=[1, 2, 3, 4], routed_experts=found)
+    output = SimpleNamespace(prompt_token_ids=[5, 6, 7], outputs=[completion])
+    experts = ReturnedRouting(hf).end(output)
+    np.testing.assert_array_equal(experts, found[:, 1:])
+    assert experts.dtype == np.uint8
+    completion.routed_experts = found[:5]
+    with pytest.raises(RuntimeError, match="those of 5 tokens instead of the experts of 6"):
+        ReturnedRouting(hf).end(output)
