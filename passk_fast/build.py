@@ -29,7 +29,6 @@ from passk_fast.report.sinks import Report
 from passk_fast.report.summary import print_summary
 from passk_fast.rollout.engine import RolloutEngine
 from passk_fast.rollout.watch import VerifierPool
-from passk_fast.routing import check_routing
 from passk_fast.signals import StopFlag
 from passk_fast.tasks import PromptOrder, alphabet, test_prompts, train_prompts, verify
 from passk_fast.tokenizer import character_tokenizer, make_tiny_model
@@ -172,7 +171,6 @@ def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Ru
     held_out = test_prompts(config.data)
     model_dir = model_folder(config, mesh)
     hf = AutoConfig.from_pretrained(model_dir)
-    check_routing(hf, config.algorithm.routing_replay)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     remote = Remote(config, bridge, model_dir, tokenizer) if bridge else None
     if config.warm_start.steps:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     from passk_fast.seeding import seed_for
     from passk_fast.tasks import test_prompts, verify
 
+    # Nothing is trained on what is sampled here.
+    config = replace(config, algorithm=replace(config.algorithm, routing_replay="off"))
     settings = config.eval
     tasks = by_task(test_prompts(config.data), samples, settings.num_rollouts)
     device = pick_device(config.device)

@@ -57,6 +57,8 @@ def update_metrics(results: SequenceOf[StepResult]) -> dict[str, float]:
         record |= _expert_metrics(results, total)
     if "far_rows" in total:  # rows that took the fused head's slow path
         record["head_far_rows"] = int(total["far_rows"])
+    if "routing_known" in total:  # tokens times mixture layers
+        record["routing_differs"] = total["routing_differs"] / max(1.0, total["routing_known"])
     return record
 
 

@@ -67,6 +67,7 @@ class ReferenceRouter:
             self.model(torch.tensor([list(token_ids)]))
         for hook in hooks:
             hook.remove()
-        top = torch.stack(logits, dim=1).topk(TOP_K + 1, dim=-1)
-        gap = top.values[..., TOP_K - 1] - top.values[..., TOP_K]
-        return top.indices[..., :TOP_K].sort(dim=-1).values.numpy(), gap.numpy()
+        k = self.model.config.num_experts_per_tok
+        top = torch.stack(logits, dim=1).topk(k + 1, dim=-1)
+        gap = top.values[..., k - 1] - top.values[..., k]
+        return top.indices[..., :k].sort(dim=-1).values.numpy(), gap.numpy()

@@ -27,6 +27,7 @@ from passk_fast.actor.megatron_on_cpu import megatron_scope
 from passk_fast.actor.model import build_chunks, padded_vocab, uses_transformer_engine
 from passk_fast.actor.optimizer import make_optimizer, wrap
 from passk_fast.actor.router import RouterWatch
+from passk_fast.actor.routing import RoutingReplay
 from passk_fast.batch import ContextPart, PackedBatch, RoutedRows, Sequence
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.context import context_part
@@ -35,6 +36,9 @@ from passk_fast.weights.hf import HFReader
 from passk_fast.weights.layout import ModelShape, Spec
 from passk_fast.weights.megatron import Layout, full_tensors, load, named_parameters
 from passk_fast.weights.mesh import TrainerMesh
+
+_ON_HOST = ("live_L", "routed_TMK")
+"""Tensors of a batch that stay on the CPU."""
 
 LossBuilder = Callable[..., losses.LossFunction]
 """(batch, weight=...) -> loss function; `weight` is passed with the fused head only."""
@@ -107,6 +111,7 @@ class Actor:
             self.optimizer = make_optimizer(self.chunks, config, self.optim, mesh.device)
         routers = [mlp.router for chunk in self.chunks for _, mlp in moe_layers(chunk)]
         self.routers = RouterWatch(routers, config.algorithm.balance_bias_rate)
+        self.routing = RoutingReplay(self.chunks, hf, config.algorithm.routing_replay, mesh)
         self.reference: list[Any] | None = None
 
     def load_folder(self, folder: str) -> None:
@@ -206,6 +211,8 @@ class Actor:
                 padded=self._pads,
                 context_group=self.mesh.context_group,
             )
+            if chunks is self.chunks:  # a reference model chooses for itself
+                params.experts = self.routing.experts(batch, count=not forward_only)
             inputs = (batch.tokens_T[None], batch.positions_T[None], None)
             if not self.fused_head:
                 return model(*inputs, packed_seq_params=params), make_loss(batch)
@@ -300,7 +307,8 @@ class Actor:
             with megatron_scope(self.mesh.device):
                 _, norm, _ = self.optimizer.step()
             grad_norm = float(norm) if norm is not None else float("nan")
-        sums, worst = self._reduce(results, self.routers.finish(self.mesh, applied=finite))
+        seen = self.routers.finish(self.mesh, applied=finite) | self.routing.take_counts()
+        sums, worst = self._reduce(results, seen)
         return StepResult(
             sums=sums,
             grad_norm=grad_norm,
@@ -375,6 +383,6 @@ def _to(batch: Any, device: torch.device) -> Any:
         if isinstance(value, Tensor)
         else _to(value, device)
         for name, value in vars(batch).items()
-        if isinstance(value, Tensor | ContextPart | RoutedRows) and name != "live_L"
+        if isinstance(value, Tensor | ContextPart | RoutedRows) and name not in _ON_HOST
     }
     return replace(batch, **moved)

@@ -63,6 +63,8 @@ class PackedParams(PackedSeqParams):
     """For routers of a mixture of experts."""
     rotation: tuple[Tensor, Tensor] | None = None
     """Cosine and sine [T, 1, head_dim / 2], made by the first layer that turns its keys."""
+    experts: Any = None
+    """`routing.MicroBatchExperts` where sampling's experts are replayed or compared with."""
 
 
 def packed_params(

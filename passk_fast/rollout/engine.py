@@ -18,7 +18,7 @@ from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError, DataError
 from passk_fast.rollout.on_cpu import SeededDraws, draw_by_seed
 from passk_fast.rollout.parameters import OpenParameters
-from passk_fast.rollout.routing import Routing, routing_of
+from passk_fast.rollout.routing import routing_of
 from passk_fast.rollout.start import prepare_environment, start_llm
 from passk_fast.rollout.watch import GroupWatch, Orders
 from passk_fast.seeding import seed_for
@@ -68,9 +68,8 @@ class RolloutEngine:
         if self._on_cpu:
             (self._draws,) = self.llm.collective_rpc(draw_by_seed)
         self.tokenizer: Any = self.llm.get_tokenizer()
-        self._routing: Routing | None = None
-        if config.algorithm.routing_replay != "off" and self.tensor_rank == 0:
-            self._routing = routing_of(self.llm, model_dir, on_cpu=self._on_cpu)
+        mode = config.algorithm.routing_replay if self.tensor_rank == 0 else "off"
+        self._routing = routing_of(self.llm, model_dir, mode, on_cpu=self._on_cpu)
         # vLLM does this in an engine process of its own: a tenth of decoding a small model.
         gc.collect()
         gc.freeze()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from passk_fast.errors import ConfigError
-from passk_fast.routing import moe_layers, stored_dtype
+from passk_fast.routing import check_routing, moe_layers, stored_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,12 +128,16 @@ def _bind(model: Any, capture: Any) -> int:
     return len(runners)
 
 
-def routing_of(llm: LLM, model_dir: str, *, on_cpu: bool) -> Routing:
-    """Where to ask the engine `llm` of the model in `model_dir` for experts.
+def routing_of(llm: LLM, model_dir: str, mode: str, *, on_cpu: bool) -> Routing | None:
+    """Where to ask the engine `llm` of the model in `model_dir` for experts; None: `mode` is "off".
 
-    On a GPU `llm` must have been started with `enable_return_routed_experts`.
+    On a GPU `llm` must have been started with `enable_return_routed_experts`. ConfigError for a
+    dense model.
     """
+    if mode == "off":
+        return None
     from transformers import AutoConfig
 
     hf = AutoConfig.from_pretrained(model_dir)
+    check_routing(hf, mode)
     return CachedRouting(llm, hf) if on_cpu else ReturnedRouting(hf)

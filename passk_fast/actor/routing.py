@@ -1,0 +1,153 @@
+"""Routing replay (R3, arXiv 2510.11370): tokens go to the experts that sampling chose.
+
+Megatron's router asks its `router_replay` for the top k of its scores. Ours answers with the stored
+experts' scores, so gate weights, and gradients through them, are the trainer's own. It also counts
+where the trainer would have chosen others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from passk_fast.batch import PackedBatch
+from passk_fast.distributed import Mesh
+from passk_fast.errors import ConfigError
+from passk_fast.routing import check_routing, moe_layers
+
+
+class MicroBatchExperts:
+    """The experts of one micro-batch's tokens that this rank's routers see, by layer.
+
+    `routed_tMK` int16, -1 where sampling chose none; `layers` are the M layers' indices.
+    """
+
+    def __init__(self, routed_tMK: Tensor, layers: list[int], *, replay: bool) -> None:
+        self._routed = dict(zip(layers, routed_tMK.unbind(1), strict=True))
+        self._replay = replay
+        self.differs: dict[int, Tensor] = {}
+        """By layer: how many tokens the router would have sent elsewhere."""
+        self.known = int((routed_tMK[:, :1, 0] >= 0).sum()) if layers else 0
+        """Tokens whose experts sampling chose."""
+
+    @classmethod
+    def of(
+        cls, batch: PackedBatch, layers: list[int], columns: list[int], mesh: Mesh, *, replay: bool
+    ) -> MicroBatchExperts | None:
+        """This rank's part: `layers` (indices in the model) stand in `columns` of the batch.
+
+        With sequence parallelism a rank's routers see one part of the tokens. None where the batch
+        has no experts, as in supervised steps.
+        """
+        if batch.routed_TMK is None:
+            return None
+        rows = batch.routed_TMK.chunk(mesh.tensor_size)[mesh.tensor_rank]
+        return cls(rows[:, columns].to(mesh.torch_device), layers, replay=replay)
+
+    def choose(self, layer: int, scores_tE: Tensor, own_tK: Tensor) -> tuple[Tensor, Tensor]:
+        """(scores [t, K] with gradient, experts int64 [t, K]) that take the place of `own_tK`.
+
+        Tokens whose stored set is the router's own keep its order, so that replaying a router's own
+        choice changes no bit.
+        """
+        routed_tK = self._routed[layer].long()
+        assert len(routed_tK) == len(own_tK), "experts and tokens of another micro-batch"
+        same_t = (routed_tK.sort(dim=1).values == own_tK.sort(dim=1).values).all(dim=1)
+        other_t = ~same_t & (routed_tK[:, 0] >= 0)
+        # Counted once: recomputed layers come here again.
+        self.differs.setdefault(layer, other_t.sum())
+        chosen = torch.where(other_t[:, None], routed_tK, own_tK) if self._replay else own_tK
+        return scores_tE.gather(1, chosen), chosen
+
+
+class ReplayRouting:
+    """Stands where Megatron's RouterReplay would, at one router."""
+
+    def __init__(self, router: Any, layer: int) -> None:
+        """`router.packed` are the parameters of the micro-batch that its layer is computing."""
+        self._router, self._layer = router, layer
+
+    def get_replay_topk(
+        self,
+        scores: Tensor,
+        topk: int,
+        num_groups: int | None = None,
+        group_topk: int | None = None,
+        default_compute_topk: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Megatron's call: (scores, experts), both [t, topk], for scores [t, E]."""
+        assert default_compute_topk is not None
+        values, own = default_compute_topk(
+            scores, topk, num_groups=num_groups, group_topk=group_topk
+        )
+        experts: MicroBatchExperts | None = getattr(self._router.packed, "experts", None)
+        return (values, own) if experts is None else experts.choose(self._layer, scores, own)
+
+
+class RoutingReplay:
+    """algorithm.routing_replay on one rank: its routers, and what each pass is given."""
+
+    def __init__(self, chunks: list[Any], hf: Any, mode: str, mesh: Mesh) -> None:
+        """ConfigError for a dense model, or for layers whose recompute would lose the micro-batch.
+
+        Nothing is attached when `mode` is "off".
+        """
+        check_routing(hf, mode)
+        self._mesh, self._replay = mesh, mode == "replay"
+        self._layers: list[int] = []
+        self._seen: list[tuple[int, dict[int, Tensor]]] = []
+        if mode != "off":
+            for layer, router in _routers(chunks):
+                _check(router.config)
+                router.router_replay = ReplayRouting(router, layer)
+                self._layers.append(layer)
+        order = moe_layers(hf)
+        self._columns = [order.index(layer) for layer in self._layers]
+
+    def experts(self, batch: PackedBatch, *, count: bool) -> MicroBatchExperts | None:
+        """What the routers need for one micro-batch; `count`: it plays a part in `take_counts`."""
+        if not self._layers:
+            return None
+        experts = MicroBatchExperts.of(
+            batch, self._layers, self._columns, self._mesh, replay=self._replay
+        )
+        if experts is not None and count:
+            self._seen.append((experts.known, experts.differs))
+        return experts
+
+    def take_counts(self) -> dict[str, float]:
+        """Tokens with known experts, and those of them that this rank's routers would have sent
+        elsewhere: sums over layers and micro-batches since the last call. Empty without a layer.
+        """
+        seen, self._seen = self._seen, []
+        if not self._layers:
+            return {}
+        return {
+            "routing_known": float(sum(known * len(differs) for known, differs in seen)),
+            "routing_differs": float(sum(int(n) for _, differs in seen for n in differs.values())),
+        }
+
+
+def _routers(chunks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """(index of the layer in the model, its router) of every mixture layer."""
+    from megatron.core.transformer.moe.moe_layer import MoELayer
+    from megatron.core.transformer.transformer_layer import TransformerLayer
+
+    for chunk in chunks:
+        for module in chunk.modules():
+            if isinstance(module, TransformerLayer) and isinstance(module.mlp, MoELayer):
+                yield module.layer_number - 1, module.mlp.router
+
+
+def _check(config: Any) -> None:
+    """ConfigError where Megatron would not ask, or would ask for another micro-batch's experts."""
+    if config.moe_router_fusion:
+        raise ConfigError("algorithm.routing_replay: a fused router cannot replay.")
+    if config.recompute_granularity == "selective" and "moe" in (config.recompute_modules or ()):
+        raise ConfigError(
+            "algorithm.routing_replay: mixture layers that are recomputed alone would be given "
+            "another micro-batch's experts. Take parallel.recompute = 'full' or 'none'."
+        )
