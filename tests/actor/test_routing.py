@@ -126,7 +126,7 @@ def forced_reference(
         targets = torch.tensor(s.token_ids[s.prompt_length :])
         loss = -logp[s.prompt_length - 1 :].gather(1, targets[:, None]).sum() / 100.0
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     gradients = {}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
