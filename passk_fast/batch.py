@@ -36,7 +36,7 @@ class Rollout:
     """False when the response was cut at the token limit."""
     routed_experts: np.ndarray | None = field(default=None, compare=False, repr=False)
     """With algorithm.routing_replay: the experts that sampling chose, uint8 (int16 above 256
-    experts) [prompt + response - 1, M, K], M mixture layers, K experts a token."""
+    experts) [prompt + response - 1, M, K], M layers, K experts a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,5 +160,5 @@ class PackedBatch:
     reference_logprobs_T: torch.Tensor | None = None
     """float32 [T]: the reference model's log-probs; None without a KL term"""
     routed_TMK: torch.Tensor | None = None
-    """int16 [T, M, K], on the CPU always: the experts that sampling chose in M mixture layers, -1
+    """int16 [T, M, K], on the CPU always: the experts that sampling chose in M layers, -1
     where it chose none (padding, the last token of a sequence); None: they are not replayed"""

@@ -7,45 +7,45 @@ where the trainer would have chosen others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from passk_fast.actor.experts import moe_layers
 from passk_fast.batch import PackedBatch
 from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError
-from passk_fast.routing import check_routing, moe_layers
+from passk_fast.routing import check_routing
 
 
 class MicroBatchExperts:
     """The experts of one micro-batch's tokens that this rank's routers see, by layer.
 
-    `routed_tMK` int16, -1 where sampling chose none; `layers` are the M layers' indices.
+    `routed_tMK` int16, -1 where sampling chose none; `layers` are the indices of the M layers.
     """
 
     def __init__(self, routed_tMK: Tensor, layers: list[int], *, replay: bool) -> None:
-        self._routed = dict(zip(layers, routed_tMK.unbind(1), strict=True))
+        self._routed = {layer: routed_tMK[:, i] for i, layer in enumerate(layers)}
         self._replay = replay
         self.differs: dict[int, Tensor] = {}
         """By layer: how many tokens the router would have sent elsewhere."""
-        self.known = int((routed_tMK[:, :1, 0] >= 0).sum()) if layers else 0
+        self.known = int((routed_tMK[:, 0, 0] >= 0).sum())
         """Tokens whose experts sampling chose."""
 
     @classmethod
     def of(
-        cls, batch: PackedBatch, layers: list[int], columns: list[int], mesh: Mesh, *, replay: bool
+        cls, batch: PackedBatch, layers: list[int], mesh: Mesh, *, replay: bool
     ) -> MicroBatchExperts | None:
-        """This rank's part: `layers` (indices in the model) stand in `columns` of the batch.
+        """This rank's part: its layers, and with sequence parallelism one part of the tokens.
 
-        With sequence parallelism a rank's routers see one part of the tokens. None where the batch
-        has no experts, as in supervised steps.
+        None where the batch has no experts, as in supervised steps.
         """
         if batch.routed_TMK is None:
             return None
         rows = batch.routed_TMK.chunk(mesh.tensor_size)[mesh.tensor_rank]
-        return cls(rows[:, columns].to(mesh.torch_device), layers, replay=replay)
+        return cls(rows[:, layers].to(mesh.torch_device), layers, replay=replay)
 
     def choose(self, layer: int, scores_tE: Tensor, own_tK: Tensor) -> tuple[Tensor, Tensor]:
         """(scores [t, K] with gradient, experts int64 [t, K]) that take the place of `own_tK`.
@@ -67,7 +67,7 @@ class ReplayRouting:
     """Stands where Megatron's RouterReplay would, at one router."""
 
     def __init__(self, router: Any, layer: int) -> None:
-        """`router.packed` are the parameters of the micro-batch that its layer is computing."""
+        """`router.packed` are the PackedParams of the micro-batch that its layer is computing."""
         self._router, self._layer = router, layer
 
     def get_replay_topk(
@@ -100,20 +100,17 @@ class RoutingReplay:
         self._layers: list[int] = []
         self._seen: list[tuple[int, dict[int, Tensor]]] = []
         if mode != "off":
-            for layer, router in _routers(chunks):
-                _check(router.config)
-                router.router_replay = ReplayRouting(router, layer)
-                self._layers.append(layer)
-        order = moe_layers(hf)
-        self._columns = [order.index(layer) for layer in self._layers]
+            for layer, mixture in (pair for chunk in chunks for pair in moe_layers(chunk)):
+                index = layer.layer_number - 1
+                _check(mixture.config)
+                mixture.router.router_replay = ReplayRouting(mixture.router, index)
+                self._layers.append(index)
 
     def experts(self, batch: PackedBatch, *, count: bool) -> MicroBatchExperts | None:
         """What the routers need for one micro-batch; `count`: it plays a part in `take_counts`."""
         if not self._layers:
             return None
-        experts = MicroBatchExperts.of(
-            batch, self._layers, self._columns, self._mesh, replay=self._replay
-        )
+        experts = MicroBatchExperts.of(batch, self._layers, self._mesh, replay=self._replay)
         if experts is not None and count:
             self._seen.append((experts.known, experts.differs))
         return experts
@@ -129,17 +126,6 @@ class RoutingReplay:
             "routing_known": float(sum(known * len(differs) for known, differs in seen)),
             "routing_differs": float(sum(int(n) for _, differs in seen for n in differs.values())),
         }
-
-
-def _routers(chunks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """(index of the layer in the model, its router) of every mixture layer."""
-    from megatron.core.transformer.moe.moe_layer import MoELayer
-    from megatron.core.transformer.transformer_layer import TransformerLayer
-
-    for chunk in chunks:
-        for module in chunk.modules():
-            if isinstance(module, TransformerLayer) and isinstance(module.mlp, MoELayer):
-                yield module.layer_number - 1, module.mlp.router
 
 
 def _check(config: Any) -> None:

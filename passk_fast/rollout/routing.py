@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from passk_fast.errors import ConfigError
-from passk_fast.routing import check_routing, moe_layers, stored_dtype
+from passk_fast.routing import check_routing, stored_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class ReturnedRouting:
     """GPU: vLLM returns the experts of all layers with a response."""
 
     def __init__(self, hf: Any) -> None:
-        self._layers, self._dtype = moe_layers(hf), stored_dtype(hf)
+        self._dtype = stored_dtype(hf)
 
     def begin(self, request_id: str, internal_id: str) -> None:
         """vLLM needs no help."""
@@ -51,7 +51,7 @@ class ReturnedRouting:
                 f"vLLM returned {have} instead of the experts of {rows} tokens "
                 "(algorithm.routing_replay)."
             )
-        return found[:rows, self._layers].astype(self._dtype)
+        return found[:rows].astype(self._dtype)
 
     def forget(self) -> None:
         """Nothing is kept."""
@@ -66,12 +66,11 @@ class CachedRouting:
     def __init__(self, llm: LLM, hf: Any) -> None:
         import torch
 
-        # A class, so that it may be passed on as it is: no pickling within one process.
         (self._runner,) = llm.collective_rpc(_model_runner)
         spec = self._runner.kv_cache_config
         (group,) = spec.kv_cache_groups  # one: the models here have full attention throughout
         self._block = group.kv_cache_spec.block_size
-        layers, top_k = len(moe_layers(hf)), hf.num_experts_per_tok
+        layers, top_k = hf.num_hidden_layers, hf.num_experts_per_tok
         dtype = torch.from_numpy(np.empty(0, stored_dtype(hf))).dtype
         # The last row takes what vLLM gives no place: slot -1 is padding.
         self._experts_SMK = torch.zeros(
@@ -79,7 +78,7 @@ class CachedRouting:
         )
         self._internal: dict[str, str] = {}
         (bound,) = llm.apply_model(partial(_bind, capture=self._capture))
-        assert bound == layers, f"vLLM has {bound} mixture layers, the model {layers}"
+        assert bound == layers, f"vLLM has {bound} mixtures of experts in {layers} layers"
 
     def begin(self, request_id: str, internal_id: str) -> None:
         self._internal[request_id] = internal_id

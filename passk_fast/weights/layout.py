@@ -13,11 +13,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from passk_fast.errors import ConfigError
-
-
-def num_experts(hf: Any) -> int:
-    """Experts of a layer, from a transformers config; 0 for a dense model."""
-    return getattr(hf, "num_experts", None) or getattr(hf, "num_local_experts", None) or 0
+from passk_fast.routing import num_experts
 
 
 class Split(StrEnum):

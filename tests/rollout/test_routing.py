@@ -12,7 +12,7 @@ from passk_fast.advantage import dead_rows, table
 from passk_fast.batch import Prompt, RolloutGroup
 from passk_fast.errors import ConfigError
 from passk_fast.rollout.routing import ReturnedRouting
-from passk_fast.routing import check_routing, moe_layers, stored_dtype
+from passk_fast.routing import check_routing, stored_dtype
 from tests.moe_model import LAYERS, TOP_K, ReferenceRouter, make_moe_folder
 from tests.ranks import RankPool
 
@@ -94,15 +94,10 @@ def test_experts_follow_new_weights(pool: RankPool, folder: str, tmp_path: Path)
     assert check_groups(other, groups) > 500
 
 
-def test_layers_that_route() -> None:
-    config = SimpleNamespace(
-        num_hidden_layers=6, num_experts=300, mlp_only_layers=[1], decoder_sparse_step=2
-    )
-    assert moe_layers(config) == [3, 5]
-    assert stored_dtype(config) == np.int16
-    mixtral = SimpleNamespace(num_hidden_layers=3, num_local_experts=8)
-    assert moe_layers(mixtral) == [0, 1, 2]
-    assert stored_dtype(mixtral) == np.uint8
+def test_stored_types_hold_every_expert() -> None:
+    assert stored_dtype(SimpleNamespace(num_experts=256)) == np.uint8
+    assert stored_dtype(SimpleNamespace(num_experts=300)) == np.int16
+    assert stored_dtype(SimpleNamespace(num_local_experts=8)) == np.uint8
 
 
 def test_a_dense_model_is_refused() -> None:
@@ -112,17 +107,15 @@ def test_a_dense_model_is_refused() -> None:
         check_routing(dense, "replay")
 
 
-def test_what_vllm_returns_is_cut_to_mixture_layers() -> None:
-    """As a GPU's engine returns them: all layers, int32; the last token may be missing."""
-    hf = SimpleNamespace(
-        num_hidden_layers=4, num_experts=8, mlp_only_layers=[0], decoder_sparse_step=1
-    )
-    found = np.arange(6 * 4 * 2, dtype=np.int32).reshape(6, 4, 2)
+def test_what_vllm_returns_is_cut_to_the_tokens_that_ran() -> None:
+    """As a GPU's engine returns them; the row of the last token may be there."""
+    found = np.arange(7 * 3 * 2, dtype=np.int32).reshape(7, 3, 2)
     completion = SimpleNamespace(token_ids=[1, 2, 3, 4], routed_experts=found)
     output = SimpleNamespace(prompt_token_ids=[5, 6, 7], outputs=[completion])
-    experts = ReturnedRouting(hf).end(output)
-    np.testing.assert_array_equal(experts, found[:, 1:])
+    routing = ReturnedRouting(SimpleNamespace(num_experts=8))
+    experts = routing.end(output)
+    np.testing.assert_array_equal(experts, found[:6])
     assert experts.dtype == np.uint8
     completion.routed_experts = found[:5]
     with pytest.raises(RuntimeError, match="those of 5 tokens instead of the experts of 6"):
-        ReturnedRouting(hf).end(output)
+        routing.end(output)
