@@ -159,6 +159,6 @@ class PackedBatch:
     """float32 [T]: the trainer's own log-probs before the update; None when strictly on-policy"""
     reference_logprobs_T: torch.Tensor | None = None
     """float32 [T]: the reference model's log-probs; None without a KL term"""
-    routed_TMK: torch.Tensor | None = None
+    experts_TMK: torch.Tensor | None = None
     """int16 [T, M, K], on the CPU always: the experts that sampling chose in M layers, -1
     where it chose none (padding, the last token of a sequence); None: they are not replayed"""

@@ -56,7 +56,7 @@ def context_part(batch: PackedBatch, rank: int, size: int) -> PackedBatch:
         rollout_logprobs_T=batch.rollout_logprobs_T[rows],
         sequence_index_T=batch.sequence_index_T[rows],
         routed=batch.routed.rows(rows) if batch.routed else None,
-        routed_TMK=None if batch.routed_TMK is None else batch.routed_TMK[rows],
+        experts_TMK=None if batch.experts_TMK is None else batch.experts_TMK[rows],
         cu_seqlens=_borders(lengths),
         max_seqlen=max(lengths),
         real_tokens=batch.real_tokens // size,

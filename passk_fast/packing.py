@@ -126,7 +126,7 @@ class _Rows:
         self.advantages = np.zeros(size, np.float32)
         self.rollout = np.zeros(size, np.float32)
         self.owner = np.full(size, -1, np.int64)
-        self.routed = None if experts is None else np.full((size, *experts), -1, np.int16)
+        self.experts = None if experts is None else np.full((size, *experts), -1, np.int16)
         self.lengths: list[int] = []
         self.prefix: list[int] = []
         self.copies = np.zeros(size, np.float32)
@@ -148,9 +148,9 @@ class _Rows:
         self.copies[self.filled : self.filled + len(targets)] = copies
         if owner >= 0:
             self.members.append((len(self.lengths), prefix))
-        if self.routed is not None and s.routed_experts is not None:
+        if self.experts is not None and s.routed_experts is not None:
             routed = s.routed_experts[first:last]
-            self.routed[self.filled : self.filled + len(routed)] = routed
+            self.experts[self.filled : self.filled + len(routed)] = routed
         # The first response token is predicted at position prompt_length - 1.
         begin = self.filled + s.prompt_length - 1 - first
         end = min(begin + s.response_length, self.filled + length)
@@ -193,12 +193,12 @@ class _Rows:
                 segments=len(self.lengths),
                 members_S2=torch.tensor(self.members, dtype=torch.int64).view(-1, 2),
             ),
-            routed_TMK=None if self.routed is None else torch.from_numpy(self.routed),
+            experts_TMK=None if self.experts is None else torch.from_numpy(self.experts),
         )
 
 
 def _experts(sequences: SequenceOf[Sequence]) -> tuple[int, ...] | None:
-    """(mixture layers, experts a token) of the routed experts, where there are any."""
+    """(layers, experts a token) of the routed experts, where there are any."""
     known = (s.routed_experts for s in sequences if s.routed_experts is not None)
     first = next(known, None)
     return None if first is None else first.shape[1:]

@@ -63,6 +63,8 @@ BAD_FILES = {
     "[algorithm]\nbalance_coef = -1": ("bad.toml:2", "0 or more"),
     '[algorithm]\nbalance_coef = 0.1\nprune = "on"': ("bad.toml:3", "without advantage too"),
     "[algorithm]\nbalance_bias_rate = 0.1": ("bad.toml:2", "the engine knows no bias"),
+    "[algorithm]\nbalance_bias_rate = 0.1\nimportance_cap = 2.0\nmax_logprob_gap = 1.0\n"
+    "routing_replay = 'replay'": ("bad.toml", "does not leave to the trainer"),
     "[rollout]\nearly_stop = true\n[algorithm]\nbalance_coef = 0.1": ("early_stop", "balance_coef"),
     "[rollout]\ngpu_memory_utilization = 1.5": ("bad.toml:2", "(0, 1]"),
     "micro_batch_tokens = 10": ("bad.toml:1", "must hold the longest sequence"),

@@ -116,27 +116,27 @@ def test_experts_stay_with_their_tokens(
     else:
         batch = pack(sequences, range(len(sequences)), multiple=multiple, pad_id=0)
     if not sequences:
-        assert batch.routed_TMK is None
+        assert batch.experts_TMK is None
         return
-    assert batch.routed_TMK is not None
-    assert batch.routed_TMK.dtype == torch.int16
-    assert batch.routed_TMK.shape == (len(batch.tokens_T), 2, 2)
+    assert batch.experts_TMK is not None
+    assert batch.experts_TMK.dtype == torch.int16
+    assert batch.experts_TMK.shape == (len(batch.tokens_T), 2, 2)
     unknown = torch.zeros(len(batch.tokens_T), dtype=torch.bool)
     unknown[batch.real_tokens :] = True
     if not shared:  # the last token of a sequence, which was never run in sampling
         unknown[batch.cu_seqlens[1 : len(sequences) + 1].long() - 1] = True
     expected = 4 * batch.tokens_T[:, None, None] + torch.arange(4).view(2, 2)
     expected[unknown] = -1
-    assert torch.equal(batch.routed_TMK.long(), expected)
+    assert torch.equal(batch.experts_TMK.long(), expected)
 
 
 def test_experts_follow_their_rows_to_context_parallel_ranks() -> None:
     sequences = [with_experts(sequence(3, 9, 100)), with_experts(sequence(2, 5, 200))]
     batch = pack(sequences, range(2), multiple=4, pad_id=0)
-    assert batch.routed_TMK is not None
+    assert batch.experts_TMK is not None
     for rank in range(2):
         part = context_part(batch, rank, 2)
-        assert part.routed_TMK is not None
-        known = part.routed_TMK[:, 0, 0] >= 0
-        assert torch.equal(part.routed_TMK[known, 0, 0].long(), 4 * part.tokens_T[known])
+        assert part.experts_TMK is not None
+        known = part.experts_TMK[:, 0, 0] >= 0
+        assert torch.equal(part.experts_TMK[known, 0, 0].long(), 4 * part.tokens_T[known])
         assert int(known.sum()) > 0

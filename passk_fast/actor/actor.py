@@ -37,7 +37,7 @@ from passk_fast.weights.layout import ModelShape, Spec
 from passk_fast.weights.megatron import Layout, full_tensors, load, named_parameters
 from passk_fast.weights.mesh import TrainerMesh
 
-_ON_HOST = ("live_L", "routed_TMK")
+_ON_HOST = ("live_L", "experts_TMK")
 """Tensors of a batch that stay on the CPU."""
 
 LossBuilder = Callable[..., losses.LossFunction]

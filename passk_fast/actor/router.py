@@ -65,11 +65,15 @@ class Router(TopKRouter):
             probs = MoEAuxLossAutoScaler.apply(probs, self.balance_coef * loss)
         return probs, chosen
 
+    def biased_choice(self, scores_tE: Tensor) -> Tensor:
+        """Experts [t, K] by shares of the softmax, float32, and the bias."""
+        assert self.balance_bias is not None
+        return (scores_tE + self.balance_bias).topk(self.topk, dim=-1).indices
+
     def _biased(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The bias decides who is chosen, not with which weight."""
-        assert self.balance_bias is not None
         scores = logits.softmax(dim=-1, dtype=torch.float32)
-        index = (scores + self.balance_bias).topk(self.topk, dim=-1).indices
+        index = self.biased_choice(scores)
         if self.config.moe_router_pre_softmax:
             weights = scores.gather(1, index)
         else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from passk_fast.actor.experts import moe_layers
+from passk_fast.actor.router import Router
 from passk_fast.batch import PackedBatch
 from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError
@@ -23,11 +24,15 @@ from passk_fast.routing import check_routing
 class MicroBatchExperts:
     """The experts of one micro-batch's tokens that this rank's routers see, by layer.
 
-    `routed_tMK` int16, -1 where sampling chose none; `layers` are the indices of the M layers.
+    `routed_tMK` int16, on the CPU, -1 where sampling chose none; `layers` are the indices of the M
+    layers.
     """
 
-    def __init__(self, routed_tMK: Tensor, layers: list[int], *, replay: bool) -> None:
-        self._routed = {layer: routed_tMK[:, i] for i, layer in enumerate(layers)}
+    def __init__(
+        self, routed_tMK: Tensor, layers: list[int], device: torch.device, *, replay: bool
+    ) -> None:
+        moved = routed_tMK.to(device)
+        self._routed = {layer: moved[:, i] for i, layer in enumerate(layers)}
         self._replay = replay
         self.differs: dict[int, Tensor] = {}
         """By layer: how many tokens the router would have sent elsewhere."""
@@ -42,10 +47,10 @@ class MicroBatchExperts:
 
         None where the batch has no experts, as in supervised steps.
         """
-        if batch.routed_TMK is None:
+        if batch.experts_TMK is None:
             return None
-        rows = batch.routed_TMK.chunk(mesh.tensor_size)[mesh.tensor_rank]
-        return cls(rows[:, layers].to(mesh.torch_device), layers, replay=replay)
+        rows = batch.experts_TMK.chunk(mesh.tensor_size)[mesh.tensor_rank]
+        return cls(rows[:, layers], layers, mesh.torch_device, replay=replay)
 
     def choose(self, layer: int, scores_tE: Tensor, own_tK: Tensor) -> tuple[Tensor, Tensor]:
         """(scores [t, K] with gradient, experts int64 [t, K]) that take the place of `own_tK`.
@@ -66,7 +71,7 @@ class MicroBatchExperts:
 class ReplayRouting:
     """Stands where Megatron's RouterReplay would, at one router."""
 
-    def __init__(self, router: Any, layer: int) -> None:
+    def __init__(self, router: Router, layer: int) -> None:
         """`router.packed` are the PackedParams of the micro-batch that its layer is computing."""
         self._router, self._layer = router, layer
 
@@ -80,10 +85,16 @@ class ReplayRouting:
     ) -> tuple[Tensor, Tensor]:
         """Megatron's call: (scores, experts), both [t, topk], for scores [t, E]."""
         assert default_compute_topk is not None
-        values, own = default_compute_topk(
-            scores, topk, num_groups=num_groups, group_topk=group_topk
-        )
-        experts: MicroBatchExperts | None = getattr(self._router.packed, "experts", None)
+        router = self._router
+        if router.balance_bias is None:
+            values, own = default_compute_topk(
+                scores, topk, num_groups=num_groups, group_topk=group_topk
+            )
+        else:
+            shares = scores if router.config.moe_router_pre_softmax else scores.softmax(dim=-1)
+            own = router.biased_choice(shares)
+            values = scores.gather(1, own)
+        experts: MicroBatchExperts | None = getattr(router.packed, "experts", None)
         return (values, own) if experts is None else experts.choose(self._layer, scores, own)
 
 

@@ -257,6 +257,11 @@ class AlgorithmConfig:
             "routing than the trainer's. Set algorithm.importance_cap (2 is usual), which weighs "
             "tokens for it, and algorithm.max_logprob_gap to the gap that you accept.",
         )
+        require(
+            self.routing_replay != "replay",
+            "algorithm.balance_bias_rate steers a choice that algorithm.routing_replay = 'replay' "
+            "does not leave to the trainer. Take one of them, or algorithm.balance_coef.",
+        )
 
     @property
     def _dead_rows_count(self) -> bool:

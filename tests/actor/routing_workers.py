@@ -20,18 +20,25 @@ def gradients(
     sequences: list[Sequence],
     mode: str,
     share_prompts: bool = False,
+    bias: float = 0.0,
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """(sums of a policy step's pass, gradient of every parameter on rank 0, else none)."""
+    """(sums of a policy step's pass, gradient of every parameter on rank 0, else none).
+
+    With `bias` the routers prefer the last expert by so much to the first.
+    """
     from passk_fast.actor import loss as losses
     from passk_fast.weights.megatron import named_parameters
 
     parallel = {**parallel, "distributed_optimizer": False}
-    actor = build(
-        "qwen3_moe", folder, parallel, micro_batch_tokens, share_prompts, routing_replay=mode
-    )
+    options: dict[str, Any] = {"routing_replay": mode}
+    if bias:
+        options |= {"balance_bias_rate": 0.1, "importance_cap": 2.0, "max_logprob_gap": 9.0}
+    actor = build("qwen3_moe", folder, parallel, micro_batch_tokens, share_prompts, **options)
+    for router in actor.routers.routers if bias else ():
+        router.balance_bias += torch.linspace(0.0, bias, router.num_experts)
     batches = [replace(b, old_logprobs_T=b.rollout_logprobs_T) for b in actor.pack(sequences)]
     make = partial(losses.policy_loss, settings=actor.settings, denominator=100.0)
-    sums, _ = actor._reduce(actor.backward(batches, make))
+    sums, _ = actor._reduce(actor.backward(batches, make), actor.routing.take_counts())
     for parameter in named_parameters(actor.chunks).values():
         parameter.data.copy_(parameter.main_grad)  # full_tensors then gathers gradients
     full = {name: tensor.clone() for name, tensor in actor.full_tensors()}
@@ -50,7 +57,8 @@ def supervised_gradients(
         "qwen3_moe", folder, {"distributed_optimizer": False}, 120, routing_replay="replay"
     )
     make = partial(losses.cross_entropy, settings=actor.settings, denominator=100.0)
-    sums, _ = actor._reduce(actor.backward(actor.pack(sequences), make))
+    results = actor.backward(actor.pack(sequences), make)
+    sums, _ = actor._reduce(results, actor.routing.take_counts())
     for parameter in named_parameters(actor.chunks).values():
         parameter.data.copy_(parameter.main_grad)
     return sums["loss_sum"] / 100.0, {name: t.clone() for name, t in actor.full_tensors()}

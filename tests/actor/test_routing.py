@@ -101,6 +101,19 @@ def test_replaying_the_routers_own_choice_changes_no_bit(
             assert torch.equal(other_gradients[name], tensor), name
 
 
+def test_a_balancing_bias_counts_as_the_trainers_choice(
+    one_rank: RankPool, folder: str, own: list[Sequence]
+) -> None:
+    """Sampling knows no bias: measuring shows what it changes, and changes nothing."""
+    run = f"{W}:gradients", folder, {}, 120, own
+    (_, gradients), (sums, measured) = (
+        one_rank.run(*run, mode, bias=0.05)[0] for mode in ("off", "measure")
+    )
+    assert 0.05 < sums["routing_differs"] / choices(own) < 0.9
+    for name, tensor in gradients.items():
+        assert torch.equal(measured[name], tensor), name
+
+
 def forced_reference(
     folder: str, sequences: SequenceOf[Sequence]
 ) -> tuple[float, dict[str, torch.Tensor]]:

@@ -1,0 +1,54 @@
+"""Routing replay from the command line: what sampling chose reaches the trainer every step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_end_to_end import metrics
+from tests.test_end_to_end_moe import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.megatron]
+
+MESH = "--nproc 2 --steps 3 --parallel.tensor 2 --parallel.expert 2 --share-prompts".split()
+ENGINES = """
+    --algorithm.entropy-coef 0 --algorithm.loss-denominator live_tokens --rollout.early-stop
+    --rollout.refill 3
+""".split()
+"""A group that is decided is stopped, and others are drawn in its place."""
+
+
+@pytest.mark.sample
+def test_replayed_experts_are_the_trainers_own(tmp_path: Path) -> None:
+    """In float32 with weights just synced both sides choose alike, so replaying changes nothing."""
+    train(tmp_path / "run", *MESH, *ENGINES, "--algorithm.routing-replay", "replay")
+    records = metrics(tmp_path / "run")[1:]
+    assert len(records) == 3
+    assert any(record["aborted_share"] > 0 for record in records)
+    for record in records:
+        assert record["routing_differs"] <= 1e-4  # but for ties
+        assert record["logprob_gap_max"] <= 1e-4
+        assert record["ppo_kl"] == 0.0
+
+
+def test_a_run_that_replays_equals_one_that_does_not(tmp_path: Path) -> None:
+    found = []
+    for mode in ("off", "measure", "replay"):
+        train(tmp_path / mode, *MESH, "--algorithm.routing-replay", mode)
+        found.append(metrics(tmp_path / mode))
+    off, measured, replayed = found
+    assert [record.pop("routing_differs") for record in replayed[1:]] == [0.0] * 3
+    assert [record.pop("routing_differs") for record in measured[1:]] == [0.0] * 3
+    assert off == measured == replayed
+
+
+def test_samples_of_older_weights_differ(tmp_path: Path) -> None:
+    """With a step of lag the trainer's own choice is another one for some tokens."""
+    lag = "--rollout.lag 1 --algorithm.importance-cap 2 --rollout.no-sleep".split()
+    steps = "--steps 4 --nproc 2 --eval.every 0 --checkpoint.every 0".split()
+    train(tmp_path / "run", *steps, *lag, "--algorithm.routing-replay", "replay")
+    records = metrics(tmp_path / "run")[1:]
+    assert records[0]["routing_differs"] <= 1e-4
+    assert all(0.001 < r["routing_differs"] < 0.9 for r in records if r["lag"])
+    assert any(r["lag"] for r in records)
