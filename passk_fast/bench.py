@@ -29,7 +29,6 @@ from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
 from passk_fast.distributed import Mesh
 from passk_fast.engines import Colocated
-from passk_fast.errors import ConfigError, PasskError
 from passk_fast.flops import ModelFlops, Work
 from passk_fast.loop import Progress, Trainer
 from passk_fast.provenance import cpu_name, versions
@@ -98,11 +97,6 @@ def _engine(config: RunConfig, actor: Actor, folder: str) -> Any:
     mean = config.bench.response_mean or longest / 2
     lengths = Lengths.of(replace(config.bench, response_mean=mean), longest)
     if not config.bench.decode:
-        if (mode := config.algorithm.routing_replay) != "off":
-            raise ConfigError(
-                f"algorithm.routing_replay = {mode!r} with bench.decode = false: random tokens "
-                "have no experts. Take 'off'."
-            )
         side = rollout_side(actor.layout.tensors, RolloutMesh(world=mesh.world_size))
         return SyntheticEngine(
             lengths,
@@ -221,6 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     """torchrun's entry; BENCH_OUT names a file for the JSON."""
     from passk_fast.config_file import load_config
     from passk_fast.distributed import make_mesh, pick_device, start_process_group
+    from passk_fast.errors import PasskError
     from passk_fast.train import quiet, report_error
 
     quiet()

@@ -66,6 +66,7 @@ BAD_FILES = {
     "[algorithm]\nbalance_bias_rate = 0.1\nimportance_cap = 2.0\nmax_logprob_gap = 1.0\n"
     "routing_replay = 'replay'": ("bad.toml", "does not leave to the trainer"),
     "[rollout]\nearly_stop = true\n[algorithm]\nbalance_coef = 0.1": ("early_stop", "balance_coef"),
+    "[bench]\ndecode = false\n[algorithm]\nrouting_replay = 'measure'": ("random tokens have no",),
     "[rollout]\ngpu_memory_utilization = 1.5": ("bad.toml:2", "(0, 1]"),
     "micro_batch_tokens = 10": ("bad.toml:1", "must hold the longest sequence"),
     "[eval]\nnum_rollouts = 2": ("bad.toml:2", "at least algorithm.k"),

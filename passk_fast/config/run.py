@@ -87,6 +87,11 @@ class RunConfig:
         )
         self._check_early_stop()
         require(
+            self.bench.decode or self.algorithm.routing_replay == "off",
+            f"algorithm.routing_replay = {self.algorithm.routing_replay!r} with bench.decode = "
+            "false: random tokens have no experts. Take 'off'.",
+        )
+        require(
             not self.rollout.lag or self.algorithm.importance_cap > 0,
             "rollout.lag = 1 samples with the weights of one update before: set "
             "algorithm.importance_cap (2 is usual), which weighs tokens for it.",
