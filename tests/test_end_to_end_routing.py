@@ -12,21 +12,16 @@ from tests.test_end_to_end_moe import train
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
 MESH = "--nproc 2 --steps 3 --parallel.tensor 2 --parallel.expert 2 --share-prompts".split()
-ENGINES = """
-    --algorithm.entropy-coef 0 --algorithm.loss-denominator live_tokens --rollout.early-stop
-    --rollout.refill 3
-""".split()
-"""A group that is decided is stopped, and others are drawn in its place."""
 
 
 @pytest.mark.sample
 def test_replayed_experts_are_the_trainers_own(tmp_path: Path) -> None:
     """In float32 with weights just synced both sides choose alike, so replaying changes nothing."""
-    train(tmp_path / "run", *MESH, *ENGINES, "--algorithm.routing-replay", "replay")
+    train(tmp_path / "run", *MESH, "--algorithm.routing-replay", "replay")
     records = metrics(tmp_path / "run")[1:]
     assert len(records) == 3
-    assert any(record["aborted_share"] > 0 for record in records)
     for record in records:
+        assert record["trained_tokens"] > 0
         assert record["routing_differs"] <= 1e-4  # but for ties
         assert record["logprob_gap_max"] <= 1e-4
         assert record["ppo_kl"] == 0.0
