@@ -14,7 +14,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 MESH = "--nproc 2 --steps 3 --parallel.tensor 2 --parallel.expert 2 --share-prompts".split()
 
 
-@pytest.mark.sample
 def test_replayed_experts_are_the_trainers_own(tmp_path: Path) -> None:
     """In float32 with weights just synced both sides choose alike, so replaying changes nothing."""
     train(tmp_path / "run", *MESH, "--algorithm.routing-replay", "replay")
