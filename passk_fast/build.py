@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from passk_fast.actor import checkpoint
 from passk_fast.actor.actor import Actor
+from passk_fast.actor.grouped import grouped_path
 from passk_fast.actor.store import CheckpointStore
 from passk_fast.apart.bridge import Bridge
 from passk_fast.apart.remote import Remote
@@ -179,6 +180,10 @@ def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Ru
     newest = _newest(store, mesh) if config.checkpoint.resume else None
     actor = Actor(config, hf, mesh)
     actor.load_folder(model_dir)
+    if actor.shape.num_experts:
+        te = actor.transformer_engine
+        path = grouped_path(mesh.device, config.model.dtype, transformer_engine=te)
+        say(f"Experts: {actor.shape.num_experts} a layer, computed by {path}")
     progress = Progress()
     if newest:
         progress = Progress(**checkpoint.read(actor, Path(newest[1])))

@@ -30,6 +30,15 @@ class GroupedExperts(SequentialMLP):
         return _GroupedLinear.apply(hidden, ends, *second), None
 
 
+def grouped_path(device: str, dtype: str, *, transformer_engine: bool) -> str:
+    """How experts are computed, for the run's output."""
+    if transformer_engine:
+        return "Transformer Engine's grouped GEMM"
+    hopper = device == "cuda" and torch.cuda.get_device_capability() >= (9, 0)
+    kernel = "one kernel" if hopper and dtype == "bfloat16" else "a loop over experts"
+    return f"torch's grouped_mm, {kernel}"
+
+
 class _GroupedLinear(torch.autograd.Function):
     """x W_e^T for the rows of each expert e: x [S, K], `ends` int32 [E], E weights [N, K].
 
