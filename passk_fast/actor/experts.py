@@ -83,6 +83,13 @@ def connect_routers(chunk: Any, algorithm: AlgorithmConfig) -> None:
             router.packed = kwargs.get("packed_seq_params")
 
         layer.self_attention.register_forward_pre_hook(remember, with_kwargs=True)
+        mlp.register_forward_hook(_forget_weights)
+
+
+def _forget_weights(mlp: Any, *_: object) -> None:
+    """Megatron's dispatcher keeps the routing weights of its last pass, and through their autograd
+    graph the whole model, beyond the reach of Python's collector."""
+    mlp.token_dispatcher.probs = None
 
 
 def mark_expert_parameters(chunk: Any) -> None:

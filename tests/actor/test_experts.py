@@ -73,6 +73,14 @@ def test_experts_together_are_experts_one_by_one(
     assert gap <= 1e-4
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
+def test_a_model_goes_with_its_actor(
+    one_rank: RankPool, folders: dict[str, str], kind: str
+) -> None:
+    """With it go its process groups, each of which has threads."""
+    assert one_rank.run(f"{W}:is_freed", kind, folders[kind]) == [True]
+
+
 @pytest.fixture(scope="module")
 def reference(
     one_rank: RankPool, folders: dict[str, str]

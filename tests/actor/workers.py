@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import warnings
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -376,6 +378,16 @@ def non_finite_step(kind: str, folder: str, bad_rank: int) -> tuple[bool, float]
         float((tensor - before[name]).abs().max()) for name, tensor in actor.full_tensors()
     )
     return result.applied, change
+
+
+def is_freed(kind: str, folder: str) -> bool:
+    """Whether a model goes with its actor, after a step of training."""
+    actor = build(kind, folder, {})
+    actor.policy_step(actor.prepare(actor.pack(make_sequences())), denominator=100.0, lr=1e-3)
+    model = weakref.ref(actor.chunks[0])
+    del actor
+    gc.collect()
+    return model() is None
 
 
 def same_logprobs(kind: str, folder: str, parallel: dict[str, Any]) -> float:
