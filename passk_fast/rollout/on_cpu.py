@@ -1,6 +1,6 @@
 """vLLM on CPU, where a small model's decoding is half Python: the same results with less of it.
 
-Nothing here is used on a GPU. Measured by `benchmarks/decode_overhead.py`.
+Nothing here is used on a GPU. `benchmarks/rollout.py` measures it against vLLM alone.
 """
 
 from __future__ import annotations
