@@ -219,8 +219,8 @@ def test_curves(tmp_path: Path) -> None:
 def test_bench_says_where_the_time_goes(tmp_path: Path, decode: bool) -> None:
     out = tmp_path / "bench.json"
     options = """
-        --bench.steps 1 --bench.accuracy 0.7 --bench.response-mean 8 --rollout.early-stop
-        --algorithm.loss-denominator live_tokens --nproc 2
+        --bench.steps 1 --bench.accuracy 0.5 --bench.response-mean 8 --rollout.early-stop
+        --algorithm.loss-denominator live_tokens --nproc 2 --prompts-per-step 12
     """.split()
     more = [] if decode else ["--bench.no-decode"]
     done = call("bench", str(CONFIG), "--out", str(out), *SMALL, *options, *more)
