@@ -152,7 +152,7 @@ class PackedBatch:
     context: ContextPart | None = None
     """Set on a context-parallel rank's part; the tensors above then hold its rows alone."""
     routed: RoutedRows | None = None
-    """Set by packing; None where nobody asks."""
+    """Set by packing; the actor of a dense model drops it."""
     live_L: torch.Tensor | None = None
     """int64 [L], on the CPU always: the rows whose loss has a gradient; None: not counted"""
     old_logprobs_T: torch.Tensor | None = None

@@ -174,7 +174,8 @@ class Actor:
             batches = [packing.pack(sequences, i, multiple=multiple, pad_id=0) for i in chosen]
         if mesh.context_size > 1:
             batches = [context_part(b, mesh.context_rank, mesh.context_size) for b in batches]
-        batches = [_of_step(batch, len(sequences)) for batch in batches]
+        counted = len(sequences) if self.shape.num_experts else None
+        batches = [_of_step(batch, counted) for batch in batches]
         if self.fused_head:
             # Counted here, on the host: counting on the device would wait for it in mid-step.
             batches = [replace(b, live_L=losses.live_rows_of(b, self.settings)) for b in batches]
@@ -367,10 +368,11 @@ def _worst(row: list[float]) -> WorstToken:
     )
 
 
-def _of_step(batch: PackedBatch, sequences: int) -> PackedBatch:
-    """With the number of sequences of the whole step, which routers average over."""
-    if batch.routed is None:
-        return batch
+def _of_step(batch: PackedBatch, sequences: int | None) -> PackedBatch:
+    """With the number of sequences of the whole step, which routers average over; None: there are
+    no routers, and what only they ask for stays behind."""
+    if batch.routed is None or sequences is None:
+        return replace(batch, routed=None)
     return replace(batch, routed=replace(batch.routed, step_sequences=max(1, sequences)))
 
 

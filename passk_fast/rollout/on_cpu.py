@@ -82,16 +82,16 @@ class SeededDraws:
     """
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Between batches of requests: none that was seen will come again."""
         self._known: dict[int, _Request] = {}
         """By id of the generator."""
         self._by_seed: dict[int, _Request] = {}
         self._rows: list[int] = []
         self._requests: list[_Request] = []
         self._seeds_B = np.empty(0, np.uint64)
-
-    def forget(self) -> None:
-        """Between batches of requests: none that was seen will come again."""
-        self.__dict__.update(vars(SeededDraws()))
 
     def draw(self, logprobs_BV: Tensor, generators: dict[int, torch.Generator]) -> Tensor:
         """Tokens int64 [B] for the log-probs of the B rows; `generators` by row."""
