@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from passk_fast.advantage import dead_rows, table
+from passk_fast.batch import Prompt
 from passk_fast.rollout.on_cpu import SeededDraws
 from tests.ranks import RankPool
+from tests.rollout.scheduling import Scheduling
 
-W = "tests.rollout.workers:"
+W, S = "tests.rollout.workers:", "tests.rollout.scheduling:"
 PROMPTS = [[3, 5, 7], [4], [9, 9, 9, 9, 3], [12, 11, 10, 9, 8, 7], [6, 6]]
 
 
@@ -73,14 +78,39 @@ def test_short_scheduling_and_preemption_change_no_response(pool: RankPool, mode
     options = {"num_rollouts": 8, "seed": 3}
     limits = {"max_response_tokens": 80}
     pool.run(W + "start", model_a, 1, **limits)
-    short = pool.run(W + "sample", PROMPTS, **options)[0]
-    assert max(len(r.token_ids) for group in short for r in group) > 64
-    counted = pool.run(W + "cached_tokens", PROMPTS, **options)[0]
-    assert counted == pool.run(W + "cached_tokens", PROMPTS, short_way=False, **options)[0]
-    assert pool.run(W + "sample", PROMPTS, **options)[0] == short
+    short = _both_ways(pool, "sample", PROMPTS, **options)
+    assert max(len(r.token_ids) for group in short.result for r in group) > 64
     # 2 layers, keys and values, 2 heads of 32 float32: 32 KiB a block of 32 tokens.
     pool.run(W + "start", model_a, 1, kv_cache_gib=12 / 2**15, **limits)
-    preempted, crowded = pool.run(W + "sample_with_preemptions", PROMPTS, **options)[0]
-    assert preempted > 0
-    for group, other in zip(short, crowded, strict=True):
+    crowded = _both_ways(pool, "sample", PROMPTS, **options)
+    assert short.preempted == 0 < crowded.preempted
+    for group, other in zip(short.result, crowded.result, strict=True):
         assert [r.token_ids for r in group] == [r.token_ids for r in other]
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_short_scheduling_where_requests_wait_and_are_aborted(pool: RankPool, model_a: str) -> None:
+    dead = dead_rows(table("passk", 8, 6))
+    prompts = [Prompt(id=str(i), text="abcd"[: 1 + i % 4], answer="", task="t") for i in range(12)]
+    pool.run(W + "start", model_a, 1, max_num_seqs=7, max_response_tokens=48)
+    options = {"num_rollouts": 8, "seed": 2, "dead_rows": dead}
+    seen = _both_ways(pool, "collect_with_a", prompts, **options)
+    groups, stats = seen.result
+    assert stats.aborted > 0
+    assert any(rollout.finished for group in groups for rollout in group.rollouts)
+
+
+def _both_ways(pool: RankPool, name: str, *args: Any, **options: Any) -> Scheduling:
+    """Every step, response and prefix-cache hit is that of vLLM's own scheduling."""
+    short = pool.run(S + "watched", name, *args, **options)[0]
+    long = pool.run(S + "watched", name, *args, short_way=False, **options)[0]
+    assert long.short == 0 < short.short
+    assert short.short > 0.5 * sum(step[3] for step in short.steps)
+    assert (short.steps, short.hits, short.preempted) == (long.steps, long.hits, long.preempted)
+    assert _comparable(short.result) == _comparable(long.result)
+    return short
+
+
+def _comparable(result: Any) -> Any:
+    return (repr(result[0]), result[1]) if isinstance(result, tuple) else repr(result)

@@ -49,55 +49,6 @@ def sample(prompts: list[list[int]], **options: Any) -> list[list[Rollout]]:
     return result
 
 
-def _scheduler() -> Any:
-    return _RUNNING["engine"].llm.llm_engine.engine_core.engine_core.scheduler
-
-
-def cached_tokens(
-    prompts: list[list[int]], *, short_way: bool = True, **options: Any
-) -> tuple[list[int], list[list[Rollout]]]:
-    """Prefix-cache hits a request from an empty cache, and the rollouts; without `short_way` by
-    vLLM's own scheduling from here on."""
-    engine, slots = _RUNNING["engine"], _scheduler().kv_cache_manager
-    if not short_way:
-        del slots.allocate_slots  # the instance's; the class keeps vLLM's
-        _RUNNING["key"] = None
-    assert ("allocate_slots" in vars(slots)) == short_way
-    engine.llm.reset_prefix_cache()
-    hits: list[int] = []
-    inner = engine._rollouts
-
-    def noting(outputs: list[Any], *rest: Any) -> list[list[Rollout]]:
-        hits.extend(output.num_cached_tokens for output in outputs)
-        groups: list[list[Rollout]] = inner(outputs, *rest)
-        return groups
-
-    engine._rollouts = noting
-    try:
-        return hits, sample(prompts, **options)
-    finally:
-        engine._rollouts = inner
-
-
-def sample_with_preemptions(
-    prompts: list[list[int]], **options: Any
-) -> tuple[int, list[list[Rollout]]]:
-    """How often a request lost its blocks and began anew, and the rollouts."""
-    scheduler, seen = _scheduler(), []
-    inner = scheduler._preempt_request
-
-    def noting(*args: Any, **kwargs: Any) -> None:
-        seen.append(args)
-        inner(*args, **kwargs)
-
-    scheduler._preempt_request = noting
-    try:
-        groups = sample(prompts, **options)
-    finally:
-        del scheduler._preempt_request
-    return len(seen), groups
-
-
 def sample_error(prompts: list[list[int]], **options: Any) -> str:
     return _message(sample, prompts, **options)
 
