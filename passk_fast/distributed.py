@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from passk_fast.config import ParallelConfig
 from passk_fast.errors import ConfigError
+from passk_fast.host_memory import keep_freed_memory
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """torch's back ends by device."""
@@ -60,7 +61,12 @@ def pick_device(wanted: str) -> str:
 
 
 def start_process_group(device: str, timeout_s: int) -> None:
-    """Join torchrun's process group (gloo or NCCL); a single process makes a group of one."""
+    """Join torchrun's process group (gloo or NCCL); a single process makes a group of one.
+
+    On a CPU the process keeps the memory it frees.
+    """
+    if device == "cpu":
+        keep_freed_memory()
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0")
     os.environ.setdefault("RANK", "0")

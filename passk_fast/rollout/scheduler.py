@@ -17,7 +17,6 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request
 
-
 _LIMITS = ("max_num_running_reqs", "max_num_active_reqs", "max_num_scheduled_tokens")
 """The scheduler's, of requests and of tokens, a request's token a step"""
 
@@ -37,6 +36,8 @@ class _Decoding:
 
 class ShortScheduler(Scheduler):
     """Schedules exactly as vLLM's own; models with one kind of layer, full attention."""
+
+    running: list[Request]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
