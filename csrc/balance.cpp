@@ -144,6 +144,10 @@ struct Partial {
     }
 };
 
+double spread_of(const std::vector<Part>& parts, std::size_t count) {
+    return parts[0].cost - (parts.size() == count ? parts.back().cost : 0);
+}
+
 // The largest of one with the smallest of the other, and so on.
 void merge(Partial& a, const Partial& b, std::size_t count, std::vector<std::int32_t>& next) {
     std::size_t size = a.parts.size();
@@ -162,22 +166,28 @@ void merge(Partial& a, const Partial& b, std::size_t count, std::vector<std::int
         part.tail = b.parts[i].tail;
     }
     std::ranges::stable_sort(a.parts, std::greater<>{}, &Part::cost);
-    a.spread = a.parts[0].cost - (a.parts.size() == count ? a.parts.back().cost : 0);
+    a.spread = spread_of(a.parts, count);
 }
 
 }  // namespace
 
-std::optional<Groups> difference(Items items, Members members, int count, std::int64_t cap) {
+std::optional<Groups> difference(
+    Items items, Members members, int count, std::int64_t cap, bool equal) {
     Groups groups(count);
     if (members.empty()) return groups;
+    auto size = static_cast<std::int32_t>(members.size());
     std::vector<std::int32_t> next(members.size(), -1);
-    std::vector<Partial> heap(members.size());
-    for (std::int32_t m = 0; m < static_cast<std::int32_t>(members.size()); ++m) {
-        double cost = items[members[m]].cost;
-        heap[m] = {{Part{cost, m, m}}, count > 1 ? cost : 0, m};
+    std::vector<Partial> heap;
+    std::int32_t width = equal ? count : 1;
+    std::int32_t created = 0;
+    // Members are by descending cost: what does not fill a start is taken from the largest.
+    for (std::int32_t m = 0, end = (size - 1) % width + 1; m < size; end += width) {
+        Partial start{{}, 0, created++};
+        for (; m < end; ++m) start.parts.push_back(Part{items[members[m]].cost, m, m});
+        start.spread = spread_of(start.parts, count);
+        heap.push_back(std::move(start));
     }
     std::make_heap(heap.begin(), heap.end());
-    std::int32_t created = static_cast<std::int32_t>(members.size());
     while (heap.size() > 1) {
         std::pop_heap(heap.begin(), heap.end());
         Partial largest = std::move(heap.back());

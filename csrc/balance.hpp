@@ -39,8 +39,10 @@ std::optional<Groups> spread(Items items, Members members, int count, std::int64
 // Largest first to the first group with room: few groups rather than even ones.
 Groups first_fit(Items items, Members members, std::int64_t cap);
 
-// Largest differencing method of Karmarkar and Karp; none if a group would exceed the cap.
-std::optional<Groups> difference(Items items, Members members, int count, std::int64_t cap);
+// Largest differencing method of Karmarkar and Karp; none if a group would exceed the cap. With
+// `equal` it begins from sets of `count` neighbours, an item a group: groups of equal size.
+std::optional<Groups> difference(
+    Items items, Members members, int count, std::int64_t cap, bool equal = false);
 
 // Lowers the largest cost by moves and swaps of single items until none helps; `thorough`, also by
 // differencing the items of two groups anew. The largest cost never rises, no group exceeds the cap.

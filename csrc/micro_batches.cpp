@@ -37,8 +37,9 @@ std::optional<Groups> even(Items items, Members members, int count, std::int64_t
     bool thorough = items.size() <= kFewItems;
     std::optional<Groups> best = spread(items, members, count, cap, Key::cost);
     if (best) refine(items, *best, cap, thorough);
-    if (differenced(items, members, count)) {
-        std::optional<Groups> other = difference(items, members, count, cap);
+    for (bool equal : {false, true}) {
+        if (equal ? !thorough : !differenced(items, members, count)) continue;
+        std::optional<Groups> other = difference(items, members, count, cap, equal);
         if (other) refine(items, *other, cap, thorough);
         if (other && (!best || largest_cost(*other) < largest_cost(*best))) best = std::move(other);
     }
