@@ -14,6 +14,8 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from passk_fast.actor.swiglu import swiglu
+
 
 class GroupedExperts(SequentialMLP):
     """Megatron's experts with their parameters and names, computed together."""
@@ -25,8 +27,8 @@ class GroupedExperts(SequentialMLP):
         ends = tokens_per_expert.cumsum(0).to(tokens.device, torch.int32)
         first = [expert.linear_fc1.weight for expert in self.local_experts]
         second = [expert.linear_fc2.weight for expert in self.local_experts]
-        gate, up = _GroupedLinear.apply(tokens, ends, *first).chunk(2, dim=-1)
-        hidden = (F.silu(gate) * up * probs[:, None]).to(tokens.dtype)
+        hidden = swiglu(_GroupedLinear.apply(tokens, ends, *first))
+        hidden = (hidden * probs[:, None]).to(tokens.dtype)
         return _GroupedLinear.apply(hidden, ends, *second), None
 
 

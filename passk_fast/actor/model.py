@@ -8,6 +8,7 @@ the local spec.
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from passk_fast.actor.experts import (
 )
 from passk_fast.actor.layers import PackedRotary, RMSNorm
 from passk_fast.actor.megatron_on_cpu import megatron_scope
+from passk_fast.actor.swiglu import Swiglu
 from passk_fast.config import ParallelConfig, RunConfig
 from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError
@@ -112,6 +114,7 @@ def transformer_config(
         add_qkv_bias=hf.model_type == "qwen2" or bool(getattr(hf, "attention_bias", False)),
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
+        use_te_activation_func=device == "cpu" and not experts,  # our `Swiglu`, not TE's
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=(
@@ -141,7 +144,7 @@ def transformer_config(
 
 
 def layer_spec(config: TransformerConfig) -> Any:
-    """Megatron's local layer with our norms and attention."""
+    """Megatron's local layer with our norms and attention, and on a CPU our activation."""
     layer = get_gpt_layer_local_spec(
         normalization="RMSNorm",
         qk_layernorm=config.qk_layernorm,
@@ -150,6 +153,10 @@ def layer_spec(config: TransformerConfig) -> Any:
     )
     if config.num_moe_experts:
         use_our_parts(layer, grouped=True)
+    if config.use_te_activation_func:
+        mlp = layer.submodules.mlp  # a partial since Megatron-core 0.17 or so, a ModuleSpec before
+        parts = mlp.keywords["submodules"] if isinstance(mlp, partial) else mlp.submodules
+        parts.activation_func = Swiglu
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention = layer.submodules.self_attention.submodules
