@@ -62,7 +62,7 @@ class PackedParams(PackedSeqParams):
     routed: RoutedRows | None = None
     """For routers of a mixture of experts."""
     rotation: tuple[Tensor, Tensor] | None = None
-    """Cosine and sine [T, 1, head_dim / 2], made by the first layer that turns its keys."""
+    """Cosine [T, 1, d], its halves equal, and sine [T, 1, d / 2]: made by the first layer."""
     experts: Any = None
     """`routing.MicroBatchExperts` where sampling's experts are replayed or compared with."""
 
@@ -203,12 +203,16 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
-    """(x1 cos - x2 sin, x2 cos + x1 sin), the angle times `direction`."""
+    """(x1 cos - x2 sin, x2 cos + x1 sin), the angle times `direction`.
+
+    Halves of a head are short for a CPU's vectors, so only what needs them goes by halves.
+    """
     first, second = x.chunk(2, dim=-1)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.mul(x, cos, out=out)
     out_first, out_second = out.chunk(2, dim=-1)
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-direction)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=direction)
+    out_first.addcmul_(second, sin, value=-direction)
+    out_second.addcmul_(first, sin, value=direction)
     return out
 
 
@@ -216,7 +220,8 @@ def _rotation(params: PackedParams, inv_freq: Tensor, dtype: torch.dtype) -> tup
     if params.rotation is None:
         positions = params.positions_T
         angles = positions.float()[:, None, None] * inv_freq.to(positions.device)
-        params.rotation = (angles.cos().to(dtype), angles.sin().to(dtype))
+        cos = angles.cos().to(dtype)
+        params.rotation = (torch.cat((cos, cos), dim=-1), angles.sin().to(dtype))
     return params.rotation
 
 

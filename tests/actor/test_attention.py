@@ -1,0 +1,94 @@
+"""Rotary embedding and padded attention over packed segments, against a plain float64 loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from passk_fast.batch import PackedBatch, Sequence
+from passk_fast.packing import pack_shared
+
+pytestmark = pytest.mark.megatron
+
+HEADS, KV_HEADS, CHANNELS = 4, 2, 8
+FREQUENCIES = 10000.0 ** -(torch.arange(0, CHANNELS, 2) / CHANNELS)
+
+GROUPS: dict[str, list[tuple[int, list[int]]]] = {
+    "even": [(4, [5, 5]), (4, [5, 5])],
+    "uneven": [(7, [3, 9, 1]), (2, [4, 4, 4, 4]), (5, [6])],
+    "one-token-prompt": [(1, [3, 2]), (6, [2, 8])],
+    "nothing-shared": [(1, [3, 2])],
+}
+"""Length of the prompt and of its responses, group by group."""
+
+
+def packed(groups: list[tuple[int, list[int]]]) -> PackedBatch:
+    sequences, units = [], []
+    for prompt, responses in groups:
+        units.append(range(len(sequences), len(sequences) + len(responses)))
+        for length in responses:
+            tokens = tuple(range(prompt + length))
+            sequences.append(
+                Sequence(
+                    token_ids=tokens,
+                    prompt_length=prompt,
+                    rollout_logprobs=(0.0,) * length,
+                    advantage=1.0,
+                )
+            )
+    return pack_shared(sequences, units, multiple=8, pad_id=0)
+
+
+def turned(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary embedding of x [T, heads, d] in halves."""
+    angles = positions[:, None, None] * FREQUENCIES.double()
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+    """[T, heads * d]: each segment behind its prefix, one softmax a token."""
+    q, k = turned(q, batch.positions_T), turned(k, batch.positions_T)
+    k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
+    borders = batch.cu_seqlens.tolist()
+    assert batch.prefix_B is not None
+    out = []
+    for b, prefix in enumerate(batch.prefix_B):
+        before = range(borders[prefix], borders[prefix + 1]) if prefix >= 0 else range(0)
+        for row in range(borders[b], borders[b + 1]):
+            keys = [*before, *range(borders[b], row + 1)]
+            scores = torch.einsum("hd,khd->hk", q[row], k[keys]) / CHANNELS**0.5
+            out.append(torch.einsum("hk,khd->hd", scores.softmax(dim=-1), v[keys]).flatten())
+    return torch.stack(out)
+
+
+def values_and_gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype)
+    return [out, *torch.autograd.grad(out, inputs, weights)]
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_equals_a_softmax_a_token(kind: str) -> None:
+    from passk_fast.actor.attention import PackedAttention, packed_params
+
+    batch = packed(GROUPS[kind])
+    generator = torch.Generator().manual_seed(0)
+    tokens = len(batch.tokens_T)
+    inputs = [
+        torch.randn(tokens, 1, heads, CHANNELS, generator=generator).requires_grad_()
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    ]
+    layer = PackedAttention(None)
+    layer.inv_freq = FREQUENCIES
+    params = packed_params(batch, thd=False, padded=True)
+    got = values_and_gradients(layer(*inputs, packed_seq_params=params)[:, 0], inputs)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    rows = [x[:, 0] for x in exact]
+    want = values_and_gradients(reference(*rows, batch), exact)
+    for name, a, b in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
+        # Sums of up to twenty products of order one, in float32.
+        torch.testing.assert_close(
+            a.double(), b, rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
