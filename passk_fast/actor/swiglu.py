@@ -38,7 +38,10 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 class _CpuSwiglu(torch.autograd.Function):
-    """The operations that autograd would run, bit for bit, a block of rows at a time."""
+    """The operations that autograd would run, bit for bit, a block of rows at a time.
+
+    Keeps nothing but x, which the product before it has made: silu(gate) is computed again.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
