@@ -6,6 +6,7 @@ V vocabulary, D hidden size. A worked example stands under every class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,24 @@ class Prompt:
     text: str
     answer: str
     task: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What to sample: N responses to each of P prompts; the same on all ranks.
+
+    Example: Draw(prompts=(maze,), num_rollouts=16, seed=71) asks for 16 answers to one maze.
+    """
+
+    prompts: SequenceOf[Prompt]
+    num_rollouts: int
+    seed: int
+    first_key: int = 0
+    """Prompt p draws its samples with key `first_key` + p, so that several draws with one seed
+    differ."""
+    dead_rows: np.ndarray | None = None
+    """bool [N + 1] by the count of correct responses: a group that can only end in a dead row is
+    stopped; the rewards of what was left out are NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,13 @@ where engines have ranks of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
 import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
-from passk_fast.actor.model import DTYPES
-from passk_fast.batch import Prompt, RolloutGroup
+from passk_fast.batch import Draw, Prompt, RolloutGroup
 from passk_fast.config import RunConfig
 from passk_fast.errors import ExitCode
 from passk_fast.rollout.collect import CollectStats, collect_groups
@@ -37,15 +35,7 @@ class Engines(Protocol):
     def stop_wanted(self) -> bool:
         """Whether a rank that is no trainer was told by a signal to stop; known on rank 0."""
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        num_rollouts: int,
-        seed: int,
-        dead_rows: np.ndarray | None = None,
-        first_key: int = 0,
-    ) -> Groups:
+    def sample(self, draw: Draw) -> Groups:
         """As `collect_groups`; may run in a thread beside training."""
 
     def take_weights(self, actor: Actor, *, verify: bool) -> None:
@@ -86,37 +76,15 @@ class Colocated:
     def data_size(self) -> int:
         return self.engine.data_size
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        num_rollouts: int,
-        seed: int,
-        dead_rows: np.ndarray | None = None,
-        first_key: int = 0,
-    ) -> Groups:
+    def sample(self, draw: Draw) -> Groups:
         return collect_groups(
-            self.engine,
-            prompts,
-            self.tokenizer,
-            self.verify,
-            num_rollouts=num_rollouts,
-            seed=seed,
-            pool=self.pool,
-            dead_rows=dead_rows,
-            first_key=first_key,
-            group=self.group,
+            self.engine, draw, self.tokenizer, self.verify, pool=self.pool, group=self.group
         )
 
     def take_weights(self, actor: Actor, *, verify: bool) -> None:
         if self.sync is None:
-            self.sync = WeightSync.of(
-                actor.layout,
-                RolloutMesh(world=actor.mesh.world_size, tensor=self.engine.tensor_size),
-                dtype=DTYPES[self.config.model.dtype],
-                device=actor.mesh.torch_device,
-                round_bytes=self.config.rollout.sync_mib << 20,
-            )
+            mesh = RolloutMesh(world=actor.mesh.world_size, tensor=self.engine.tensor_size)
+            self.sync = WeightSync.for_run(self.config, actor.layout, mesh, actor.mesh.torch_device)
         opened, weights = self.engine.open_parameters(), actor.parameters()
         self.sync.run(weights, opened.targets)
         if verify:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from passk_fast.advantage.metrics import evaluation, powers_of_two, wrong_distinct_share
-from passk_fast.batch import Prompt, RolloutGroup
+from passk_fast.batch import Draw, Prompt, RolloutGroup
 from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError, DataError, ExitCode
 
@@ -120,11 +120,13 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     for task, (prompts, num_rollouts) in tasks.items():
         groups, stats = collect_groups(
             engine,
-            prompts,
+            Draw(
+                prompts=prompts,
+                num_rollouts=num_rollouts,
+                seed=seed_for(config.seed, f"eval-{task}", 0),
+            ),
             engine.tokenizer,
             partial(verify, config=config.data),
-            num_rollouts=num_rollouts,
-            seed=seed_for(config.seed, f"eval-{task}", 0),
             temperature=settings.temperature,
             top_p=settings.top_p,
         )

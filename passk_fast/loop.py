@@ -14,7 +14,7 @@ from passk_fast.actor.schedule import learning_rate
 from passk_fast.advantage.metrics import evaluation, group_metrics, sampled_entropy
 from passk_fast.advantage.noise import flip_negatives
 from passk_fast.advantage.schedule import Schedule
-from passk_fast.batch import PackedBatch, Prompt, RolloutGroup, Sequence
+from passk_fast.batch import Draw, PackedBatch, Prompt, RolloutGroup, Sequence
 from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
 from passk_fast.engines import Engines
@@ -153,13 +153,14 @@ class Trainer:
             return 1.0 - pass_over * (1.0 - self.difficulty.live_chance(prompt, live_rows))
 
         def collect(indices: list[int], first: int) -> tuple[list[RolloutGroup], CollectStats]:
-            return self._sample(
-                [self.prompts[i] for i in indices],
-                config.algorithm.num_rollouts,
-                "sampling",
-                step,
-                dead_rows=dead if config.rollout.early_stop else None,
-                first_key=first,
+            return self.engines.sample(
+                Draw(
+                    prompts=[self.prompts[i] for i in indices],
+                    num_rollouts=config.algorithm.num_rollouts,
+                    seed=seed_for(config.seed, "sampling", step),
+                    first_key=first,
+                    dead_rows=dead if config.rollout.early_stop else None,
+                )
             )
 
         return draw(
@@ -214,23 +215,6 @@ class Trainer:
         advantages_PN = self.schedule.advantages(step, rewards_PN, sampled_entropy(groups))
         advantages_PN[stopped_P] = 0.0
         return advantages_PN
-
-    def _sample(
-        self,
-        prompts: SequenceOf[Prompt],
-        num_rollouts: int,
-        purpose: str,
-        step: int,
-        dead_rows: np.ndarray | None = None,
-        first_key: int = 0,
-    ) -> tuple[list[RolloutGroup], CollectStats]:
-        return self.engines.sample(
-            prompts,
-            num_rollouts=num_rollouts,
-            seed=seed_for(self.config.seed, purpose, step),
-            dead_rows=dead_rows,
-            first_key=first_key,
-        )
 
     def _update(
         self,
@@ -341,7 +325,10 @@ class Trainer:
         if not prompts:
             return None
         self.engines.wake_up()
-        groups, _ = self._sample(prompts, settings.num_rollouts, "evaluation", self.progress.step)
+        seed = seed_for(self.config.seed, "evaluation", self.progress.step)
+        groups, _ = self.engines.sample(
+            Draw(prompts=prompts, num_rollouts=settings.num_rollouts, seed=seed)
+        )
         correct_P = np.array([(group.rewards == 1.0).sum() for group in groups])
         return evaluation(correct_P, settings.num_rollouts, self.config.algorithm.k)
 

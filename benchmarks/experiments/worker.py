@@ -108,17 +108,16 @@ class Laboratory:
 
     def evaluate(self, seed: int) -> dict[str, Any]:
         """Held-out pass@k of what the engine holds, with standard errors over prompts."""
+        from passk_fast.batch import Draw
         from passk_fast.rollout.collect import collect_groups
         from passk_fast.tasks import answer_of
 
         num = self.base.eval.num_rollouts
         groups, _ = collect_groups(
             self.engine,
-            self.held_out,
+            Draw(prompts=self.held_out, num_rollouts=num, seed=seed_for(seed, "evaluation", 0)),
             self.tokenizer,
             self.verify,
-            num_rollouts=num,
-            seed=seed_for(seed, "evaluation", 0),
             temperature=1.0,
             top_p=TOP_P,
         )

@@ -85,14 +85,7 @@ class Actor:
         self.transformer_engine = uses_transformer_engine(config, mesh.device)
         self.layout = Layout.of(
             self.shape,
-            TrainerMesh(
-                world=mesh.world_size,
-                tensor=mesh.tensor_size,
-                pipeline=mesh.pipeline_size,
-                virtual=mesh.virtual_pipeline_size,
-                expert=config.parallel.expert,
-                expert_tensor=config.parallel.expert_tensor,
-            ),
+            TrainerMesh.of(config.parallel, mesh.world_size),
             mesh.rank,
             Spec.TE if self.transformer_engine else Spec.LOCAL,
         )

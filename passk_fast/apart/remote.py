@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
-from passk_fast.actor.model import DTYPES
 from passk_fast.apart.bridge import Bridge
 from passk_fast.apart.orders import (
     Answer,
@@ -30,7 +29,7 @@ from passk_fast.apart.orders import (
     decode_answer,
     encode_order,
 )
-from passk_fast.batch import Prompt
+from passk_fast.batch import Draw
 from passk_fast.config import RunConfig
 from passk_fast.engines import Groups
 from passk_fast.errors import DivergedError, ExitCode
@@ -61,35 +60,29 @@ class Remote:
             )
         self._give([Start(model_dir=model_dir)] * bridge.num_rollouts)
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        num_rollouts: int,
-        seed: int,
-        dead_rows: np.ndarray | None = None,
-        first_key: int = 0,
-    ) -> Groups:
+    def sample(self, draw: Draw) -> Groups:
         """The groups, on every trainer rank. Seconds are the first engine's, but `engine_s`."""
-        prompt_ids = encode_prompts(prompts, self.tokenizer, self.config.rollout.max_prompt_tokens)
+        prompt_ids = encode_prompts(
+            draw.prompts, self.tokenizer, self.config.rollout.max_prompt_tokens
+        )
         orders: list[Order] = []
         for place in range(self.bridge.num_rollouts):
             engine = place // self.config.rollout.tensor
-            part = split_evenly(range(len(prompts)), self.data_size, engine)
+            part = split_evenly(range(len(draw.prompts)), self.data_size, engine)
             orders.append(
                 Sample(
-                    prompts=[prompts[i] for i in part],
+                    prompts=[draw.prompts[i] for i in part],
                     prompt_ids=[prompt_ids[i] for i in part],
-                    keys=[first_key + i for i in part],
-                    num_rollouts=num_rollouts,
-                    seed=seed,
-                    dead_rows=None if dead_rows is None else [bool(dead) for dead in dead_rows],
+                    keys=[draw.first_key + i for i in part],
+                    num_rollouts=draw.num_rollouts,
+                    seed=draw.seed,
+                    dead_rows=None if draw.dead_rows is None else draw.dead_rows.tolist(),
                 )
             )
         self._give(orders)
         heads = self._hear()[:: self.config.rollout.tensor]
         parts = [decode_samples(np.frombuffer(head.samples, np.uint8)) for head in heads]
-        groups, stats = make_groups(prompts, prompt_ids, parts, num_rollouts)
+        groups, stats = make_groups(draw, prompt_ids, parts)
         slowest = max(head.engine_s for head in heads)
         return groups, stats + CollectStats(
             verify_s=heads[0].verify_s,
@@ -118,13 +111,12 @@ class Remote:
         order = Prepare(padded_vocab=shape.padded_vocab, spec=spec.value)
         self._give([order] * bridge.num_rollouts)
         self._hear()
-        return WeightSync.of(
+        return WeightSync.for_run(
+            self.config,
             actor.layout,
             bridge.rollout_mesh(self.config.rollout.tensor),
-            dtype=DTYPES[self.config.model.dtype],
-            device=actor.mesh.torch_device,
-            round_bytes=self.config.rollout.sync_mib << 20,
-            group=bridge.group,
+            actor.mesh.torch_device,
+            bridge.group,
         )
 
     def sleep(self) -> None:

@@ -137,27 +137,19 @@ class Server:
             )
 
     def _prepare(self, order: Prepare) -> None:
-        bridge, parallel = self.bridge, self.config.parallel
+        bridge = self.bridge
         layout = Layout.of(
             ModelShape.from_hf(self._hf, order.padded_vocab),
-            TrainerMesh(
-                world=bridge.num_trainers,
-                tensor=parallel.tensor,
-                pipeline=parallel.pipeline,
-                virtual=parallel.virtual_pipeline,
-                expert=parallel.expert,
-                expert_tensor=parallel.expert_tensor,
-            ),
+            TrainerMesh.of(self.config.parallel, bridge.num_trainers),
             bridge.rank,
             Spec(order.spec),
         )
-        self._sync = WeightSync.of(
+        self._sync = WeightSync.for_run(
+            self.config,
             layout,
             bridge.rollout_mesh(self.config.rollout.tensor),
-            dtype=getattr(torch, self.config.model.dtype),
-            device=torch.device(self.device),
-            round_bytes=self.config.rollout.sync_mib << 20,
-            group=bridge.group,
+            torch.device(self.device),
+            bridge.group,
         )
         self._opened = self.engine.open_parameters()
         self._sync.check(self._opened.targets)

@@ -12,7 +12,7 @@ from passk_fast.flops import ModelFlops
 from passk_fast.plan.facts import Facts
 from passk_fast.plan.hardware import Gpu
 from passk_fast.plan.memory import Memory, memory_of, shortcomings, stage_memory
-from passk_fast.plan.traffic import Reshard, reshard_of, trainer_mesh
+from passk_fast.plan.traffic import Reshard, reshard_of
 from passk_fast.plan.work import (
     DecodeTime,
     TrainTime,
@@ -23,7 +23,7 @@ from passk_fast.plan.work import (
 )
 from passk_fast.plan.worker import RECOMPUTE, Prober
 from passk_fast.weights.layout import ModelShape, num_experts
-from passk_fast.weights.mesh import RolloutMesh
+from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
 from passk_fast.weights.placement import Tensors, rollout_side, trainer_side
 
 VOCAB_MULTIPLE = 8
@@ -134,7 +134,7 @@ def check_mesh(config: RunConfig, hf: Any, gpus: int) -> Tensors:
         f"{gpus} GPUs are not divisible by rollout.tensor = {rollout.tensor}.",
     )
     tensors = tensors_of(config, hf)
-    trainer_side(tensors, trainer_mesh(config, gpus))
+    trainer_side(tensors, TrainerMesh.of(config.parallel, gpus))
     rollout_side(tensors, RolloutMesh(world=rollout.tensor, tensor=rollout.tensor))
     return tensors
 

@@ -33,22 +33,9 @@ class Reshard:
     seconds: float
 
 
-def trainer_mesh(config: RunConfig, gpus: int) -> TrainerMesh:
-    """The trainer's mesh as the layout table reads it."""
-    parallel = config.parallel
-    return TrainerMesh(
-        world=gpus,
-        tensor=parallel.tensor,
-        pipeline=parallel.pipeline,
-        virtual=parallel.virtual_pipeline,
-        expert=parallel.expert,
-        expert_tensor=parallel.expert_tensor,
-    )
-
-
 def reshard_of(config: RunConfig, tensors: Tensors, gpu: Gpu, gpus: int) -> Reshard:
     """The plan for this configuration, and its time on the slowest of `_SAMPLED` ranks."""
-    source = trainer_side(tensors, trainer_mesh(config, gpus))
+    source = trainer_side(tensors, TrainerMesh.of(config.parallel, gpus))
     target = rollout_side(tensors, RolloutMesh(world=gpus, tensor=config.rollout.tensor))
     size = 2 if config.model.dtype == "bfloat16" else 4
     link, network = gpu.link_bytes * RATES.link, gpu.network_bytes * RATES.network

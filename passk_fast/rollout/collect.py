@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from passk_fast.batch import Prompt, Rollout, RolloutGroup
+from passk_fast.batch import Draw, Prompt, Rollout, RolloutGroup
 from passk_fast.errors import DataError
 from passk_fast.rollout.engine import check_prompt
 from passk_fast.rollout.watch import GroupWatch, VerifierPool, Verify
@@ -94,40 +94,38 @@ class Samples:
 
 def collect_groups(
     engine: Sampler,
-    prompts: Sequence[Prompt],
+    draw: Draw,
     tokenizer: PreTrainedTokenizerBase,
     verify: Verify,
     *,
-    num_rollouts: int,
-    seed: int,
     temperature: float | None = None,
     top_p: float = 1.0,
     pool: VerifierPool | None = None,
-    dead_rows: np.ndarray | None = None,
-    first_key: int = 0,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[list[RolloutGroup], CollectStats]:
     """N verified responses to each of P prompts: the same list, in order, on every rank.
 
-    All ranks call this together with the same prompts. `temperature` defaults to
-    rollout.temperature. With `dead_rows` (bool [N + 1] by the count of correct responses), a group
-    that can only end in a dead row is stopped: the rewards of what was left out are NaN. Prompt p
-    draws its samples with key `first_key` + p, so that several calls with one seed differ. Ranks
-    talk over `group` (all ranks of the world; None: the default group).
+    All ranks call this together with the same draw. `temperature` defaults to rollout.temperature.
+    Ranks talk over `group` (all ranks of the world; None: the default group).
     DataError, on all ranks alike, names a prompt that the tokenizer cannot encode or that is above
     rollout.max_prompt_tokens.
     """
+    prompts = draw.prompts
     prompt_ids = encode_prompts(prompts, tokenizer, engine.max_prompt_tokens)
     block = split_evenly(range(len(prompts)), engine.data_size, engine.data_rank)
     watch = GroupWatch(
-        [prompts[i] for i in block], num_rollouts, verify, pool=pool, dead_rows=dead_rows
+        [prompts[i] for i in block],
+        draw.num_rollouts,
+        verify,
+        pool=pool,
+        dead_rows=draw.dead_rows,
     )
     begin = time.perf_counter()
     engine.stream(
         [prompt_ids[i] for i in block],
         watch,
-        seed=seed,
-        prompt_keys=[first_key + i for i in block],
+        seed=draw.seed,
+        prompt_keys=[draw.first_key + i for i in block],
         temperature=temperature,
         top_p=top_p,
     )
@@ -136,7 +134,7 @@ def collect_groups(
     end = time.perf_counter()
     if engine.data_size * engine.tensor_size > 1:
         parts = [decode_samples(data) for data in gather(encode_samples(samples), group)]
-    groups, stats = make_groups(prompts, prompt_ids, parts, num_rollouts)
+    groups, stats = make_groups(draw, prompt_ids, parts)
     return groups, stats + CollectStats(
         verify_s=watch.seconds,
         idle_s=time.perf_counter() - end,
@@ -182,12 +180,10 @@ def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: int) -> t
 
 
 def make_groups(
-    prompts: Sequence[Prompt],
-    prompt_ids: Sequence[tuple[int, ...]],
-    parts: Sequence[Samples],
-    num_rollouts: int,
+    draw: Draw, prompt_ids: Sequence[tuple[int, ...]], parts: Sequence[Samples]
 ) -> tuple[list[RolloutGroup], CollectStats]:
     """The groups of all prompts from the parts of all engines, in order; and their counts."""
+    prompts, num_rollouts = draw.prompts, draw.num_rollouts
     rollouts = [rollout for part in parts for rollout in part.rollouts]
     rewards_PN = np.array([r for part in parts for r in part.rewards], dtype=np.float64)
     rewards_PN = rewards_PN.reshape(len(prompts), num_rollouts)

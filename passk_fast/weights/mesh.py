@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from passk_fast.config import ParallelConfig
 from passk_fast.errors import ConfigError
 
 
@@ -21,6 +22,18 @@ class TrainerMesh:
     expert: int = 1
     expert_tensor: int = 1
     first_rank: int = 0
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, world: int) -> TrainerMesh:
+        """The configured mesh over `world` trainer ranks."""
+        return cls(
+            world=world,
+            tensor=parallel.tensor,
+            pipeline=parallel.pipeline,
+            virtual=parallel.virtual_pipeline,
+            expert=parallel.expert,
+            expert_tensor=parallel.expert_tensor,
+        )
 
     def __post_init__(self) -> None:
         for name, size in (

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from passk_fast.config import RunConfig
 from passk_fast.weights.exchange import Exchange, check_targets
 from passk_fast.weights.megatron import Layout
 from passk_fast.weights.mesh import RolloutMesh
@@ -23,6 +24,25 @@ class WeightSync:
     exchange: Exchange
     side: Side
     """Where the engine's ranks hold what."""
+
+    @classmethod
+    def for_run(
+        cls,
+        config: RunConfig,
+        layout: Layout,
+        mesh: RolloutMesh,
+        device: torch.device,
+        group: dist.ProcessGroup | None = None,
+    ) -> WeightSync:
+        """As a run is configured: its data type, its buffers."""
+        return cls.of(
+            layout,
+            mesh,
+            dtype=getattr(torch, config.model.dtype),
+            device=device,
+            round_bytes=config.rollout.sync_mib << 20,
+            group=group,
+        )
 
     @classmethod
     def of(

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from passk_fast.apart.bridge import Bridge, join
 from passk_fast.apart.orders import Prepare, Start
 from passk_fast.apart.serve import Server
+from passk_fast.batch import Draw
 from passk_fast.config import (
     AlgorithmConfig,
     BenchConfig,
@@ -192,11 +193,12 @@ def _ask(config: RunConfig, bridge: Bridge, model_dir: str) -> dict[str, Any]:
     dead = np.array([True, True, False, True])  # two wrong ones of three decide
     results = []
     for first_key, dead_rows in ((0, None), (5, dead)):
-        options: Any = {"num_rollouts": 3, "seed": 7, "first_key": first_key}
-        options |= {"dead_rows": dead_rows}
-        groups, stats = remote.sample(questions, **options)
+        draw = Draw(
+            prompts=questions, num_rollouts=3, seed=7, first_key=first_key, dead_rows=dead_rows
+        )
+        groups, stats = remote.sample(draw)
         alone: Any = SyntheticEngine(LENGTHS, 50, 64, 0, 1)
-        expected, counted = Colocated(config, alone, tokenizer, VERIFY).sample(questions, **options)
+        expected, counted = Colocated(config, alone, tokenizer, VERIFY).sample(draw)
         same = [
             [(r.token_ids, r.text) for r in g.rollouts]
             == [(r.token_ids, r.text) for r in e.rollouts]

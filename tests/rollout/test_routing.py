@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from passk_fast.advantage import dead_rows, table
-from passk_fast.batch import Prompt, RolloutGroup
+from passk_fast.batch import Draw, Prompt, RolloutGroup
 from passk_fast.errors import ConfigError
 from passk_fast.rollout.routing import ReturnedRouting
 from passk_fast.routing import check_routing, stored_dtype
@@ -54,7 +54,7 @@ def check_groups(folder: str, groups: list[RolloutGroup]) -> int:
 def test_experts_are_those_of_the_reference(pool: RankPool, folder: str, tensor: int) -> None:
     """At TP1 both engines sample half the prompts, and what they captured travels."""
     pool.run(W + "start", folder, tensor, routing_replay="measure", max_prompt_tokens=48)
-    found = pool.run(W + "collect_with_a", PROMPTS, num_rollouts=4, seed=1)
+    found = pool.run(W + "collect_with_a", Draw(prompts=PROMPTS, num_rollouts=4, seed=1))
     (groups, stats), (others, _) = found
     # the first half of the four responses to a long prompt but the first find its block
     assert stats.cached_tokens >= 3 * 32
@@ -77,7 +77,7 @@ def test_experts_survive_aborts_refills_and_a_full_cache(
     aborted = 0
     for seed in range(3):
         groups, stats = pool.run(
-            W + "collect_with_a", PROMPTS, num_rollouts=6, seed=seed, dead_rows=dead
+            W + "collect_with_a", Draw(prompts=PROMPTS, num_rollouts=6, seed=seed, dead_rows=dead)
         )[0]
         check_groups(folder, groups)
         aborted += stats.aborted
@@ -87,10 +87,10 @@ def test_experts_survive_aborts_refills_and_a_full_cache(
 @pytest.mark.slow
 def test_experts_follow_new_weights(pool: RankPool, folder: str, tmp_path: Path) -> None:
     pool.run(W + "start", folder, 1, routing_replay="replay", max_prompt_tokens=48)
-    pool.run(W + "collect_with_a", PROMPTS, num_rollouts=2, seed=0)
+    pool.run(W + "collect_with_a", Draw(prompts=PROMPTS, num_rollouts=2, seed=0))
     other = make_moe_folder(tmp_path / "other", seed=4)
     pool.run(W + "load", other)
-    groups, _ = pool.run(W + "collect_with_a", PROMPTS, num_rollouts=2, seed=0)[0]
+    groups, _ = pool.run(W + "collect_with_a", Draw(prompts=PROMPTS, num_rollouts=2, seed=0))[0]
     assert check_groups(other, groups) > 500
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from passk_fast.batch import Prompt, Rollout, RolloutGroup
+from passk_fast.batch import Draw, Prompt, Rollout, RolloutGroup
 from passk_fast.config import AlgorithmConfig, ModelConfig, RolloutConfig, RunConfig
 from passk_fast.errors import PasskError
 from passk_fast.rollout.collect import CollectStats, collect_groups
@@ -76,21 +76,19 @@ def sleep_and_wake() -> None:
     _RUNNING["engine"].wake_up()
 
 
-def collect(prompts: list[Prompt], **options: Any) -> tuple[list[RolloutGroup], CollectStats]:
+def collect(draw: Draw) -> tuple[list[RolloutGroup], CollectStats]:
     engine = _RUNNING["engine"]
-    return collect_groups(engine, prompts, engine.tokenizer, count_a, **options)
+    return collect_groups(engine, draw, engine.tokenizer, count_a)
 
 
-def collect_with_a(
-    prompts: list[Prompt], **options: Any
-) -> tuple[list[RolloutGroup], CollectStats]:
+def collect_with_a(draw: Draw) -> tuple[list[RolloutGroup], CollectStats]:
     """As `collect`, with a reward of 0 or 1."""
     engine = _RUNNING["engine"]
-    return collect_groups(engine, prompts, engine.tokenizer, has_a, **options)
+    return collect_groups(engine, draw, engine.tokenizer, has_a)
 
 
-def collect_error(prompts: list[Prompt], **options: Any) -> str:
-    return _message(collect, prompts, **options)
+def collect_error(draw: Draw) -> str:
+    return _message(collect, draw)
 
 
 def count_a(prompt: Prompt, text: str) -> float:
