@@ -15,6 +15,7 @@ from tests.ranks import RankPool
 pytestmark = pytest.mark.megatron
 
 W = "tests.actor.workers"
+E = "tests.actor.expert_workers"
 ALL: dict[str, dict[str, Any]] = {
     "dp2": {},
     "ep2": {"expert": 2},
@@ -69,7 +70,7 @@ def test_experts_together_are_experts_one_by_one(
     one_rank: RankPool, folders: dict[str, str], counts: list[int]
 ) -> None:
     """Of 8 experts, some without a token; float32, other order of sums."""
-    (gap,) = one_rank.run(f"{W}:grouped_gap", "qwen3_moe", folders["qwen3_moe"], counts)
+    (gap,) = one_rank.run(f"{E}:grouped_gap", "qwen3_moe", folders["qwen3_moe"], counts)
     assert gap <= 1e-4
 
 
@@ -193,7 +194,7 @@ def test_one_rank_reads_what_two_wrote(
 def test_experts_that_do_not_divide_are_refused(
     two_ranks: RankPool, folders: dict[str, str]
 ) -> None:
-    message = two_ranks.run(f"{W}:refused", "qwen3_moe", folders["qwen3_moe"], {"expert": 2}, 7)
+    message = two_ranks.run(f"{E}:refused", "qwen3_moe", folders["qwen3_moe"], {"expert": 2}, 7)
     assert message[0] == "model: 7 experts are not divisible by parallel.expert = 2."
 
 
@@ -204,7 +205,7 @@ def balanced(one_rank: RankPool, folders: dict[str, str]) -> Any:
     gradients = one_rank.run(
         f"{W}:gradients", "qwen3_moe", folder, {}, 4096, balance_coef=0.5, prune="off"
     )
-    return gradients[0], one_rank.run(f"{W}:balance", "qwen3_moe", folder, {}, 4096, False, **BIAS)[
+    return gradients[0], one_rank.run(f"{E}:balance", "qwen3_moe", folder, {}, 4096, False, **BIAS)[
         0
     ]
 
@@ -222,10 +223,10 @@ def test_the_balancing_loss_is_that_of_each_sequence(
 ) -> None:
     """Against a loop over sequences with transformers' router logits."""
     folder = folders["qwen3_moe"]
-    want, gradients = one_rank.run(f"{W}:reference_balance", folder)[0]
+    want, gradients = one_rank.run(f"{E}:reference_balance", folder)[0]
     run = f"{W}:gradients", "qwen3_moe", folder, {}, 120, True, "all"
     _, got = one_rank.run(*run, balance_coef=0.25)[0]
-    sums, _ = one_rank.run(f"{W}:balance", "qwen3_moe", folder, {}, 4096, False, balance_coef=0.25)[
+    sums, _ = one_rank.run(f"{E}:balance", "qwen3_moe", folder, {}, 4096, False, balance_coef=0.25)[
         0
     ]
     assert sums["balance_loss_sum"] / sums["expert_layers"] == pytest.approx(want, rel=1e-5)
@@ -249,7 +250,7 @@ def test_balancing_is_the_same_on_all_meshes(
     """Gradients of loss and balancing loss, loads, and the bias that follows from them."""
     run = "qwen3_moe", folders["qwen3_moe"], mesh, 120, share
     assert_same(two_ranks.run(f"{W}:gradients", *run, balance_coef=0.5)[0], balanced[0])
-    found = two_ranks.run(f"{W}:balance", *run, **BIAS)
+    found = two_ranks.run(f"{E}:balance", *run, **BIAS)
     for name in ("balance_loss_sum", "expert_layers", "expert_peak_sum", "expert_peak_max"):
         assert found[0][0][name] == pytest.approx(balanced[1][0][name], rel=1e-5), name
     last = 2 if "pipeline" in mesh else 4
@@ -258,7 +259,7 @@ def test_balancing_is_the_same_on_all_meshes(
 
 
 def test_the_bias_evens_out_the_load(one_rank: RankPool, folders: dict[str, str]) -> None:
-    run = f"{W}:bias_at_work", "qwen3_moe", folders["qwen3_moe"]
+    run = f"{E}:bias_at_work", "qwen3_moe", folders["qwen3_moe"]
     first, last = one_rank.run(*run, **{**BIAS, "balance_coef": 0.0})[0]
     assert last < 0.8 * first
 
