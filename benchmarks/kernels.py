@@ -16,12 +16,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
-import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ import torch  # noqa: E402
 
 from benchmarks.kernel_bench import checks, measure, peers, plot, problems  # noqa: E402
 from benchmarks.kernel_bench.problems import Problem, Shape  # noqa: E402
+from passk_fast.provenance import cpu_name, machine  # noqa: E402
 
 HEADS = ((3584, 152064), (5120, 151936), (2048, 151936), (5120, 18992), (4096, 131072))
 LOGITS = tuple((t, v) for v in (151936, 18992) for t in (2048, 8192, 32768))
@@ -230,25 +227,9 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def describe() -> dict[str, Any]:
-    """Device, versions, commit and date."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    cuda = torch.cuda.is_available()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.machine()})",
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": commit or "unknown",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def device_name(device: str) -> str:
+    """What the kernels ran on."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU ({cpu_name()})"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -293,7 +274,8 @@ def main(arguments: list[str] | None = None) -> int:
         if bench.device == "cuda":
             torch.cuda.empty_cache()
         report = {
-            **describe(),
+            "device": device_name(bench.device),
+            "machine": machine(PACKAGES),
             "command": " ".join(sys.argv),
             "wheels": wheels,
             "claims": not options.small,

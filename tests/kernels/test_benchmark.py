@@ -29,6 +29,8 @@ def test_small_mode(tmp_path: Path) -> None:
     report = json.loads(out.read_text())
     assert report["claims"] is False
     assert report["not_reached"] == []
+    assert report["device"].startswith("CPU (")
+    assert report["machine"]["versions"]["torch"] == torch.__version__
     assert set(report["absent"]) >= {"QuACK linear CE"}
     assert "absent: QuACK linear CE" in done.stdout
     rows = {(r["kind"], r["regime"], r["provider"]): r for r in report["rows"]}
