@@ -8,7 +8,7 @@ import os
 import torch
 from torch import Tensor
 
-from passk_fast.kernels.options import PolicyLoss
+from passk_fast.kernels.loss_rows import LossRows
 from passk_fast.kernels.token_loss import policy_loss_from_logprob
 
 
@@ -24,52 +24,25 @@ def pick_backend(tensor: Tensor) -> str:
     return "interpreter" if os.environ.get("TRITON_INTERPRET") == "1" else "torch"
 
 
+def torch_loss(logp: Tensor, entropy: Tensor, rows: LossRows) -> tuple[Tensor, dict[str, Tensor]]:
+    """`policy_loss_from_logprob`; without old_logp every ratio is 1."""
+    old_logp = logp.detach() if rows.old_logp is None else rows.old_logp
+    return policy_loss_from_logprob(logp, entropy, **{**vars(rows), "old_logp": old_logp})
+
+
 def row_slopes(
-    logp: Tensor,
-    entropy: Tensor,
-    *,
-    old_logp: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
-    rollout_logp: Tensor | None,
-    reference_logp: Tensor | None,
-    sequence_index: Tensor | None,
-    denominator: float,
-    loss: PolicyLoss,
-    backend: str,
+    logp: Tensor, entropy: Tensor, rows: LossRows, backend: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(c = dLoss/dlogp, float64 [T]; metrics of `policy_loss_from_logprob`).
 
     Sequence-level ratios take torch on every backend: they are sums over sequences of few numbers.
     """
-    if backend != "torch" and loss.ratio == "token":
+    if backend != "torch" and rows.loss.ratio == "token":
         from passk_fast.kernels.triton_rows import row_terms
 
-        scale = torch.full((1,), denominator, dtype=torch.float64, device=logp.device)
-        return row_terms(
-            logp,
-            entropy,
-            old_logp=old_logp,
-            advantages=advantages,
-            mask=mask,
-            rollout_logp=rollout_logp,
-            reference_logp=reference_logp,
-            denominator=scale,
-            loss=loss,
-        )
+        return row_terms(logp, entropy, rows)
     with torch.enable_grad():
         leaf = logp.detach().double().requires_grad_()
-        value, metrics = policy_loss_from_logprob(
-            leaf,
-            entropy.detach(),
-            old_logp=leaf.detach() if old_logp is None else old_logp,
-            rollout_logp=rollout_logp,
-            reference_logp=reference_logp,
-            advantages=advantages,
-            mask=mask,
-            denominator=denominator,
-            loss=loss,
-            sequence_index=sequence_index,
-        )
+        value, metrics = torch_loss(leaf, entropy.detach(), rows)
         (slope,) = torch.autograd.grad(value, leaf)
     return slope, metrics

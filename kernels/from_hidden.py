@@ -14,6 +14,7 @@ float32 logits and an online maximum. Derivation: docs/kernels.md.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,10 +25,10 @@ from passk_fast.kernels.backend import pick_backend, row_slopes
 from passk_fast.kernels.checks import check_head, check_main_grad, check_rows
 from passk_fast.kernels.engines import TorchEngine, TritonEngine, first_backend
 from passk_fast.kernels.head_run import Head, Slopes, anchored_pass, logits_pass
+from passk_fast.kernels.loss_rows import LossRows
 from passk_fast.kernels.options import PolicyLoss, merge_clip
 from passk_fast.kernels.row_plan import Chunk
 from passk_fast.kernels.shard import Shard, as_temperature, shard_of
-from passk_fast.kernels.token_loss import check_options
 
 DEFAULT_MEMORY_GIB = 2.6
 """Temporary memory of a pass: a bfloat16 chunk of 8,192 rows at V = 151,936, H = 5120, TP = 1."""
@@ -95,7 +96,6 @@ def linear_policy_loss(
     Raises:
         TypeError, ValueError: an argument is of the wrong type, shape, device or range; names it.
     """
-    loss = merge_clip(loss, clip_low, clip_high)
     need = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight)]
     with torch.no_grad():
         head = _head(
@@ -103,16 +103,18 @@ def linear_policy_loss(
             temperature, group, vocab, sequence_parallel, memory_gib, first_gemm, need,
         )  # fmt: skip
         check_main_grad(main_grad, weight)
-        rows = {
-            "old_logp": old_logp,
-            "advantages": advantages,
-            "rollout_logp": rollout_logp,
-            "reference_logp": reference_logp,
-            "sequence_index": sequence_index,
-        }
-        check_rows(targets, head.shard.vocab, device=hidden.device, mask=mask, **rows)
-        check_options(loss, rollout_logp, reference_logp, denominator, sequence_index)
-        step = _Step(head, rows, mask, denominator, loss, filter_eps, live)
+        rows = LossRows(
+            old_logp=old_logp,
+            advantages=advantages,
+            mask=mask,
+            denominator=denominator,
+            loss=merge_clip(loss, clip_low, clip_high),
+            rollout_logp=rollout_logp,
+            reference_logp=reference_logp,
+            sequence_index=sequence_index,
+        )
+        rows.check(targets, head.shard.vocab, hidden.device)
+        step = _Step(head, rows, filter_eps, live)
         metrics = step.run(any(need))
         value = (metrics["loss_sum"] / denominator).to(
             torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -130,31 +132,21 @@ def linear_policy_loss(
 class _Step:
     """The loss of one call: which rows, their slopes, and the metrics."""
 
-    def __init__(
-        self,
-        head: Head,
-        rows: dict[str, Tensor | None],
-        mask: Tensor,
-        denominator: float,
-        loss: PolicyLoss,
-        filter_eps: float,
-        live: Tensor | None,
-    ) -> None:
+    def __init__(self, head: Head, rows: LossRows, filter_eps: float, live: Tensor | None) -> None:
         if not filter_eps >= 0:
             raise ValueError(f"filter_eps must be 0 or more, got {filter_eps}.")
-        self.head, self.rows, self.denominator, self.loss = head, rows, denominator, loss
-        self.filter_eps = filter_eps
-        whole = loss.every_masked_row or loss.ratio == "sequence"
-        advantages = rows["advantages"]
-        assert advantages is not None
+        self.head, self.loss, self.filter_eps = head, rows.loss, filter_eps
+        whole = self.loss.every_masked_row or self.loss.ratio == "sequence"
+        mask = rows.mask
         # Rows outside count for nothing; NaN advantages stay in, so that they are seen.
-        self.counted = mask if whole else mask & (advantages != 0)
+        self.counted = mask if whole else mask & (rows.advantages != 0)
         self.index = self._index(live)
         if live is not None:
             listed = torch.zeros(len(mask) + 1, dtype=torch.bool, device=mask.device)
             listed[live.to(mask.device, non_blocking=True)] = True
             self.counted = self.counted & listed[:-1]
         head.counted = self.counted
+        self.rows = replace(rows, mask=self.counted)
         self.filtered = torch.zeros((), dtype=torch.float64, device=mask.device)
 
     def _index(self, live: Tensor | None) -> Tensor:
@@ -176,11 +168,10 @@ class _Step:
         if loss.ratio == "sequence" and gradient:
             # A sequence's ratio needs all its tokens first: log-probs, then the pass with slopes.
             self._passes(None)
-            whole = self._row_slopes(head.logp[:-1], head.entropy[:-1], self.counted)[0]
-            slopes = self._known_slopes(whole)
+            slopes = self._known_slopes(self._row_slopes()[0])
         far = self._passes(slopes)
         metrics: dict[str, Any]
-        _, metrics = self._row_slopes(head.logp[:-1], head.entropy[:-1], self.counted)
+        _, metrics = self._row_slopes()
         metrics["far_rows"] = far
         metrics["filtered_rows"] = self.filtered
         metrics["backend"] = head.backend
@@ -198,34 +189,17 @@ class _Step:
             logits_pass(head, far.nonzero()[:, 0].cpu(), slopes)
         return far.sum().double()
 
-    def _row_slopes(
-        self, logp: Tensor, entropy: Tensor, counted: Tensor, at: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Slopes of the rows `at` (all without it) and their metrics."""
-
-        def take(name: str) -> Any:
-            value = self.rows[name]
-            return value if value is None or at is None else value[at]
-
-        return row_slopes(
-            logp,
-            entropy,
-            old_logp=take("old_logp"),
-            advantages=take("advantages"),
-            mask=counted,
-            rollout_logp=take("rollout_logp"),
-            reference_logp=take("reference_logp"),
-            sequence_index=take("sequence_index"),
-            denominator=self.denominator,
-            loss=self.loss,
-            backend=self.head.backend,
-        )
+    def _row_slopes(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Slopes of all rows, from what the passes have found, and their metrics."""
+        head = self.head
+        return row_slopes(head.logp[:-1], head.entropy[:-1], self.rows, head.backend)
 
     def _chunk_slopes(
         self, chunk: Chunk, logp: Tensor, entropy: Tensor, good: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         counted = good & self.counted[chunk.rows]
-        slope, _ = self._row_slopes(logp, entropy, counted, chunk.rows)
+        rows = self.rows.at(chunk.rows, counted)
+        slope, _ = row_slopes(logp, entropy, rows, self.head.backend)
         return self._filter(chunk, slope, logp, counted), self._bonus(counted)
 
     def _known_slopes(self, whole: Tensor) -> Slopes:
@@ -242,7 +216,7 @@ class _Step:
         """h = entropy_coef / denominator on counted rows, float64, or None when off."""
         if not self.loss.entropy_coef:
             return None
-        return counted.double() * (self.loss.entropy_coef / self.denominator)
+        return counted.double() * (self.loss.entropy_coef / self.rows.denominator)
 
     def _filter(self, chunk: Chunk, slope: Tensor, logp: Tensor, counted: Tensor) -> Tensor:
         """Drop slopes of rows whose largest |dLoss/dlogit| is below filter_eps."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from passk_fast.kernels.attach import attach
-from passk_fast.kernels.backend import pick_backend, row_slopes
-from passk_fast.kernels.checks import check_logits, check_rows
+from passk_fast.kernels.backend import pick_backend, row_slopes, torch_loss
+from passk_fast.kernels.checks import check_logits
 from passk_fast.kernels.logit_rows import (
     logit_gradient,
     logit_rows,
@@ -22,9 +22,9 @@ from passk_fast.kernels.logit_rows import (
     row_grid,
     tau_arguments,
 )
+from passk_fast.kernels.loss_rows import LossRows
 from passk_fast.kernels.options import PolicyLoss, merge_clip
 from passk_fast.kernels.shard import Shard, as_temperature, shard_of
-from passk_fast.kernels.token_loss import check_options, policy_loss_from_logprob
 from passk_fast.kernels.torch_logprob import token_logprob_from_logits
 
 
@@ -62,34 +62,31 @@ def policy_loss(
     Raises:
         TypeError, ValueError: an argument is of the wrong type, shape, device or range; names it.
     """
-    loss = merge_clip(loss, clip_low, clip_high)
     check_logits(logits, targets)
     shard = shard_of(logits.shape[1], group, vocab)
-    rows = {
-        "old_logp": old_logp,
-        "advantages": advantages,
-        "rollout_logp": rollout_logp,
-        "reference_logp": reference_logp,
-        "sequence_index": sequence_index,
-    }
-    check_rows(targets, shard.vocab, device=logits.device, mask=mask, **rows)
-    check_options(loss, rollout_logp, reference_logp, denominator, sequence_index)
+    rows = LossRows(
+        old_logp=old_logp,
+        advantages=advantages,
+        mask=mask,
+        denominator=denominator,
+        loss=merge_clip(loss, clip_low, clip_high),
+        rollout_logp=rollout_logp,
+        reference_logp=reference_logp,
+        sequence_index=sequence_index,
+    )
+    rows.check(targets, shard.vocab, logits.device)
     tau = as_temperature(temperature, logits.shape[0], logits.device)
     backend = pick_backend(logits)
     if backend == "torch":
-        value, metrics = _by_torch(logits, targets, mask, rows, denominator, tau, loss, shard)
+        value, metrics = _by_torch(logits, targets, rows, tau, shard)
         return value, {**metrics, "backend": backend}
     need = torch.is_grad_enabled() and logits.requires_grad
     with torch.no_grad():
         grad = (logits.detach() if inplace else torch.empty_like(logits)) if need else None
-        fused = shard.size == 1 and loss.ratio == "token"
+        fused = shard.size == 1 and rows.loss.ratio == "token"
         run = _fused if fused else _sharded
-        logp, entropy = run(
-            logits.detach(), grad, targets, mask, rows, denominator, tau, loss, shard, backend
-        )
-        _, found = row_slopes(
-            logp, entropy, **rows, mask=mask, denominator=denominator, loss=loss, backend=backend
-        )
+        logp, entropy = run(logits.detach(), grad, targets, rows, tau, shard, backend)
+        _, found = row_slopes(logp, entropy, rows, backend)
         value = (found["loss_sum"] / denominator).float()
     if grad is not None:
         value = attach(value, (logits,), [grad])
@@ -97,35 +94,21 @@ def policy_loss(
 
 
 def _by_torch(
-    logits: Tensor,
-    targets: Tensor,
-    mask: Tensor,
-    rows: dict[str, Any],
-    denominator: float,
-    temperature: float | Tensor,
-    loss: PolicyLoss,
-    shard: Shard,
+    logits: Tensor, targets: Tensor, rows: LossRows, temperature: float | Tensor, shard: Shard
 ) -> tuple[Tensor, dict[str, Any]]:
     """The torch path, through autograd."""
     logp, entropy = token_logprob_from_logits(
         logits, targets, temperature=temperature, group=shard.group, vocab=shard.vocab
     )
-    if rows["old_logp"] is None:
-        rows = {**rows, "old_logp": logp.detach()}
-    return policy_loss_from_logprob(
-        logp, entropy, **rows, mask=mask, denominator=denominator, loss=loss
-    )
+    return torch_loss(logp, entropy, rows)
 
 
 def _fused(
     logits: Tensor,
     grad: Tensor | None,
     targets: Tensor,
-    mask: Tensor,
-    rows: dict[str, Any],
-    denominator: float,
+    rows: LossRows,
     temperature: float | Tensor,
-    loss: PolicyLoss,
     shard: Shard,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
@@ -136,15 +119,15 @@ def _fused(
     count, width = logits.shape
     logp = torch.zeros(count, dtype=torch.float64, device=logits.device)
     entropy = torch.zeros_like(logp)
-    scale = torch.full((1,), denominator, dtype=torch.float64, device=logits.device)
+    scale = torch.full((1,), rows.denominator, dtype=torch.float64, device=logits.device)
     pointer, scalar, per_row = tau_arguments(temperature, logits)
-    old, rollout, reference = rows["old_logp"], rows["rollout_logp"], rows["reference_logp"]
+    old, rollout, reference = rows.old_logp, rows.rollout_logp, rows.reference_logp
     if count:
         fused_kernel[row_grid(count, logits.device)](
-            logits, grad, targets, old, rows["advantages"], mask, rollout, reference, pointer,
+            logits, grad, targets, old, rows.advantages, rows.mask, rollout, reference, pointer,
             logp, entropy, scale, logits.stride(0), 0 if grad is None else grad.stride(0), count,
             shard.num_columns, width, scalar, PER_ROW_TAU=per_row, GRADIENT=grad is not None,
-            **option_constants(loss, old, rollout, reference),
+            **option_constants(rows.loss, old, rollout, reference),
             BLOCK=row_block(width, logits.device), num_warps=8,
         )  # fmt: skip
     return logp, entropy
@@ -154,23 +137,17 @@ def _sharded(
     logits: Tensor,
     grad: Tensor | None,
     targets: Tensor,
-    mask: Tensor,
-    rows: dict[str, Any],
-    denominator: float,
+    rows: LossRows,
     temperature: float | Tensor,
-    loss: PolicyLoss,
     shard: Shard,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """(logp, entropy) float64 [T]; statistics, one collective, slopes, gradient."""
-    found = logit_rows(logits, targets, mask, temperature, shard, backend)
+    found = logit_rows(logits, targets, rows.mask, temperature, shard, backend)
     if grad is not None:
-        slope, _ = row_slopes(
-            found.logp, found.entropy, **rows, mask=mask, denominator=denominator, loss=loss,
-            backend=backend,
-        )  # fmt: skip
+        slope, _ = row_slopes(found.logp, found.entropy, rows, backend)
         bonus = None
-        if loss.entropy_coef:
-            bonus = mask.double() * (loss.entropy_coef / denominator)
+        if rows.loss.entropy_coef:
+            bonus = rows.mask.double() * (rows.loss.entropy_coef / rows.denominator)
         logit_gradient(found, logits, targets, slope, bonus, temperature, shard, backend, out=grad)
     return found.logp, found.entropy

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from passk_fast.kernels.loss_rows import LossRows
 from passk_fast.kernels.options import PolicyLoss
 
 METRICS = (
@@ -225,32 +226,22 @@ def row_kernel(
     tl.store(out + 13, tl.max(tl.where(live, gap, 0.0), 0))
 
 
-def row_terms(
-    logp: Tensor,
-    entropy: Tensor,
-    *,
-    old_logp: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
-    rollout_logp: Tensor | None,
-    reference_logp: Tensor | None,
-    denominator: Tensor,
-    loss: PolicyLoss,
-) -> tuple[Tensor, dict[str, Tensor]]:
+def row_terms(logp: Tensor, entropy: Tensor, rows: LossRows) -> tuple[Tensor, dict[str, Tensor]]:
     """Slopes c = dLoss/dlogp, float64 [T], and the metrics of `policy_loss_from_logprob`.
 
-    `denominator` is float64 [1] on the rows' device. Two runs are bitwise equal: blocks write
-    partial sums, which one sum adds in order.
+    Two runs are bitwise equal: blocks write partial sums, which one sum adds in order.
     """
-    rows = logp.shape[0]
-    blocks = max(1, triton.cdiv(rows, BLOCK_ROWS))
-    slope = torch.empty(rows, dtype=torch.float64, device=logp.device)
+    count = logp.shape[0]
+    old, rollout, reference = rows.old_logp, rows.rollout_logp, rows.reference_logp
+    blocks = max(1, triton.cdiv(count, BLOCK_ROWS))
+    scale = torch.full((1,), rows.denominator, dtype=torch.float64, device=logp.device)
+    slope = torch.empty(count, dtype=torch.float64, device=logp.device)
     partial = torch.zeros(blocks, len(METRICS), dtype=torch.float64, device=logp.device)
-    if rows:
+    if count:
         row_kernel[(blocks,)](
-            logp, entropy, old_logp, advantages, mask, rollout_logp, reference_logp,
-            slope, partial, rows, denominator,
-            **option_constants(loss, old_logp, rollout_logp, reference_logp),
+            logp, entropy, old, rows.advantages, rows.mask, rollout, reference,
+            slope, partial, count, scale,
+            **option_constants(rows.loss, old, rollout, reference),
             METRIC_COUNT=len(METRICS), BLOCK=BLOCK_ROWS, num_warps=4,
         )  # fmt: skip
     sums = partial.sum(dim=0)
