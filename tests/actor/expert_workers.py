@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from passk_fast.config import ParallelConfig
-from tests.actor.workers import build, hf_config, make_sequences
+from passk_fast.actor.actor import Actor
+from passk_fast.config import ModelConfig, ParallelConfig
+from passk_fast.distributed import drop_mesh, make_mesh
+from tests.actor.workers import build, hf_config, make_sequences, run_config
 
 
 def balance(
@@ -96,3 +99,47 @@ def refused(kind: str, folder: str, parallel: dict[str, Any], experts: int) -> s
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def bfloat16_beside_float32(folder: str, parallel: dict[str, Any]) -> dict[str, Any]:
+    """Loss and gradient norm of a supervised step in float32 and bfloat16, then of a policy step;
+    what bfloat16's weights hold after both."""
+    out: dict[str, Any] = {}
+    for dtype in ("float32", "bfloat16"):
+        drop_mesh()
+        config = replace(run_config(parallel, 4096), model=ModelConfig(dtype=dtype))
+        actor = Actor(config, hf_config("qwen3_moe"), make_mesh(config.parallel, "cpu"))
+        actor.load_folder(folder)
+        before = {name: p.detach().clone() for name, p in actor.parameters().items()}
+        batches = actor.pack(make_sequences())
+        steps = [
+            actor.supervised_step(batches, denominator=400.0, lr=1e-3),
+            actor.policy_step(batches, denominator=400.0, lr=1e-3),
+        ]
+        assert all(step.applied for step in steps)
+        out[dtype] = [steps[0].sums["loss_sum"], *(step.grad_norm for step in steps)]
+    parameters = actor.parameters()
+    halves, masters = _halves_and_masters(actor)
+    return out | {
+        "types": {(p.dtype, p.main_grad.dtype) for p in parameters.values()},
+        "held": sum(half.numel() for half in halves),
+        "weights": actor.num_weights,
+        "in_sync": all(map(torch.equal, halves, (master.bfloat16() for master in masters))),
+        "rounded": sum(int((m != m.bfloat16()).sum()) for m in masters),
+        "least_move": min(
+            float((p.detach() - before[name]).abs().max()) for name, p in parameters.items()
+        ),
+    }
+
+
+def _halves_and_masters(actor: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """This rank's shards of bfloat16 weights, and the float32 ones that the optimizer moves."""
+    found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for optimizer in actor.optimizer.chained_optimizers:
+        for out, groups in zip(
+            found,
+            (optimizer.shard_float16_groups, optimizer.shard_fp32_from_float16_groups),
+            strict=True,
+        ):
+            out.extend(tensor for group in groups for tensor in group)
+    return found

@@ -132,6 +132,24 @@ def test_mixtral_has_the_same_gradients(
     assert_same(two_ranks.run(*run, ALL["tp2-ep2"], 120, True)[0], want)
 
 
+@pytest.mark.parametrize("mesh", meshes("ep2 tp2-ep2", "dp2"))
+def test_bfloat16_trains_as_float32_does(
+    two_ranks: RankPool, folders: dict[str, str], mesh: dict[str, Any]
+) -> None:
+    """bfloat16 keeps eight bits; the bounds are some three times what was found."""
+    run = f"{E}:bfloat16_beside_float32", folders["qwen3_moe"], mesh
+    found = two_ranks.run(*run)
+    assert sum(one["held"] for one in found) == found[0]["weights"]  # each has a master somewhere
+    for one in found:
+        (loss, *norms), (loss16, *norms16) = one["float32"], one["bfloat16"]
+        assert 0 < abs(loss16 - loss) <= 1e-3 * loss
+        assert norms16 == pytest.approx(norms, rel=0.025)
+        assert one["types"] == {(torch.bfloat16, torch.float32)}  # weights, gradients
+        assert one["in_sync"]  # each weight is its float32 master, rounded
+        assert one["rounded"] > 0.9 * one["held"]  # and the masters do have more bits
+        assert one["least_move"] > 1e-3  # two steps of 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", LARGE_MESHES)
 def test_four_ranks(

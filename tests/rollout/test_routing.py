@@ -11,6 +11,8 @@ import pytest
 from passk_fast.advantage import dead_rows, table
 from passk_fast.batch import Draw, Prompt, RolloutGroup
 from passk_fast.errors import ConfigError
+from passk_fast.rollout.collect import CollectStats
+from passk_fast.rollout.refill import LiveShare, draw
 from passk_fast.rollout.routing import ReturnedRouting
 from passk_fast.routing import check_routing, stored_dtype
 from tests.moe_model import LAYERS, TOP_K, ReferenceRouter, make_moe_folder
@@ -82,6 +84,45 @@ def test_experts_survive_aborts_refills_and_a_full_cache(
         check_groups(folder, groups)
         aborted += stats.aborted
     assert aborted > 0
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_experts_come_with_every_round_of_a_refilled_batch(pool: RankPool, folder: str) -> None:
+    """Rounds follow one another on the same weights, so later ones find what earlier ones cached,
+    and groups that are stopped leave places to them."""
+    pool.run(W + "start", folder, 1, routing_replay="replay", max_prompt_tokens=48, max_num_seqs=8)
+    dead = dead_rows(table("passk", 4, 2))
+    asked = []
+
+    def collect(indices: list[int], first: int) -> tuple[list[RolloutGroup], CollectStats]:
+        prompts = [PROMPTS[i % len(PROMPTS)] for i in indices]
+        question = Draw(prompts=prompts, num_rollouts=4, seed=5, first_key=first, dead_rows=dead)
+        groups, stats = pool.run(W + "collect_with_a", question)[0]
+        asked.append(len(groups))
+        return groups, stats
+
+    def live(groups: list[RolloutGroup]) -> np.ndarray:
+        rewards = np.stack([group.rewards for group in groups])
+        whole = ~np.isnan(rewards).any(axis=1)
+        return whole & ~dead[np.nansum(rewards, axis=1).astype(int)]
+
+    order = iter(range(100))
+    drawn = draw(
+        lambda count: [next(order) for _ in range(count)],
+        collect,
+        live,
+        wanted=6,
+        cap=24,
+        share=LiveShare(),
+        multiple=2,
+    )
+    assert drawn.rounds == len(asked) > 1
+    assert sum(asked) == len(drawn.groups) > 6
+    assert drawn.stats.aborted > 0
+    assert drawn.stats.cached_tokens > 0
+    assert live(drawn.groups[: drawn.end]).sum() == 6
+    assert check_groups(folder, drawn.groups) > 1000
 
 
 @pytest.mark.slow
