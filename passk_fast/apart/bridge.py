@@ -6,7 +6,11 @@ everyone keeps torchrun's rank.
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
+import threading
+import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from passk_fast.apart.store_watch import StoreWatch
 from passk_fast.distributed import BACKENDS, use_own_gpu
 from passk_fast.errors import LostRankError
 from passk_fast.weights.mesh import RolloutMesh
@@ -22,7 +27,10 @@ from passk_fast.weights.mesh import RolloutMesh
 _NAME = "bridge"
 _PATIENCE = 10
 """An idle rollout rank waits this many time-outs for an order: a warm start or a step of training
-lies between two of them. A rank that dies is noticed at once, by its closed connection."""
+lies between two of them. A rank that dies is noticed at once, by its closed connection, and a host
+that is unplugged after one time-out, by a store that does not answer."""
+_LOOKS = 20
+"""How often in a time-out an idle rank looks whether the store has answered."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class Bridge:
     num_trainers: int
     num_rollouts: int
     timeout: timedelta
+    watch: StoreWatch | None = None
+    """A rollout rank's: whether the host of trainer rank 0 is there."""
 
     @property
     def is_rollout(self) -> bool:
@@ -73,12 +83,33 @@ class Bridge:
         where = "group_dst" if call is dist.isend else "group_src"
         try:
             work = call(part, group=self.group, **{where: peer})  # type: ignore[operator]
-            work.wait(patience)
+            if self.watch is None or patience <= self.timeout:
+                work.wait(patience)
+            else:
+                self._wait_and_watch(work, patience, self.watch)
         except RuntimeError as error:
             raise LostRankError(
                 f"{self.name(self.rank).capitalize()} has lost {self.name(peer)}: "
                 f"{str(error).splitlines()[0]}"
             ) from error
+
+    def _wait_and_watch(self, work: dist.Work, patience: timedelta, watch: StoreWatch) -> None:
+        """`work.wait`, given up when the store falls silent; RuntimeError."""
+        found: Future[None] = Future()
+
+        def wait() -> None:
+            try:
+                work.wait(patience)
+                found.set_result(None)
+            except RuntimeError as error:
+                found.set_exception(error)
+
+        threading.Thread(target=wait, name="bridge-wait", daemon=True).start()
+        start = time.monotonic()
+        while not concurrent.futures.wait([found], watch.timeout_s / _LOOKS).done:
+            if watch.silent(start):
+                raise RuntimeError(f"its host has not answered for {watch.timeout_s:g} s")
+        found.result()
 
 
 def join(device: str, timeout_s: int, num_rollouts: int) -> Bridge:
@@ -103,9 +134,10 @@ def join(device: str, timeout_s: int, num_rollouts: int) -> Bridge:
     )
     os.environ.update(RANK=str(rank - first), WORLD_SIZE=str(size))
     group = _group_beside(BACKENDS[device], dist.PrefixStore(_NAME, store), rank, world, timeout)
+    watch = StoreWatch(store, timeout) if is_rollout else None
     # NCCL: the first exchange over a group must be everyone's.
     dist.all_reduce(torch.zeros(1, device=device), group=group)
-    return Bridge(group, rank, trainers, num_rollouts, timeout)
+    return Bridge(group, rank, trainers, num_rollouts, timeout, watch)
 
 
 def _group_beside(

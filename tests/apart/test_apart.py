@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -66,6 +67,20 @@ def test_weights_that_differ_are_named_on_both_sides() -> None:
         assert kind == "DivergedError"
         assert "model.layers.1.self_attn.o_proj.weight" in text
         assert "on rank 2, from rank 0" in text
+
+
+def test_an_idle_rank_finds_a_host_that_falls_silent() -> None:
+    """Rank 0 is frozen: its connections stay open, as those of a host that is unplugged."""
+    with RankPool(2) as pool, pytest.raises(RankError) as caught:
+        pool.run(W + "waits_for_a_frozen_rank", 1, 3, timeout_s=90.0)
+    assert "has lost trainer rank 0: its host has not answered for 3 s" in str(caught.value)
+    (seconds,) = re.findall(r"found after ([\d.]+) s", str(caught.value))
+    assert 3 <= float(seconds) < 12  # ten time-outs are 30
+
+
+def test_an_idle_rank_waits_for_a_trainer_that_works() -> None:
+    with RankPool(2) as pool:
+        assert pool.run(W + "waits_for_a_busy_rank", 1, 1) == [b"", b"done"]
 
 
 @pytest.mark.parametrize(

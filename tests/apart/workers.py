@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +24,7 @@ from passk_fast.config import (
     RolloutConfig,
     RunConfig,
 )
-from passk_fast.errors import ConfigError, ExitCode, PasskError
+from passk_fast.errors import ConfigError, ExitCode, LostRankError, PasskError
 from passk_fast.signals import StopFlag
 from passk_fast.synthetic import CoinVerifier, Lengths, NumberTokenizer, SyntheticEngine, prompts
 from passk_fast.weights.layout import Spec
@@ -218,3 +220,27 @@ def loses_a_rank(ranks: int, dying: int) -> None:
     if bridge.rank == dying:
         os._exit(7)
     bridge.receive(0 if bridge.is_rollout else bridge.num_trainers, idle=True)
+
+
+def waits_for_a_frozen_rank(ranks: int, timeout_s: int) -> None:
+    """Rank 0, which has the store too, is stopped while the last rank waits for an order."""
+    dist.destroy_process_group()
+    bridge = join("cpu", timeout_s, ranks)
+    if not bridge.is_rollout:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    start = time.monotonic()
+    try:
+        bridge.receive(0, idle=True)
+    except LostRankError as error:
+        raise RuntimeError(f"{error}; found after {time.monotonic() - start:.1f} s") from error
+
+
+def waits_for_a_busy_rank(ranks: int, timeout_s: int) -> bytes:
+    """What an idle rank receives after three time-outs of nothing."""
+    dist.destroy_process_group()
+    bridge = join("cpu", timeout_s, ranks)
+    if bridge.is_rollout:
+        return bridge.receive(0, idle=True)
+    time.sleep(3 * timeout_s)
+    bridge.send({1: b"done"})
+    return b""
