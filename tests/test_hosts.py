@@ -179,6 +179,25 @@ def test_training_ends_when_a_host_is_lost(
     assert (tmp_path / "run" / "exit_code").read_text().strip() == "17"
 
 
+@pytest.mark.slow
+@pytest.mark.megatron
+@pytest.mark.timeout(900)
+def test_rollout_ranks_end_when_the_trainers_host_is_unplugged(
+    hosts: TwoHosts, tmp_path: Path
+) -> None:
+    """Whether they wait for an order, give an answer or take weights: long before ten time-outs."""
+    timeout_s = 30
+    apart = "--rollout.ranks 2 --rollout.lag 1 --algorithm.importance-cap 2 --device cpu".split()
+    options = ["--steps", "5000", "--timeout-s", str(timeout_s), *apart]
+    children = [hosts.start(host, [*run_arguments(tmp_path, "run"), *options]) for host in range(2)]
+    file = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: file.exists() and len(file.read_text().splitlines()) > 2, children, hosts)
+    hosts.unplug(0)
+    start = time.monotonic()
+    assert children[1].wait(timeout_s + 150) == ExitCode.LOST_RANK, said(hosts)
+    assert time.monotonic() - start < timeout_s + 100
+
+
 def wait_until(
     reached: Callable[[], bool],
     children: list[subprocess.Popen[bytes]],
