@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import floor
 from typing import Any
 
-from passk_fast.config import RunConfig
+from passk_fast.config import RolloutConfig, RunConfig
 from passk_fast.errors import ConfigError
 from passk_fast.plan.hardware import Gpu
 from passk_fast.plan.memory import Memory, shortcomings
@@ -76,7 +76,7 @@ def _cheap(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     while tokens >= longest:
         yield f"micro_batch_tokens = {tokens}", replace(config, micro_batch_tokens=tokens)
         tokens //= 2
-    if not config.rollout.sleep:
+    if not config.rollout.sleep and not config.rollout.lag:
         rollout = replace(config.rollout, sleep=True)
         yield "rollout.sleep = true", replace(config, rollout=rollout)
     if config.loss_head == "logits":
@@ -84,10 +84,14 @@ def _cheap(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     if not config.parallel.distributed_optimizer:
         words = "parallel.distributed_optimizer = true"
         yield words, _parallel(config, distributed_optimizer=True)
+    for rollout in _larger_engines(config.rollout):
+        yield f"rollout.tensor = {rollout.tensor}", replace(config, rollout=rollout)
+
+
+def _larger_engines(rollout: RolloutConfig) -> Iterator[RolloutConfig]:
     for tensor in (2, 4, 8, 16):
-        if tensor > config.rollout.tensor:
-            rollout = replace(config.rollout, tensor=tensor)
-            yield f"rollout.tensor = {tensor}", replace(config, rollout=rollout)
+        if tensor > rollout.tensor and rollout.ranks % tensor == 0:
+            yield replace(rollout, tensor=tensor)
 
 
 def _frugal(config: RunConfig) -> tuple[str, RunConfig]:
@@ -99,7 +103,7 @@ def _frugal(config: RunConfig) -> tuple[str, RunConfig]:
     if config.micro_batch_tokens > longest:
         config = replace(config, micro_batch_tokens=longest)
         words.append(f"micro_batch_tokens = {longest}")
-    if not config.rollout.sleep:
+    if not config.rollout.sleep and not config.rollout.lag:
         config = replace(config, rollout=replace(config.rollout, sleep=True))
         words.append("rollout.sleep = true")
     return ", ".join(words), config
@@ -119,10 +123,9 @@ def _with_share(
         rollout = replace(config.rollout, gpu_memory_utilization=share)
         setting = f"rollout.gpu_memory_utilization = {share:g}"
         yield _join(words, setting), replace(config, rollout=rollout), gpus
-        for tensor in (2, 4, 8, 16):
-            if tensor > rollout.tensor:
-                other = replace(config, rollout=replace(rollout, tensor=tensor))
-                yield _join(words, setting, f"rollout.tensor = {tensor}"), other, gpus
+        for larger in _larger_engines(rollout):
+            other = replace(config, rollout=larger)
+            yield _join(words, setting, f"rollout.tensor = {larger.tensor}"), other, gpus
 
 
 def _meshes(config: RunConfig, gpus: int) -> Iterator[tuple[str, RunConfig]]:

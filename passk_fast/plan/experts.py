@@ -1,6 +1,7 @@
-"""Mixture-of-experts layers in a plan: a pass with tokens spread evenly.
+"""Mixture-of-experts layers in a plan: a pass with tokens spread evenly over ranks.
 
-Which expert gets which token is known only with data, which a plan has not: each gets its share.
+Which expert gets which token is known only with data, which a plan has not. Within a rank it makes
+no difference to bytes: the experts' products are grouped, whatever the sizes of the groups.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from passk_fast.config import ParallelConfig
@@ -29,24 +29,24 @@ def _balanced(expert_ranks: int) -> Any:
         """As the all-to-all dispatcher: permute, exchange, sort by expert, compute, and back."""
         x = hidden.view(-1, hidden.shape[-1])
         k = layer.config.moe_router_topk
-        scores = F.linear(x.float(), layer.router.weight.float()).softmax(-1)
+        scores = layer.router.gating(x).softmax(-1)
         weights, _ = scores.topk(k, dim=-1)
         rows = torch.empty(len(x) * k, dtype=torch.int64, device=x.device)
         permuted = x.index_select(0, rows)
         each = weights.reshape(-1)
-        experts = layer.experts.local_experts
+        count = len(layer.experts.local_experts)
         if expert_ranks > 1:
             permuted, each = permuted.clone(), each.clone()
-            if len(experts) > 1:
+            if count > 1:
                 permuted, each = permuted.index_select(0, rows), each.index_select(0, rows)
-        count = len(experts)
-        parts = zip(experts, permuted.tensor_split(count), each.tensor_split(count), strict=True)
-        made = [expert(part, share)[0] for expert, part, share in parts]
-        out = torch.cat(made)
+        sizes = torch.empty(count, dtype=torch.int64, device=x.device)
+        out, _ = layer.experts(permuted, sizes, each)
         if expert_ranks > 1:
-            if len(experts) > 1:
+            if count > 1:
                 out = out.index_select(0, rows)
             out = out.clone()
-        return torch.zeros_like(x).index_add(0, rows, out).view_as(hidden), None
+        # As Megatron's scatter_add, whose backward keeps indices alone.
+        summed = torch.zeros_like(x).index_put((rows,), out, accumulate=True)
+        return summed.view_as(hidden), None
 
     return forward

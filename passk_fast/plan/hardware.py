@@ -68,3 +68,8 @@ def gpu_of(name: str) -> Gpu:
     if name not in GPUS:
         raise ConfigError(f"command line: --gpu must be one of {', '.join(GPUS)}, got {name!r}.")
     return GPUS[name]
+
+
+def sides(gpus: int, rollout_ranks: int) -> tuple[int, int]:
+    """GPUs that train, and GPUs that sample: the same ones, unless some have an engine alone."""
+    return gpus - rollout_ranks, rollout_ranks or gpus

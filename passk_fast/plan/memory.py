@@ -77,7 +77,9 @@ class Memory:
     awake: int
     """Reserved by the engine while it samples."""
     asleep: int
-    """Held by the engine while the trainer updates."""
+    """Held by the engine while the trainer updates, where they share a GPU."""
+    apart: bool = False
+    """Whether engines have GPUs of their own (rollout.ranks)."""
 
     @property
     def training_peak(self) -> int:
@@ -86,8 +88,13 @@ class Memory:
 
     @property
     def rollout_peak(self) -> int:
-        """The fullest stage while the engine samples, everything included."""
-        return max(s.resident for s in self.stages) + self.reserve + self.awake
+        """The fullest rank with an engine while that samples, everything included."""
+        return self.beside_engine + self.reserve + self.awake
+
+    @property
+    def beside_engine(self) -> int:
+        """What the trainer holds on an engine's GPU."""
+        return 0 if self.apart else max(s.resident for s in self.stages)
 
 
 def chunk_bytes(runs: Mapping[str, Costs], layers: int, first: bool, last: bool) -> int:
@@ -199,7 +206,8 @@ def memory_of(
         capacity=int(gpu.memory_gib * GIB),
         reserve=int(RESERVE_GIB * GIB),
         awake=awake + 2 * rollout.sync_mib * 2**20,
-        asleep=graphs if rollout.sleep else awake,
+        asleep=0 if rollout.ranks else graphs if rollout.sleep else awake,
+        apart=bool(rollout.ranks),
     )
 
 
@@ -218,7 +226,7 @@ def shortcomings(config: RunConfig, memory: Memory) -> list[str]:
     if memory.rollout_peak > memory.capacity:
         out.append(
             f"sampling needs {memory.rollout_peak / GIB:.1f} GiB (trainer "
-            f"{max(s.resident for s in memory.stages) / GIB:.1f}, engine and its sync buffers "
+            f"{memory.beside_engine / GIB:.1f}, engine and its sync buffers "
             f"{memory.awake / GIB:.1f}, reserve {memory.reserve / GIB:.1f}) of {capacity:.1f}"
         )
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_MATMULS = {"mm", "addmm", "bmm", "matmul", "linear", "baddbmm"}
+_MATMULS = {"mm", "addmm", "bmm", "matmul", "linear", "baddbmm", "grouped_mm", "_grouped_mm"}
 _ATTENTION = ("_varlen_attn", "_flash_attention", "scaled_dot_product", "_efficient_attention")
 
 

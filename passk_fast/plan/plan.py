@@ -10,7 +10,7 @@ from passk_fast.config import RunConfig, require
 from passk_fast.errors import ConfigError
 from passk_fast.flops import ModelFlops
 from passk_fast.plan.facts import Facts
-from passk_fast.plan.hardware import Gpu
+from passk_fast.plan.hardware import Gpu, sides
 from passk_fast.plan.memory import Memory, memory_of, shortcomings, stage_memory
 from passk_fast.plan.traffic import Reshard, reshard_of
 from passk_fast.plan.work import (
@@ -73,8 +73,18 @@ class Plan:
     reshard: Reshard
 
     @property
+    def trainers(self) -> int:
+        """GPUs that train."""
+        return sides(self.gpus, self.config.rollout.ranks)[0]
+
+    @property
+    def hidden(self) -> float:
+        """Seconds in which rollout ranks sample beside the trainer: all of the quicker side's."""
+        return min(self.decode.total, self.train.total) if self.config.rollout.ranks else 0.0
+
+    @property
     def step_seconds(self) -> float:
-        return self.decode.total + self.train.total + self.reshard.seconds
+        return self.decode.total + self.train.total + self.reshard.seconds - self.hidden
 
     @property
     def tokens_per_second(self) -> float:
@@ -83,7 +93,7 @@ class Plan:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Seconds by cause."""
+        """Seconds by cause; they add up to the step."""
         decode, train = self.decode, self.train
         return {
             "decode: weights": decode.weights,
@@ -101,12 +111,19 @@ class Plan:
             "train: optimizer": train.optimizer,
             "train: forwards for log-probs": train.extra_forward,
             "weight sync": self.reshard.seconds,
+            "sampling beside training": 0.0 - self.hidden,
         }
 
     @property
     def bottleneck(self) -> str:
-        """The largest part."""
-        return max(self.parts, key=lambda name: self.parts[name])
+        """The largest part; of the slower side, where they run beside each other."""
+        training = self.train.total > self.decode.total
+        names = [
+            name
+            for name in self.parts
+            if not self.hidden or name == "weight sync" or name.startswith("train") == training
+        ]
+        return max(names, key=lambda name: self.parts[name])
 
 
 def tensors_of(config: RunConfig, hf: Any) -> Tensors:
@@ -128,13 +145,15 @@ def check_mesh(config: RunConfig, hf: Any, gpus: int) -> Tensors:
         f"The model holds {hf.max_position_embeddings} positions, fewer than "
         f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}.",
     )
-    parallel.data(gpus)
+    trainers, engines = sides(gpus, rollout.ranks)
+    require(trainers > 0, f"rollout.ranks = {rollout.ranks} of {gpus} GPUs leaves none to train.")
+    parallel.data(trainers)
     require(
-        gpus % rollout.tensor == 0,
-        f"{gpus} GPUs are not divisible by rollout.tensor = {rollout.tensor}.",
+        engines % rollout.tensor == 0,
+        f"{engines} GPUs are not divisible by rollout.tensor = {rollout.tensor}.",
     )
     tensors = tensors_of(config, hf)
-    trainer_side(tensors, TrainerMesh.of(config.parallel, gpus))
+    trainer_side(tensors, TrainerMesh.of(config.parallel, trainers))
     rollout_side(tensors, RolloutMesh(world=rollout.tensor, tensor=rollout.tensor))
     return tensors
 
@@ -148,14 +167,10 @@ def memory_on(
     config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prober
 ) -> tuple[Memory, Facts, Tensors]:
     """Memory of a configuration; ConfigError for a mesh that cannot be."""
-    require(
-        not config.rollout.ranks,
-        "passk-fast plan knows ranks that both train and sample, whose memory and time it adds up: "
-        "set rollout.ranks = 0.",
-    )
     tensors = check_mesh(config, model.hf, gpus)
-    facts = prober.facts(config, model.folder, gpus, logits=uses_logits(config))
-    micro = Workload.of(config).micro_batches(config, gpus)
+    trainers, _ = sides(gpus, config.rollout.ranks)
+    facts = prober.facts(config, model.folder, trainers, logits=uses_logits(config))
+    micro = Workload.of(config).micro_batches(config, trainers)
     return memory_of(config, facts, tensors, model.hf, gpu, micro), facts, tensors
 
 
@@ -173,7 +188,8 @@ def make_plan(config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prob
         )
     hf, shape = model.hf, tensors.shape
     flops, work = ModelFlops.from_hf(hf), Workload.of(config)
-    micro = work.micro_batches(config, gpus)
+    trainers, engines = sides(gpus, config.rollout.ranks)
+    micro = work.micro_batches(config, trainers)
     return Plan(
         config=config,
         model=model.folder.name,
@@ -185,8 +201,8 @@ def make_plan(config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prob
         activations=_activations(config, facts, shape, micro),
         workload=work,
         train_flops=flops.train(work.trained(config.share_prompts)),
-        decode=decode_time(config, work, flops, shape, hf, memory.engine, gpu, gpus),
-        train=train_time(config, work, flops, shape, hf, facts, gpu, gpus),
+        decode=decode_time(config, work, flops, shape, hf, memory.engine, gpu, engines),
+        train=train_time(config, work, flops, shape, hf, facts, gpu, trainers),
         bubble=bubble_share(config, micro),
         reshard=reshard_of(config, tensors, gpu, gpus),
     )

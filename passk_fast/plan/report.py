@@ -19,12 +19,14 @@ def _head(plan: Plan) -> list[str]:
     experts = (
         f", EP {parallel.expert} x ETP {parallel.expert_tensor}" if parallel.expert > 1 else ""
     )
+    apart = f" on the last {rollout.ranks} GPUs" if rollout.ranks else ""
     work = plan.workload
     return [
         f"{plan.model} on {plan.gpus} x {gpu.name}: an estimate, not measured",
         f"{plan.weights / 1e9:.2f} B weights, {plan.active_weights / 1e9:.2f} B a token; trainer "
         f"TP {parallel.tensor}, PP {parallel.pipeline}, VPP {parallel.virtual_pipeline}, CP "
-        f"{parallel.context}{experts}, DP {parallel.data(plan.gpus)}; engines of {rollout.tensor}",
+        f"{parallel.context}{experts}, DP {parallel.data(plan.trainers)}; engines of "
+        f"{rollout.tensor}{apart}",
         f"A step: {work.prompts} prompts x {work.rollouts} responses, {work.prompt} + "
         f"{work.response} tokens each (means), {work.tokens / 1e6:.2f} M tokens",
     ]
@@ -48,11 +50,12 @@ def _memory(plan: Plan) -> list[str]:
         )
     modes = ", ".join(f"{mode} {size / GIB:.1f}" for mode, size in plan.activations.items())
     engine = memory.engine
+    sampling = "A rollout rank" if memory.apart else "While sampling"
     lines += [
-        f"Peak includes {memory.reserve / GIB:.1f} for CUDA, NCCL and fragmentation and "
-        f"{memory.asleep / GIB:.1f} for the engine meanwhile.",
+        f"Peak includes {memory.reserve / GIB:.1f} for CUDA, NCCL and fragmentation"
+        + ("." if memory.apart else f" and {memory.asleep / GIB:.1f} for the engine meanwhile."),
         f"Activations by recompute mode: {modes}",
-        f"While sampling: {memory.rollout_peak / GIB:.1f}, of which the engine's weights "
+        f"{sampling}: {memory.rollout_peak / GIB:.1f}, of which the engine's weights "
         f"{engine.weights / GIB:.1f}, workspace {engine.workspace / GIB:.1f}, keys and values "
         f"{engine.kv_cache / GIB:.1f} ({engine.kv_tokens:,} tokens an engine)",
     ]
@@ -71,7 +74,7 @@ def _step(plan: Plan) -> list[str]:
         *lines,
         f"Training: {plan.train_flops / 1e15:.0f} PFLOPs, {train.micro_batches} micro-batches a "
         f"rank, pipeline idle {plan.bubble:.1%}, MFU while training "
-        f"{plan.train_flops / train.total / plan.gpus / plan.gpu.flops:.0%}",
+        f"{plan.train_flops / train.total / plan.trainers / plan.gpu.flops:.0%}",
         f"Decoding: {plan.decode.concurrency} sequences together, {plan.decode.steps} steps",
         f"Weight sync: a rank receives at most {reshard.received / GIB:.2f} GiB "
         f"({reshard.near:.0%} within its node), {reshard.total / GIB:.0f} GiB in all, "
@@ -80,12 +83,13 @@ def _step(plan: Plan) -> list[str]:
 
 
 def _end(plan: Plan) -> list[str]:
+    overlap = "sampling overlaps training alone" if plan.hidden else "nothing overlaps"
     return [
         f"Bottleneck: {plan.bottleneck}",
         f"Expected: {plan.tokens_per_second:.0f} tokens/s/GPU over the whole step",
         f"Assumed: {RATES.matmul:.0%} of peak in matrix products, {RATES.memory:.0%} of memory "
-        f"bandwidth, {RATES.attention:.0%} in attention, {RATES.grouped:.0%} in experts, nothing "
-        f"overlaps, no group is dead, {RESERVE_GIB:g} GiB reserve. No run has confirmed this.",
+        f"bandwidth, {RATES.attention:.0%} in attention, {RATES.grouped:.0%} in experts, "
+        f"{overlap}, no group is dead, {RESERVE_GIB:g} GiB reserve. No run has confirmed this.",
     ]
 
 

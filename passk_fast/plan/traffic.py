@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from passk_fast.config import RunConfig
-from passk_fast.plan.hardware import RANKS_PER_NODE, RATES, Gpu
+from passk_fast.plan.hardware import RANKS_PER_NODE, RATES, Gpu, sides
 from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
 from passk_fast.weights.placement import Tensors, rollout_side, trainer_side
 from passk_fast.weights.reshard import COLS, DST, ROWS, SRC, plan_reshard
@@ -24,7 +24,7 @@ class Reshard:
     """Bytes of the rank that receives most."""
     sent: int
     kept: int
-    """Bytes that the rank which keeps least has already."""
+    """Bytes that the engine's rank which keeps least has already."""
     total: int
     """Bytes that move, over all ranks."""
     rounds: int
@@ -35,8 +35,11 @@ class Reshard:
 
 def reshard_of(config: RunConfig, tensors: Tensors, gpu: Gpu, gpus: int) -> Reshard:
     """The plan for this configuration, and its time on the slowest of `_SAMPLED` ranks."""
-    source = trainer_side(tensors, TrainerMesh.of(config.parallel, gpus))
-    target = rollout_side(tensors, RolloutMesh(world=gpus, tensor=config.rollout.tensor))
+    rollout = config.rollout
+    trainers, engines = sides(gpus, rollout.ranks)
+    mesh = RolloutMesh(world=engines, tensor=rollout.tensor, first_rank=gpus - engines)
+    source = trainer_side(tensors, TrainerMesh.of(config.parallel, trainers))
+    target = rollout_side(tensors, mesh)
     size = 2 if config.model.dtype == "bfloat16" else 4
     link, network = gpu.link_bytes * RATES.link, gpu.network_bytes * RATES.network
     copy = gpu.memory_bytes * RATES.memory / 2
@@ -49,7 +52,7 @@ def reshard_of(config: RunConfig, tensors: Tensors, gpu: Gpu, gpus: int) -> Resh
             source,
             target,
             element_bytes=size,
-            round_bytes=config.rollout.sync_mib << 20,
+            round_bytes=rollout.sync_mib << 20,
             rank=rank,
         )
         moves = plan.transfers[plan.transfers[:, SRC] != plan.transfers[:, DST]]
@@ -67,7 +70,7 @@ def reshard_of(config: RunConfig, tensors: Tensors, gpu: Gpu, gpus: int) -> Resh
     return Reshard(
         received=int(plan.received.max()),
         sent=int(plan.sent.max()),
-        kept=int(plan.kept.min()),
+        kept=int(plan.kept[mesh.first_rank :].min()),
         total=int(plan.received.sum()),
         rounds=plan.rounds,
         near=near / (near + far) if near + far else 1.0,

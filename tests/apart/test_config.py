@@ -90,16 +90,12 @@ def test_a_run_may_go_on_in_the_other_layout(tmp_path: Path) -> None:
     assert config_digest(make(tmp_path)) == config_digest(make(tmp_path, ranks=0))
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["bench", "configs/maze_cpu.toml"], ["plan", "configs/qwen3_32b.toml", "--gpus", "8"]],
-)
-def test_commands_that_know_one_layout_say_so(
-    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_bench_knows_one_layout_and_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     options = "--rollout.ranks 4 --rollout.tensor 4 --rollout.lag 1 --rollout.no-sleep".split()
     with pytest.raises(SystemExit) as caught:
-        main([*command, *options, "--algorithm.importance-cap", "2"])
+        main(["bench", "configs/maze_cpu.toml", *options, "--algorithm.importance-cap", "2"])
     assert caught.value.code == ExitCode.BAD_CONFIG
     assert "set rollout.ranks = 0" in capsys.readouterr().err

@@ -77,6 +77,62 @@ def test_more_gpus_and_faster_gpus_take_less_time(prober: Prober) -> None:
     assert h100.bubble == 0.0
 
 
+APART: dict[str, Any] = {"lag": 1, "sleep": False, "gpu_memory_utilization": 0.9}
+
+
+def apart(name: str, ranks: int) -> dict[str, Any]:
+    """A configuration's sections with `ranks` GPUs that sample alone."""
+    config = load_config(CONFIGS / f"{name}.toml")
+    return {
+        "rollout": replace(config.rollout, ranks=ranks, **APART),
+        "algorithm": replace(config.algorithm, importance_cap=2.0),
+    }
+
+
+def test_sides_on_gpus_of_their_own(prober: Prober) -> None:
+    """Each holds its own and takes its own time: twice 8 GPUs beside 8 that do both in turn."""
+    both = plan(prober, "qwen2.5_7b", 8, "h100")
+    found = plan(prober, "qwen2.5_7b", 16, "h100", **apart("qwen2.5_7b", 8))
+    memory, together = found.memory, both.memory
+    assert memory.stages == together.stages
+    assert memory.training_peak == together.training_peak - together.asleep
+    assert memory.rollout_peak == memory.awake + memory.reserve  # nothing of the trainer
+    assert memory.engine.kv_cache > together.engine.kv_cache
+    assert found.train == both.train
+    assert found.decode.total <= both.decode.total  # more keys and values, more at once
+    longer = max(found.decode.total, found.train.total)
+    assert found.step_seconds == pytest.approx(longer + found.reshard.seconds)
+    assert sum(found.parts.values()) == pytest.approx(found.step_seconds)
+    assert found.bottleneck.startswith("train") == (found.train.total > found.decode.total)
+    # What the engines hold all comes from other GPUs.
+    assert found.reshard.kept == 0
+    assert found.reshard.received == found.memory.engine.weights
+    assert "on the last 8 GPUs" in as_text(found)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        (8, "rollout.ranks = 8 of 8 GPUs leaves none to train"),
+        (6, "World size 2 is not divisible"),
+    ],
+)
+def test_sides_that_do_not_divide(prober: Prober, ranks: int, words: str) -> None:
+    sections = apart("qwen2.5_7b", ranks)
+    sections["parallel"] = ParallelConfig(tensor=4)
+    with pytest.raises(ConfigError, match=words):
+        plan(prober, "qwen2.5_7b", 8, "h100", **sections)
+
+
+def test_too_few_trainers_are_refused_with_a_change(prober: Prober) -> None:
+    """The engine's share of memory is no help to a trainer that has no engine."""
+    sections = apart("qwen3_32b", 24)
+    with pytest.raises(ConfigError, match=r"an update needs .*Smallest change that fits: .") as got:
+        plan(prober, "qwen3_32b", 32, "h100", **sections)
+    assert "gpu_memory_utilization" not in str(got.value)
+    assert "rollout.sleep" not in str(got.value)
+
+
 def test_what_does_not_fit_is_refused_with_a_change_that_does(prober: Prober) -> None:
     path = CONFIGS / "qwen3_32b.toml"
     config = load_config(path)

@@ -92,6 +92,16 @@ def test_activations_are_what_autograd_saves(
         assert planned == pytest.approx(real, rel=TOLERANCE)
 
 
+def test_grouped_experts_save_what_autograd_saves(
+    prober: Prober, two_ranks: RankPool, tmp_path: Path
+) -> None:
+    """Without expert parallelism, where routing does not change how many rows a rank has."""
+    facts = plan(prober, tmp_path, "moe", "bfloat16", {"tensor": 2})
+    planned = chunk_bytes(facts.costs["none"], 4, first=True, last=True)
+    for real in two_ranks.run(f"{W}:saved", "moe", "bfloat16", {"tensor": 2}):
+        assert planned == pytest.approx(real, rel=TOLERANCE)
+
+
 def test_what_a_stage_keeps_alive() -> None:
     """1F1B: a stage starts as many micro-batches as there are stages from it to the last."""
     assert [in_flight(s, 4, 1, 100) for s in range(4)] == [4, 3, 2, 1]

@@ -52,16 +52,12 @@ def held(kind: str, dtype: str, parallel: dict[str, Any]) -> dict[str, int]:
     from passk_fast.actor.actor import Actor
     from passk_fast.actor.megatron_on_cpu import megatron_scope
     from passk_fast.distributed import drop_mesh, make_mesh
-    from passk_fast.plan.probe import build
 
     drop_mesh()
     config = run_config(dtype, parallel)
     mesh = make_mesh(config.parallel, "cpu")
-    if kind == "moe":  # the actor does not build one
-        chunks, optimizer = build(hf_config(kind), config, mesh)
-    else:
-        actor = Actor(config, hf_config(kind), mesh)
-        chunks, optimizer = actor.chunks, actor.optimizer
+    actor = Actor(config, hf_config(kind), mesh)
+    chunks, optimizer = actor.chunks, actor.optimizer
     for chunk in chunks:
         chunk.zero_grad_buffer()
     with megatron_scope("cpu"):
