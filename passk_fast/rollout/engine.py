@@ -123,7 +123,8 @@ class RolloutEngine:
         """Sample as `sample` does, handing every response to `watch` as it ends and obeying it.
 
         The same seeds give the same responses as `sample`. All first responses are queued before
-        all second ones, so that a group that is decided early leaves its last ones unbegun. On the
+        all second ones, so that a group that is decided early leaves its last ones unbegun; on CPU
+        a step earlier, so that the others find the whole prompt in the cache. On the
         ranks of one tensor-parallel block the first rank's watch decides; the others' are not
         asked. With algorithm.routing_replay responses carry the experts of their tokens.
         """
@@ -146,9 +147,11 @@ class RolloutEngine:
             if self._routing is not None:
                 self._routing.begin(f"{p}.{n}", internal)
 
-        for n in range(watch.num_rollouts):
-            for p in range(len(prompts)):
-                add((p, n))
+        waiting = [(p, n) for n in range(watch.num_rollouts) for p in range(len(prompts))]
+        first = len(prompts) if self._on_cpu else len(waiting)  # the others find its prompt's cache
+        for key in waiting[:first]:
+            add(key)
+        waiting = waiting[first:]
         with self._stance():
             busy = bool(prompts)
             while busy:
@@ -159,8 +162,11 @@ class RolloutEngine:
                     watch.cached_tokens += output.num_cached_tokens or 0
                 orders = self._agreed(watch, ended, seeds)
                 engine.abort_request([f"{p}.{n}" for p, n in orders.abort])
-                for key in orders.add:
-                    add(key)
+                dropped = set(orders.abort)
+                for key in [*waiting, *orders.add]:
+                    if key not in dropped:
+                        add(key)
+                waiting = []
                 busy = engine.has_unfinished_requests() or orders.waiting
         if self._routing is not None:
             self._routing.forget()

@@ -37,6 +37,7 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
     from vllm.distributed.parallel_state import destroy_model_parallel
 
     from passk_fast.rollout.on_cpu import register_norms
+    from passk_fast.rollout.prompt_tails import SharingScheduler
     from passk_fast.rollout.scheduler import ShortScheduler
     from passk_fast.rollout.shared_memory import own_segments
 
@@ -63,7 +64,8 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
         options["enable_chunked_prefill"] = False
         # vLLM takes 128 by itself: a prompt shorter than a block is computed for every response.
         options["block_size"] = _CPU_BLOCK
-        options["scheduler_cls"] = ShortScheduler
+        replays = config.algorithm.routing_replay != "off"
+        options["scheduler_cls"] = ShortScheduler if replays else SharingScheduler
         options["kernel_config"] = {"ir_op_priority": register_norms()}
     else:
         options["gpu_memory_utilization"] = rollout.gpu_memory_utilization

@@ -17,15 +17,25 @@ class Scheduling:
     steps: list[tuple[Any, ...]] = field(default_factory=list)
     """What each computes, for which requests"""
     hits: list[int] = field(default_factory=list)
-    """prefix-cache hits, a request"""
+    """prefix-cache hits, a request, as they end"""
     preempted: int = 0
     short: int = 0
     """tokens that took the short way"""
     result: Any = None
 
+    @property
+    def computed(self) -> int:
+        """Tokens that went through the model."""
+        return sum(step[3] for step in self.steps)
 
-def watched(name: str, *args: Any, short_way: bool = True, **options: Any) -> Scheduling:
-    """A function of `workers` from an empty prefix cache; without `short_way` vLLM's own way."""
+
+def watched(
+    name: str, *args: Any, short_way: bool = True, tails: bool = False, **options: Any
+) -> Scheduling:
+    """A function of `workers` from an empty prefix cache; without `short_way` vLLM's own way.
+
+    `tails`: responses copy the begun block of their prompt, as they do outside of tests.
+    """
     engine = workers._RUNNING["engine"]
     scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
     seen, names = Scheduling(), dict[str, int]()
@@ -50,6 +60,8 @@ def watched(name: str, *args: Any, short_way: bool = True, **options: Any) -> Sc
     engine.llm.reset_prefix_cache()
     assert scheduler._has_short_way
     scheduler._has_short_way = short_way
+    find = scheduler._tail
+    scheduler._tail = find if tails else lambda request: None
     try:
         with (
             _replaced(scheduler, "schedule", schedule),
@@ -60,7 +72,9 @@ def watched(name: str, *args: Any, short_way: bool = True, **options: Any) -> Sc
             seen.result = getattr(workers, name)(*args, **options)
     finally:
         scheduler._has_short_way = True
-    assert not scheduler._decoding, "requests are forgotten when they end"
+        del scheduler._tail
+    left = [*scheduler._decoding, *scheduler._prompts, *scheduler._by_prompt]
+    assert not left, "all have ended"
     return seen
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from passk_fast.advantage import dead_rows, table
-from passk_fast.batch import Prompt
+from passk_fast.batch import Draw, Prompt
+from passk_fast.rollout.collect import split_evenly
 from passk_fast.rollout.on_cpu import SeededDraws
 from tests.ranks import RankPool
 from tests.rollout.scheduling import Scheduling
@@ -91,14 +92,43 @@ def test_short_scheduling_and_preemption_change_no_response(pool: RankPool, mode
 @pytest.mark.slow
 @pytest.mark.sample
 def test_short_scheduling_where_requests_wait_and_are_aborted(pool: RankPool, model_a: str) -> None:
-    dead = dead_rows(table("passk", 8, 6))
     prompts = [Prompt(id=str(i), text="abcd"[: 1 + i % 4], answer="", task="t") for i in range(12)]
     pool.run(W + "start", model_a, 1, max_num_seqs=7, max_response_tokens=48)
-    options = {"num_rollouts": 8, "seed": 2, "dead_rows": dead}
-    seen = _both_ways(pool, "collect_with_a", prompts, **options)
+    dead = dead_rows(table("passk", 8, 6))
+    draw = Draw(prompts=prompts, num_rollouts=8, seed=2, dead_rows=dead)
+    seen = _both_ways(pool, "collect_with_a", draw)
     groups, stats = seen.result
     assert stats.aborted > 0
     assert any(rollout.finished for group in groups for rollout in group.rollouts)
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+@pytest.mark.parametrize("limits", [{}, {"max_num_seqs": 5}, {"kv_cache_gib": 12 / 2**15}])
+def test_responses_copy_the_end_of_their_prompt(
+    pool: RankPool, model_a: str, limits: dict[str, Any]
+) -> None:
+    """Prompts of less than a block, of one and two tokens more than one, and of many tokens."""
+    lengths = (60, 34, 2, 33, 3, 20, 32)
+    prompts = [
+        Prompt(id=str(i), text="abcdefg"[i] + ("abcd" * 16)[: n - 1], answer="", task="t")
+        for i, n in enumerate(lengths)
+    ]
+    pool.run(W + "start", model_a, 1, max_prompt_tokens=64, max_response_tokens=60, **limits)
+    draw = Draw(prompts=prompts, num_rollouts=6, seed=5)
+    alone = pool.run(S + "watched", "collect_with_a", draw)[0]
+    copied = pool.run(S + "watched", "collect_with_a", draw, tails=True)[0]
+    for group, other in zip(alone.result[0], copied.result[0], strict=True):
+        assert group.rewards.tolist() == other.rewards.tolist()
+        for one, same in zip(group.rollouts, other.rollouts, strict=True):
+            assert one.token_ids == same.token_ids
+            assert np.allclose(one.logprobs, same.logprobs, rtol=0, atol=2e-6)
+    assert (copied.preempted > 0) == ("kv_cache_gib" in limits)
+    assert copied.computed < alone.computed
+    if not limits:  # one response computes its prompt, the others its last token
+        own = split_evenly(copied.result[0], 2, 0)
+        expected = [n - 1 for group in own for n in [1, *[len(group.prompt_ids)] * 5]]
+        assert sorted(copied.hits) == sorted(expected)
 
 
 def _both_ways(pool: RankPool, name: str, *args: Any, **options: Any) -> Scheduling:
