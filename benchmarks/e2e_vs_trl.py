@@ -273,6 +273,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--accuracy", type=float)
+    parser.add_argument("--ranks", type=int, help="one layout alone, by default both")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.role:
@@ -283,7 +284,8 @@ def main() -> None:
         os._exit(0)
     accuracy = arguments.accuracy
     figure = "tokens_per_s" if accuracy is None else "prompts_per_s"
-    layouts = sorted({1, len(os.sched_getaffinity(0))})
+    cores = len(os.sched_getaffinity(0))
+    layouts = [arguments.ranks] if arguments.ranks else sorted({1, cores})
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         make_model(model)
