@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -83,6 +86,30 @@ def _unique(tensors: list[torch.Tensor]) -> dict[int, int]:
     return {s.data_ptr(): s.nbytes() for s in found}
 
 
+@contextmanager
+def _activation_of_a_gpu() -> Iterator[None]:
+    """What is planned for: SwiGLU of several operators; ours on a CPU keeps its input alone."""
+    from passk_fast.actor import model, swiglu
+
+    inner = model.transformer_config
+
+    def transformer_config(*args: Any, **options: Any) -> Any:
+        config = inner(*args, **options)
+        assert config.use_te_activation_func != bool(config.num_moe_experts)
+        config.use_te_activation_func = False
+        return config
+
+    def composed(x: torch.Tensor) -> torch.Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+
+    with (
+        mock.patch.object(model, "transformer_config", transformer_config),
+        mock.patch.object(swiglu._CpuSwiglu, "apply", composed),
+    ):
+        yield
+
+
 def saved(kind: str, dtype: str, parallel: dict[str, Any]) -> int:
     """Bytes that autograd saves in the forward of one full micro-batch, weights apart, and those of
     the last norm's hidden states, which the output layer gets."""
@@ -96,7 +123,8 @@ def saved(kind: str, dtype: str, parallel: dict[str, Any]) -> int:
     drop_mesh()
     config = run_config(dtype, parallel)
     mesh = make_mesh(config.parallel, "cpu")
-    actor = Actor(config, hf_config(kind), mesh)
+    with _activation_of_a_gpu():
+        actor = Actor(config, hf_config(kind), mesh)
     # Sequences of one length, so that attention on a CPU has nothing to pad.
     each = Sequence(
         token_ids=(1,) * 128, prompt_length=64, rollout_logprobs=(0.0,) * 64, advantage=1.0
@@ -115,6 +143,7 @@ def saved(kind: str, dtype: str, parallel: dict[str, Any]) -> int:
 
     chunk = actor.chunks[0]
     with (
+        _activation_of_a_gpu(),
         megatron_scope("cpu"),
         hidden_output(chunk),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
