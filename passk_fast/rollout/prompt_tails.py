@@ -63,6 +63,8 @@ class SharingScheduler(ShortScheduler):
         return before, tuple(request.all_token_ids[whole : request.num_prompt_tokens])
 
     def _watch(self, name: str) -> None:
+        if name in self._prompts:  # one whose every token goes vLLM's way
+            return
         super()._watch(name)
         request = self.requests.get(name)
         if request is None or request.is_finished() or not request.num_output_tokens:
