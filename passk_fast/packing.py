@@ -67,31 +67,85 @@ def flop_coefficients(hf: Any) -> tuple[float, float]:
 # ---- shared prompts ----------------------------------------------------------------------------
 
 
+_EVEN = 1.01
+"""Largest rank over mean up to which no group is cut, since its prompt is computed twice then."""
+
+
+def plan_units(
+    sequences: SequenceOf[Sequence],
+    data_size: int,
+    max_tokens: int,
+    divisor: int = 1,
+    *,
+    linear: float = 1.0,
+    quadratic: float = 0.0,
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Units of `shared_units`, and the indices of units by [data rank][micro-batch], as of `plan`.
+
+    Whole groups, a few to a rank, are seldom even. Where they are not, those that do not divide by
+    the ranks are cut, or these and one more of every rank: whichever leaves the costliest rank
+    least to do, the prompts that cutting repeats included.
+    """
+    groups = len(_groups(sequences))
+    rest = groups % data_size
+    best: tuple[list[list[int]], list[list[list[int]]]] = ([], [])
+    least = float("inf")
+    for cut in dict.fromkeys((0, rest, min(rest + data_size, groups))):
+        units = shared_units(sequences, data_size, max_tokens, cut)
+        tokens = [unit_length(sequences, unit) for unit in units]
+        pairs = [unit_pairs(sequences, unit) for unit in units]
+        made = plan(
+            tokens, data_size, max_tokens, divisor, linear=linear, quadratic=quadratic, pairs=pairs
+        )
+        ranks = [
+            sum(linear * tokens[u] + quadratic * pairs[u] for micro in rank for u in micro)
+            for rank in made
+        ]
+        if max(ranks) < least:
+            least, best = max(ranks), (units, made)
+        if data_size == 1 or max(ranks) * data_size <= _EVEN * sum(ranks):
+            break
+    return best
+
+
 def shared_units(
-    sequences: SequenceOf[Sequence], data_size: int, max_tokens: int
+    sequences: SequenceOf[Sequence], data_size: int, max_tokens: int, cut: int = 0
 ) -> list[list[int]]:
     """Indices of sequences by unit: neighbours with one prompt, that fit in `max_tokens`.
 
-    Groups are cut where there would be fewer units than data-parallel ranks, or micro-batches.
+    The `cut` groups with the most response tokens are cut where these, laid end to end, pass from
+    one data-parallel rank's equal share to the next one's.
     """
+    groups = _groups(sequences)
+    sizes = [sum(sequences[i].response_length for i in group) for group in groups]
+    largest = sorted(range(len(groups)), key=lambda g: -sizes[g])[:cut]
+    total = sum(sizes[g] for g in largest)
+    share_of = {g: data_size / max(1, total) for g in largest}
+    units: list[list[int]] = []
+    laid = 0
+    for g, group in enumerate(groups):
+        room, before = 0, -1
+        for i in group:
+            length = sequences[i].response_length
+            share = int((laid + length / 2) * share_of.get(g, 0.0))
+            laid += length if g in share_of else 0
+            if share != before or room < length:
+                units.append([])
+                room, before = max_tokens - sequences[i].prompt_length + 1, share
+            units[-1].append(i)
+            room -= length
+    return units
+
+
+def _groups(sequences: SequenceOf[Sequence]) -> list[list[int]]:
+    """Indices of neighbours with one prompt."""
     groups: list[list[int]] = []
     for i, s in enumerate(sequences):
         if groups and _same_prompt(sequences[groups[-1][0]], s):
             groups[-1].append(i)
         else:
             groups.append([i])
-    pieces = -(-data_size // max(1, len(groups)))
-    units: list[list[int]] = []
-    for group in groups:
-        size = -(-len(group) // pieces)
-        room = 0
-        for n, i in enumerate(group):
-            if n % size == 0 or room < sequences[i].response_length:
-                units.append([])
-                room = max_tokens - sequences[i].prompt_length + 1
-            units[-1].append(i)
-            room -= sequences[i].response_length
-    return units
+    return groups
 
 
 def _same_prompt(a: Sequence, b: Sequence) -> bool:

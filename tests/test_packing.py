@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from passk_fast.batch import Sequence
 from passk_fast.context import context_part
-from passk_fast.packing import pack, pack_shared, shared_units, unit_length
+from passk_fast.packing import (
+    pack,
+    pack_shared,
+    plan,
+    plan_units,
+    shared_units,
+    unit_length,
+    unit_pairs,
+)
 
 
 def sequence(prompt: int, response: int, start: int) -> Sequence:
@@ -67,11 +75,17 @@ def groups(draw: st.DrawFn) -> list[Sequence]:
     return out
 
 
-@given(groups(), st.integers(1, 4), st.sampled_from([18, 40, 400]), st.sampled_from([1, 4]))
+@given(
+    groups(),
+    st.integers(1, 4),
+    st.sampled_from([18, 40, 400]),
+    st.sampled_from([1, 4]),
+    st.integers(0, 5),
+)
 def test_shared_prompts_stand_once_in_front_of_their_responses(
-    sequences: list[Sequence], ranks: int, limit: int, multiple: int
+    sequences: list[Sequence], ranks: int, limit: int, multiple: int, cut: int
 ) -> None:
-    units = shared_units(sequences, ranks, limit)
+    units = shared_units(sequences, ranks, limit, cut)
     assert [i for unit in units for i in unit] == list(range(len(sequences)))
     assert all(unit_length(sequences, unit) <= limit for unit in units)
     batch = pack_shared(sequences, units, multiple=multiple, pad_id=0)
@@ -97,6 +111,74 @@ def test_shared_prompts_stand_once_in_front_of_their_responses(
         assert tuple(batch.rollout_logprobs_T[own].tolist()) == s.rollout_logprobs
         assert set(batch.advantages_T[own].tolist()) == {s.advantage}
     assert seen == list(range(len(sequences)))
+
+
+def whole_group(prompt: int, responses: list[int], start: int) -> list[Sequence]:
+    """Responses of these lengths to a prompt of `prompt` tokens, all of them `start`."""
+    first = sequence(prompt, max(responses), start)
+    first = replace(first, token_ids=(start,) * len(first.token_ids))
+    return [
+        replace(
+            first,
+            token_ids=first.token_ids[: prompt + n],
+            rollout_logprobs=first.rollout_logprobs[:n],
+        )
+        for n in responses
+    ]
+
+
+def rank_costs(
+    sequences: list[Sequence], units: list[list[int]], made: list[list[list[int]]]
+) -> list[float]:
+    """Cost of each rank's units, 3 a token and 1 a pair."""
+    costs = [3.0 * unit_length(sequences, u) + unit_pairs(sequences, u) for u in units]
+    return [sum(costs[u] for micro in rank for u in micro) for rank in made]
+
+
+def test_groups_that_do_not_divide_by_the_ranks_are_cut() -> None:
+    """Five groups over two ranks: two each, and half of one."""
+    sequences = [s for g in range(5) for s in whole_group(5, [20] * 16, 100 + g)]
+    units, made = plan_units(sequences, 2, 10_000)
+    assert sorted(map(len, units)) == [8, 8, 16, 16, 16, 16]
+    assert sorted(i for unit in units for i in unit) == list(range(len(sequences)))
+    tokens = [sum(unit_length(sequences, units[u]) for m in rank for u in m) for rank in made]
+    assert tokens == [2 * (4 + 16 * 20) + 4 + 8 * 20] * 2
+
+
+def test_groups_that_are_even_stay_whole() -> None:
+    sequences = [s for g in range(6) for s in whole_group(5, [20] * 16, 100 + g)]
+    units, _ = plan_units(sequences, 3, 10_000)
+    assert [len(unit) for unit in units] == [16] * 6
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=8), max_size=12),
+    st.integers(1, 8),
+    st.sampled_from([1, 3]),
+)
+def test_cutting_never_gives_the_costliest_rank_more_to_do(
+    responses: list[list[int]], ranks: int, divisor: int
+) -> None:
+    sequences = [s for g, r in enumerate(responses) for s in whole_group(6, r, 100 + g)]
+    units, made = plan_units(sequences, ranks, 120, divisor, linear=3.0, quadratic=1.0)
+    assert sorted(u for rank in made for micro in rank for u in micro) == list(range(len(units)))
+    assert [i for unit in units for i in unit] == list(range(len(sequences)))
+    assert {len(rank) % divisor for rank in made} == {0}
+    for rank in made:
+        for micro in rank:
+            assert sum(unit_length(sequences, units[u]) for u in micro) <= 120
+    whole = shared_units(sequences, ranks, 120)
+    uncut = plan(
+        [unit_length(sequences, u) for u in whole],
+        ranks,
+        120,
+        divisor,
+        linear=3.0,
+        quadratic=1.0,
+        pairs=[unit_pairs(sequences, u) for u in whole],
+    )
+    most = max(rank_costs(sequences, units, made))
+    assert most <= max(rank_costs(sequences, whole, uncut)) * (1 + 1e-12)
 
 
 def with_experts(s: Sequence) -> Sequence:

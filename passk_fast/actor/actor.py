@@ -151,20 +151,27 @@ class Actor:
         # Megatron's interleaved schedule exchanges tensors of one fixed length.
         multiple = self._even_length() if interleaved else self._row_multiple
         linear, quadratic = packing.flop_coefficients(self.hf)
-        plan = partial(packing.plan, linear=linear, quadratic=quadratic)
         if self.config.share_prompts:
-            units = packing.shared_units(sequences, mesh.data_size, limit)
-            lengths = [packing.unit_length(sequences, unit) for unit in units]
-            pairs = [packing.unit_pairs(sequences, unit) for unit in units]
-            chosen = plan(lengths, mesh.data_size, limit, divisor, pairs=pairs)[mesh.data_rank]
+            units, plan = packing.plan_units(
+                sequences, mesh.data_size, limit, divisor, linear=linear, quadratic=quadratic
+            )
             batches = [
                 packing.pack_shared(sequences, [units[u] for u in us], multiple=multiple, pad_id=0)
-                for us in chosen
+                for us in plan[mesh.data_rank]
             ]
         else:
-            lengths = [len(s.token_ids) for s in sequences]
-            chosen = plan(lengths, mesh.data_size, limit, divisor)[mesh.data_rank]
-            batches = [packing.pack(sequences, i, multiple=multiple, pad_id=0) for i in chosen]
+            plan = packing.plan(
+                [len(s.token_ids) for s in sequences],
+                mesh.data_size,
+                limit,
+                divisor,
+                linear=linear,
+                quadratic=quadratic,
+            )
+            batches = [
+                packing.pack(sequences, i, multiple=multiple, pad_id=0)
+                for i in plan[mesh.data_rank]
+            ]
         if mesh.context_size > 1:
             batches = [context_part(b, mesh.context_rank, mesh.context_size) for b in batches]
         counted = len(sequences) if self.shape.num_experts else None
