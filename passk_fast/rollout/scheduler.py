@@ -49,6 +49,7 @@ class ShortScheduler(Scheduler):
         self._has_short_way = (
             type(coordinator) is UnitaryKVCacheCoordinator
             and type(managers[0]) is FullAttentionManager
+            and self.hash_block_size == self._block_size
             and not any(others)
             and not self.num_spec_tokens
             and not self.use_pp
@@ -129,7 +130,7 @@ class ShortScheduler(Scheduler):
                 held[name], known.held = known.held, []
                 continue
             request.num_in_flight_tokens -= 1
-            request.append_output_token_ids(token)
+            self._append(request, token)
             known.held.append(token)
         result = super().update_from_output(replace(scheduled, num_scheduled_tokens=long), output)
         for outputs in result.values():
@@ -138,6 +139,13 @@ class ShortScheduler(Scheduler):
         for name in long.keys() - held.keys():
             self._watch(name)
         return result
+
+    def _append(self, request: Request, token: int) -> None:
+        """A token to a response; blocks are hashed when there is one more, not at every token."""
+        request._output_token_ids.append(token)
+        request._all_token_ids.append(token)
+        if not len(request._all_token_ids) % self._block_size:
+            request.update_block_hashes()
 
     def _watch(self, name: str) -> None:
         """From its first token on a request takes the short way, if nothing but its end counts."""
