@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <tuple>
 #include <utility>
@@ -75,15 +76,55 @@ double largest_bin(const Plan& plan) {
     return largest;
 }
 
+constexpr double kLevel = 1 + 1e-12;  // above this a ratio of costs is no rounding
+
+// Costliest rank and costliest micro-batch.
+struct Largest {
+    double rank = std::numeric_limits<double>::infinity();
+    double bin = std::numeric_limits<double>::infinity();
+
+    // The larger of the two ratios to `other`.
+    double over(const Largest& other) const { return std::max(rank / other.rank, bin / other.bin); }
+};
+
+// What differencing alone comes to on both levels, the better for ranks and for micro-batches of
+// its two ways to begin: what other trainers do.
+Largest differenced_alone(Items items, Members all, int ranks, int count) {
+    Largest least;
+    for (bool equal : {false, true}) {
+        Groups outer = *difference(items, all, ranks, kNoCap, equal);
+        Plan plan;
+        for (const Group& rank : outer) {
+            plan.push_back(*difference(items, rank.items, count, kNoCap));
+        }
+        least.rank = std::min(least.rank, largest_cost(outer));
+        least.bin = std::min(least.bin, largest_bin(plan));
+    }
+    return least;
+}
+
 // Even ranks, then even micro-batches in each.
 std::optional<Plan> two_levels(Items items, Members all, int ranks, int count, std::int64_t cap) {
     std::int64_t rank_cap = times(cap, count);
-    std::optional<Plan> best = packed(items, even(items, all, ranks, rank_cap), count, cap);
+    std::optional<Groups> outer = even(items, all, ranks, rank_cap);
+    std::optional<Plan> best = packed(items, outer, count, cap);
     if (ranks > 1 && items.size() <= kFewItems) {
-        // What differencing alone does with the ranks, in case it packs better: so neither ranks
-        // nor micro-batches are ever less even than by differencing on both levels.
-        auto other = packed(items, difference(items, all, ranks, rank_cap), count, cap);
-        if (other && (!best || largest_bin(*other) < largest_bin(*best))) best = std::move(other);
+        // The most even ranks need not be those that pack best: others are tried until neither
+        // ranks nor micro-batches are less even than by differencing alone.
+        Largest least = differenced_alone(items, all, ranks, count);
+        double over = best ? Largest{largest_cost(*outer), largest_bin(*best)}.over(least)
+                           : std::numeric_limits<double>::infinity();
+        for (int way = 0; way < 4 && over > kLevel; ++way) {
+            std::optional<Groups> ranked = difference(items, all, ranks, rank_cap, way % 2);
+            if (ranked && way < 2) refine(items, *ranked, rank_cap, true);
+            std::optional<Plan> other = packed(items, ranked, count, cap);
+            if (!other) continue;
+            double its = Largest{largest_cost(*ranked), largest_bin(*other)}.over(least);
+            if (!best || its < over) {
+                over = its;
+                best = std::move(other);
+            }
+        }
     }
     if (best) return best;
     // Ranks of even cost may hold too many tokens to pack: even tokens leave more room.

@@ -94,9 +94,9 @@ def test_log_normal_lengths_are_balanced_to_two_percent(
     assert max(largest(got, costs)) <= 1.02
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(24))
 def test_balance_is_that_of_differencing_on_both_levels_or_better(seed: int) -> None:
-    """Against the peers' method as the benchmark has it; ties are broken otherwise, hence 1e-6."""
+    """Against the peers' method as the benchmark has it; 1e-9 is for the order of sums."""
     peers = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/packing.py"))
     rng = np.random.default_rng(seed)
     ranks, micros = int(rng.integers(1, 9)), int(rng.integers(1, 7))
@@ -109,7 +109,7 @@ def test_balance_is_that_of_differencing_on_both_levels_or_better(seed: int) -> 
     for equal in (False, True):
         theirs = peers["two_level"](costs, ranks, len(got[0]), equal=equal)
         for mine, other in zip(largest(got, costs), largest(theirs, costs), strict=True):
-            assert mine <= other * (1 + 1e-6)
+            assert mine <= other * (1 + 1e-9)
 
 
 @given(
