@@ -126,21 +126,27 @@ double largest_cost(const Groups& groups) {
 
 namespace {
 
-// A part of a partial solution: its cost and the ends of its linked list of members.
+// A part of a partial solution: its cost and its linked list of members.
 struct Part {
     double cost;
+    std::int32_t size;
     std::int32_t head;
     std::int32_t tail;
+
+    // By cost, and otherwise as verl breaks ties: by members, then by the first one's place.
+    bool operator<(const Part& other) const {
+        return std::tie(cost, size, head) < std::tie(other.cost, other.size, other.head);
+    }
 };
 
-// A partial solution: its non-empty parts by descending cost. Empty parts are not stored.
+// A partial solution: its non-empty parts in descending order. Empty parts are not stored.
 struct Partial {
     std::vector<Part> parts;
     double spread;
-    std::int32_t order;  // of creation, to break ties
 
     bool operator<(const Partial& other) const {
-        return std::tie(spread, other.order) < std::tie(other.spread, order);
+        if (spread != other.spread) return spread < other.spread;
+        return parts[0] < other.parts[0];
     }
 };
 
@@ -151,13 +157,14 @@ double spread_of(const std::vector<Part>& parts, std::size_t count) {
 // The largest of one with the smallest of the other, and so on.
 void merge(Partial& a, const Partial& b, std::size_t count, std::vector<std::int32_t>& next) {
     std::size_t size = a.parts.size();
-    a.parts.resize(std::min(count, size + b.parts.size()), Part{0, -1, -1});
+    a.parts.resize(std::min(count, size + b.parts.size()), Part{0, 0, -1, -1});
     for (std::size_t i = 0; i < b.parts.size(); ++i) {
         // Part i of b meets part count - 1 - i of a, which is empty when there are not so many.
         std::size_t partner = count - 1 - i;
         std::size_t at = partner < size ? partner : a.parts.size() - 1 - i;
         Part& part = a.parts[at];
         part.cost += b.parts[i].cost;
+        part.size += b.parts[i].size;
         if (part.head < 0) {
             part.head = b.parts[i].head;
         } else {
@@ -165,7 +172,7 @@ void merge(Partial& a, const Partial& b, std::size_t count, std::vector<std::int
         }
         part.tail = b.parts[i].tail;
     }
-    std::ranges::stable_sort(a.parts, std::greater<>{}, &Part::cost);
+    std::sort(a.parts.rbegin(), a.parts.rend());
     a.spread = spread_of(a.parts, count);
 }
 
@@ -179,11 +186,11 @@ std::optional<Groups> difference(
     std::vector<std::int32_t> next(members.size(), -1);
     std::vector<Partial> heap;
     std::int32_t width = equal ? count : 1;
-    std::int32_t created = 0;
     // Members are by descending cost: what does not fill a start is taken from the largest.
     for (std::int32_t m = 0, end = (size - 1) % width + 1; m < size; end += width) {
-        Partial start{{}, 0, created++};
-        for (; m < end; ++m) start.parts.push_back(Part{items[members[m]].cost, m, m});
+        Partial start{{}, 0};
+        for (; m < end; ++m) start.parts.push_back(Part{items[members[m]].cost, 1, m, m});
+        std::sort(start.parts.rbegin(), start.parts.rend());
         start.spread = spread_of(start.parts, count);
         heap.push_back(std::move(start));
     }
@@ -194,7 +201,6 @@ std::optional<Groups> difference(
         heap.pop_back();
         std::pop_heap(heap.begin(), heap.end());
         merge(largest, heap.back(), count, next);
-        largest.order = created++;
         heap.back() = std::move(largest);
         std::push_heap(heap.begin(), heap.end());
     }

@@ -64,7 +64,7 @@ class Laboratory:
 
         from transformers import AutoConfig, AutoTokenizer
 
-        from passk_fast.build import _model_folder
+        from passk_fast.build import model_folder
         from passk_fast.distributed import make_mesh, start_process_group
         from passk_fast.rollout.engine import RolloutEngine
         from passk_fast.tasks import test_prompts, train_prompts, verify
@@ -74,7 +74,7 @@ class Laboratory:
         self.commit = _commit()
         start_process_group("cpu", base.timeout_s)
         self.mesh = make_mesh(base.parallel, "cpu")
-        folder = _model_folder(base, self.mesh)
+        folder = model_folder(base, self.mesh)
         self.hf = AutoConfig.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.folder = warm_start(base, self.hf, self.mesh, self.tokenizer, folder, print)
