@@ -172,7 +172,7 @@ def compare(cases: int) -> dict[str, Any]:
     """Balance of ours and the peers' over many small batches, same counts; how often we lose."""
     rng = np.random.default_rng(1)
     linear, quadratic = flop_coefficients(Qwen3())
-    rows = []
+    rows: list[dict[str, Any]] = []
     while len(rows) < cases:
         ranks, each = int(rng.integers(1, 17)), int(rng.integers(1, 9))
         per_bin = int(rng.integers(2, 40))

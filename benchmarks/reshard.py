@@ -212,12 +212,12 @@ def moving(shape: ModelShape, trainer: TrainerMesh, repeats: int) -> dict[str, A
     )
     plan = plan_reshard(tensors, source, target, element_bytes=DTYPE.itemsize, rank=rank)
     mover = Exchange(plan, tensors, rank=rank, dtype=DTYPE, device=torch.device("cpu"))
-    methods: dict[str, Callable[[], None]] = {
+    methods: dict[str, Callable[[], object]] = {
         "ours": lambda: mover.run(weights, ours),
         "gather_and_broadcast": lambda: gather_and_broadcast(
             tensors, source, target, weights, theirs
         ),
-        "copy": lambda: [spare[n].copy_(ours[n]) for n in ours] and None,
+        "copy": lambda: [spare[n].copy_(ours[n]) for n in ours],
     }
     seconds = interleaved(methods, repeats)
     for name, values in ours.items():
@@ -257,7 +257,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 # ---- through vLLM ------------------------------------------------------------------------------
 
 
-def through_engine(parallel: dict[str, int], repeats: int) -> dict[str, float]:
+def through_engine(parallel: dict[str, Any], repeats: int) -> dict[str, float]:
     """Seconds of a whole weight sync of a small model with a real actor and engine."""
     from passk_fast.rollout.engine import RolloutEngine
     from passk_fast.rollout.start import prepare_environment

@@ -95,8 +95,8 @@ def _band(theta: float, low: np.ndarray | None, high: np.ndarray | None) -> Band
         return p, _density(a) - _density(b), p + a * _density(a) - b * _density(b)
 
     assert low is not None or high is not None
-    outside = (1.0, 0.0, 1.0) if low is None else above(low)
-    beyond = (0.0, 0.0, 0.0) if high is None else above(high)
+    outside: tuple[Any, ...] = (1.0, 0.0, 1.0) if low is None else above(low)
+    beyond: tuple[Any, ...] = (0.0, 0.0, 0.0) if high is None else above(high)
     p, first, second = (x - y for x, y in zip(outside, beyond, strict=True))
     some = np.asarray(p > 1e-14)  # below, a difference of two near ones is noise
     safe = np.where(some, p, 1.0)

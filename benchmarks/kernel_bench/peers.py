@@ -191,8 +191,8 @@ def _liger_native() -> Logp:
 def _cut_cross_entropy(filter_eps: str | None) -> Callable[[], Logp]:
     def load() -> Logp:
         module = importlib.import_module("cut_cross_entropy")
-        kind = {} if torch.cuda.is_available() else {"impl": "torch_compile"}
-        if not kind:
+        kind: dict[str, str | None] = {"impl": "torch_compile"}
+        if torch.cuda.is_available():
             kind = {"filter_eps": filter_eps}
 
         def logp(x: Tensor, w: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -28,7 +28,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
     rows = [row for row in report["rows"] if row["status"] == "ok"]
     kinds = [kind for kind in TITLES if any(row["kind"] == kind for row in rows)]
     names = list(dict.fromkeys(row["provider"] for row in rows))
-    colours = dict(zip(names, plt.get_cmap("tab20").colors * 3, strict=False))
+    palette = plt.get_cmap("tab20")
+    colours = {name: palette(i % palette.N) for i, name in enumerate(names)}
     figure, axes = plt.subplots(
         len(kinds), 1, figsize=(12, 4.5 * len(kinds)), squeeze=False, layout="constrained"
     )
