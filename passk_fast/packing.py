@@ -86,12 +86,12 @@ def plan_units(
     the ranks are cut, or these and one more of every rank: whichever leaves the costliest rank
     least to do, the prompts that cutting repeats included.
     """
-    groups = len(_groups(sequences))
-    rest = groups % data_size
+    groups = prompt_groups(sequences)
+    rest = len(groups) % data_size
     best: tuple[list[list[int]], list[list[list[int]]]] = ([], [])
     least = float("inf")
-    for cut in dict.fromkeys((0, rest, min(rest + data_size, groups))):
-        units = shared_units(sequences, data_size, max_tokens, cut)
+    for cut in dict.fromkeys((0, rest, min(rest + data_size, len(groups)))):
+        units = shared_units(sequences, groups, data_size, max_tokens, cut)
         tokens = [unit_length(sequences, unit) for unit in units]
         pairs = [unit_pairs(sequences, unit) for unit in units]
         made = plan(
@@ -108,15 +108,29 @@ def plan_units(
     return best
 
 
+def prompt_groups(sequences: SequenceOf[Sequence]) -> list[list[int]]:
+    """Indices of neighbours with one prompt."""
+    groups: list[list[int]] = []
+    for i, s in enumerate(sequences):
+        if groups and _same_prompt(sequences[groups[-1][0]], s):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
 def shared_units(
-    sequences: SequenceOf[Sequence], data_size: int, max_tokens: int, cut: int = 0
+    sequences: SequenceOf[Sequence],
+    groups: SequenceOf[SequenceOf[int]],
+    data_size: int,
+    max_tokens: int,
+    cut: int = 0,
 ) -> list[list[int]]:
-    """Indices of sequences by unit: neighbours with one prompt, that fit in `max_tokens`.
+    """Indices of sequences by unit: parts of `prompt_groups` that fit in `max_tokens`.
 
     The `cut` groups with the most response tokens are cut where these, laid end to end, pass from
     one data-parallel rank's equal share to the next one's.
     """
-    groups = _groups(sequences)
     sizes = [sum(sequences[i].response_length for i in group) for group in groups]
     largest = sorted(range(len(groups)), key=lambda g: -sizes[g])[:cut]
     total = sum(sizes[g] for g in largest)
@@ -135,17 +149,6 @@ def shared_units(
             units[-1].append(i)
             room -= length
     return units
-
-
-def _groups(sequences: SequenceOf[Sequence]) -> list[list[int]]:
-    """Indices of neighbours with one prompt."""
-    groups: list[list[int]] = []
-    for i, s in enumerate(sequences):
-        if groups and _same_prompt(sequences[groups[-1][0]], s):
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
 
 
 def _same_prompt(a: Sequence, b: Sequence) -> bool:

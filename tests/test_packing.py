@@ -16,6 +16,7 @@ from passk_fast.packing import (
     pack_shared,
     plan,
     plan_units,
+    prompt_groups,
     shared_units,
     unit_length,
     unit_pairs,
@@ -85,7 +86,7 @@ def groups(draw: st.DrawFn) -> list[Sequence]:
 def test_shared_prompts_stand_once_in_front_of_their_responses(
     sequences: list[Sequence], ranks: int, limit: int, multiple: int, cut: int
 ) -> None:
-    units = shared_units(sequences, ranks, limit, cut)
+    units = shared_units(sequences, prompt_groups(sequences), ranks, limit, cut)
     assert [i for unit in units for i in unit] == list(range(len(sequences)))
     assert all(unit_length(sequences, unit) <= limit for unit in units)
     batch = pack_shared(sequences, units, multiple=multiple, pad_id=0)
@@ -167,7 +168,7 @@ def test_cutting_never_gives_the_costliest_rank_more_to_do(
     for rank in made:
         for micro in rank:
             assert sum(unit_length(sequences, units[u]) for u in micro) <= 120
-    whole = shared_units(sequences, ranks, 120)
+    whole = shared_units(sequences, prompt_groups(sequences), ranks, 120)
     uncut = plan(
         [unit_length(sequences, u) for u in whole],
         ranks,
@@ -193,7 +194,7 @@ def test_experts_stay_with_their_tokens(
 ) -> None:
     sequences = [with_experts(s) for s in sequences]
     if shared:
-        units = shared_units(sequences, 1, 400)
+        units = shared_units(sequences, prompt_groups(sequences), 1, 400)
         batch = pack_shared(sequences, units, multiple=multiple, pad_id=0)
     else:
         batch = pack(sequences, range(len(sequences)), multiple=multiple, pad_id=0)

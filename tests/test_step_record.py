@@ -42,7 +42,7 @@ def test_savings_are_shares_of_training_everything_alone() -> None:
 def test_work_is_what_is_packed(shared: bool) -> None:
     sequences = [sequence((1, 2, 3), n, 1.0) for n in (2, 5)]
     if shared:
-        units = packing.shared_units(sequences, 1, 64)
+        units = packing.shared_units(sequences, packing.prompt_groups(sequences), 1, 64)
         batch = packing.pack_shared(sequences, units, multiple=16, pad_id=0)
     else:
         batch = packing.pack(sequences, range(2), multiple=16, pad_id=0)
