@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from passk_fast.packing import plan_units, prompt_groups
+from tests.actor.workers import FEW, make_sequences
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.megatron
@@ -124,6 +126,16 @@ def test_shared_prompts_do_not_change_gradients_on_meshes(
 ) -> None:
     got = two_ranks.run(f"{W}:gradients", "qwen3", folders["qwen3"], mesh, 120, True)[0]
     assert_same(got, reference_gradients["qwen3"])
+
+
+def test_groups_cut_between_ranks_do_not_change_gradients(
+    one_rank: RankPool, two_ranks: RankPool, folders: dict[str, str]
+) -> None:
+    sequences = make_sequences()[:FEW]
+    assert len(plan_units(sequences, 2, 120)[0]) > len(prompt_groups(sequences))
+    work = f"{W}:gradients", "qwen3", folders["qwen3"]
+    whole = one_rank.run(*work, {}, 4096, False, "first")[0]
+    assert_same(two_ranks.run(*work, {}, 120, True, "first")[0], whole)
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])

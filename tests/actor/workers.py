@@ -78,6 +78,10 @@ def make_folder(kind: str, folder: str) -> None:
     model.save_pretrained(folder)
 
 
+FEW = 14
+"""Sequences whose groups by prompt do not divide evenly by two ranks."""
+
+
 def make_sequences(count: int = 24, seed: int = 0) -> list[Sequence]:
     """Random sequences of 2 to 50 tokens with random advantages; 1 to 5 neighbours a prompt."""
     rng = random.Random(seed)
@@ -177,7 +181,7 @@ def gradients(
     """(loss, gradient of every parameter under its Hugging Face name), on rank 0; off it, empty.
 
     `dead`: "kept" takes the advantage from two sequences in three, "all" from every one, "pruned"
-    leaves those out.
+    leaves those out; "first" leaves out all but the first FEW.
     """
     from passk_fast.actor import loss as losses
     from passk_fast.weights.megatron import named_parameters
@@ -188,12 +192,14 @@ def gradients(
     denominator = float(sum(s.response_length for s in sequences))
     from dataclasses import replace
 
-    if dead:
+    if dead in ("kept", "pruned", "all"):
         sequences = [
             replace(s, advantage=s.advantage * (i % 3 == 0 and dead != "all"))
             for i, s in enumerate(sequences)
         ]
-    if dead == "pruned":
+    if dead == "first":
+        sequences = sequences[:FEW]
+    elif dead == "pruned":
         sequences = [s for s in sequences if s.advantage != 0.0]
     batches = [
         replace(b, old_logprobs_T=b.rollout_logprobs_T) for b in actor.pack(sequences)
