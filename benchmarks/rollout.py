@@ -3,8 +3,9 @@
     python benchmarks/rollout.py [--out benchmarks/results/rollout_cpu.json]
 
 Two processes hold one engine each and take turns, so both see the same machine: ours, and a plain
-`LLM` with vLLM's defaults (no seeds, temperature-1 log-probs, text made by vLLM). Both sample the
-same number of tokens: the end token is not in either model's reach.
+`LLM` with vLLM's defaults (no seeds, temperature-1 log-probs, text made by vLLM), but for blocks as
+small as ours, so that its prefix cache shares prompts too. Both sample the same number of tokens:
+the end token is not in either model's reach.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def start_ours(folder: str) -> None:
 
 def start_raw(folder: str) -> None:
     """vLLM alone, in the same mode and with the same limits."""
-    from passk_fast.rollout.start import prepare_environment
+    from passk_fast.rollout.start import CPU_BLOCK, prepare_environment
 
     prepare_environment()
     from vllm import LLM
@@ -58,6 +59,7 @@ def start_raw(folder: str) -> None:
         max_num_seqs=RolloutConfig().max_num_seqs,
         enforce_eager=True,
         kv_cache_memory_bytes=1 << 30,
+        block_size=CPU_BLOCK,
         distributed_executor_backend="external_launcher",
     )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 _GIB = 1 << 30
-_CPU_BLOCK = 32
+CPU_BLOCK = 32
 """Tokens of a block of keys and values: the smallest that vLLM's CPU kernels take."""
 _ENVIRONMENT = {
     # The engine must run in this process: external_launcher asks for it.
@@ -63,7 +63,7 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
         # generator cannot do: prefill every prompt whole.
         options["enable_chunked_prefill"] = False
         # vLLM takes 128 by itself: a prompt shorter than a block is computed for every response.
-        options["block_size"] = _CPU_BLOCK
+        options["block_size"] = CPU_BLOCK
         replays = config.algorithm.routing_replay != "off"
         options["scheduler_cls"] = ShortScheduler if replays else SharingScheduler
         options["kernel_config"] = {"ir_op_priority": register_norms()}
