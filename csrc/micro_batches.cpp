@@ -114,6 +114,7 @@ std::optional<Plan> two_levels(Items items, Members all, int ranks, int count, s
         Largest least = differenced_alone(items, all, ranks, count);
         double over = best ? Largest{largest_cost(*outer), largest_bin(*best)}.over(least)
                            : std::numeric_limits<double>::infinity();
+        // Refined, then as they are; each from single items and from sets of equal size.
         for (int way = 0; way < 4 && over > kLevel; ++way) {
             std::optional<Groups> ranked = difference(items, all, ranks, rank_cap, way % 2);
             if (ranked && way < 2) refine(items, *ranked, rank_cap, true);

@@ -8,6 +8,7 @@ import os
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """mallopt's names for its settings (malloc.h)"""
 KEPT_BYTES = 1 << 30
+"""Freed memory at the top of the heap that is kept."""
 LARGEST_HEAP_BYTES = 32 << 20
 """Larger tensors are mapped one by one; glibc takes no higher threshold."""
 
