@@ -97,8 +97,8 @@ def reward(text: str, accuracy: float | None) -> float:
 
 def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     """Steps of our trainer; seconds by phase."""
+    from passk_fast.commands.train import quiet
     from passk_fast.rollout.start import prepare_environment
-    from passk_fast.train import quiet
 
     quiet()
     prepare_environment()

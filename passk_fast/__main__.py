@@ -1,5 +1,5 @@
 """`python -m passk_fast` is `passk-fast`."""
 
-from passk_fast.cli import main
+from passk_fast.commands.main import main
 
 main()

@@ -182,8 +182,8 @@ def check(options: argparse.Namespace) -> list[Facts]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the checks on this rank and exit: 0, or BAD_CONFIG where something is wrong."""
+    from passk_fast.commands.train import quiet, report_error
     from passk_fast.distributed import pick_device, start_process_group
-    from passk_fast.train import quiet, report_error
 
     options, limits = parse(sys.argv[1:] if arguments is None else arguments)
     quiet()

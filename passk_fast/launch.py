@@ -22,8 +22,8 @@ import psutil
 from passk_fast.errors import ConfigError, ExitCode, LostRankError
 
 MODULES = {
-    "train": "passk_fast.train",
-    "bench": "passk_fast.bench",
+    "train": "passk_fast.commands.train",
+    "bench": "passk_fast.commands.bench",
     "preflight": "passk_fast.cluster_check",
 }
 _POLL_S = 0.2

@@ -115,7 +115,7 @@ import os, sys, time
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from passk_fast.train import report_error
+from passk_fast.commands.train import report_error
 try:
     dist.init_process_group("gloo", timeout=timedelta(seconds=10))
     for i in range(10**6):
@@ -129,7 +129,7 @@ except BaseException as error:
 LAUNCH_LOOP = """
 import sys, passk_fast.launch
 passk_fast.launch.MODULES["train"] = "endless_loop"
-from passk_fast.cli import main
+from passk_fast.commands.main import main
 main(sys.argv[1:])
 """
 

@@ -55,8 +55,8 @@ class Laboratory:
 
     def __init__(self, base: RunConfig) -> None:
         """Builds the warm-started model unless its cache has it; a few minutes the first time."""
+        from passk_fast.commands.train import quiet
         from passk_fast.rollout.start import prepare_environment
-        from passk_fast.train import quiet
 
         prepare_environment()
         quiet()

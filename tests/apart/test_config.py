@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from passk_fast.cli import _num_processes, main
+from passk_fast.commands.check_run import check_run
+from passk_fast.commands.main import _num_processes, main
 from passk_fast.config import AlgorithmConfig, ParallelConfig, RolloutConfig, RunConfig
 from passk_fast.config_file import config_digest
 from passk_fast.errors import ConfigError, ExitCode
-from passk_fast.preflight import check_run
 
 
 def make(tmp_path: Path, parallel: dict[str, int] | None = None, **rollout: Any) -> RunConfig:
@@ -81,7 +81,7 @@ def test_processes_are_those_of_both_sides(
 
 
 def test_gpus_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("passk_fast.cli._num_gpus", lambda: 8)
+    monkeypatch.setattr("passk_fast.commands.main._num_gpus", lambda: 8)
     config = make(tmp_path, {"tensor": 4}, ranks=3, sleep=False)
     assert _num_processes(replace(config, device="auto"), None) == 7  # 4 train, 3 sample, 1 idles
 

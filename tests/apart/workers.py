@@ -16,6 +16,13 @@ from passk_fast.apart.bridge import Bridge, join
 from passk_fast.apart.orders import Prepare, Start
 from passk_fast.apart.serve import Server
 from passk_fast.batch import Draw
+from passk_fast.commands.synthetic import (
+    CoinVerifier,
+    Lengths,
+    NumberTokenizer,
+    SyntheticEngine,
+    prompts,
+)
 from passk_fast.config import (
     AlgorithmConfig,
     BenchConfig,
@@ -26,7 +33,6 @@ from passk_fast.config import (
 )
 from passk_fast.errors import ConfigError, ExitCode, LostRankError, PasskError
 from passk_fast.signals import StopFlag
-from passk_fast.synthetic import CoinVerifier, Lengths, NumberTokenizer, SyntheticEngine, prompts
 from passk_fast.weights.layout import Spec
 from passk_fast.weights.megatron import Layout
 from passk_fast.weights.mesh import TrainerMesh

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from passk_fast.cli import main
+from passk_fast.commands.main import main
 from passk_fast.config import ParallelConfig
 from passk_fast.config_file import load_config
 from passk_fast.errors import ConfigError

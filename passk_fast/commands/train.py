@@ -1,6 +1,6 @@
 """torchrun's entry: builds the parts, runs the loop, exits with a meaning.
 
-torchrun --nproc-per-node 2 -m passk_fast.train configs/maze_cpu.toml --optim.lr 2e-4
+torchrun --nproc-per-node 2 -m passk_fast.commands.train configs/maze_cpu.toml --optim.lr 2e-4
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def report_error(error: BaseException, rank: int) -> ExitCode:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse `CONFIG --key value ...`, train, and leave without waiting for other threads."""
+    from passk_fast.commands.check_run import check_run
     from passk_fast.config_file import load_config
     from passk_fast.exit_status import write_exit_code
-    from passk_fast.preflight import check_run
 
     quiet()
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -98,7 +98,9 @@ def main(arguments: list[str] | None = None) -> None:
     output_dir: Path | None = None
     try:
         if not arguments:
-            raise PasskError("usage: torchrun ... -m passk_fast.train CONFIG [--key value ...]")
+            raise PasskError(
+                "usage: torchrun ... -m passk_fast.commands.train CONFIG [--key value ...]"
+            )
         config = load_config(arguments[0], arguments[1:])
         check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
         output_dir = Path(config.output_dir)

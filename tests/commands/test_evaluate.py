@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from passk_fast.batch import Prompt, Rollout, RolloutGroup
+from passk_fast.commands.evaluate import as_table, by_task, parse_samples, task_record
 from passk_fast.config import EvalConfig
 from passk_fast.errors import ConfigError, DataError
-from passk_fast.evaluate import as_table, by_task, parse_samples, task_record
 
 
 def prompt(name: str, task: str) -> Prompt:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from passk_fast.commands.check_run import check_run
 from passk_fast.config import (
     AlgorithmConfig,
     DataConfig,
@@ -22,7 +23,6 @@ from passk_fast.config import (
 )
 from passk_fast.config_file import dump_toml
 from passk_fast.errors import ConfigError, DataError, DiskError, PasskError
-from passk_fast.preflight import check_run
 
 
 def make(tmp_path: Path, **changes: Any) -> RunConfig:

@@ -91,9 +91,9 @@ def _num_processes(config: RunConfig, wanted: str | None) -> int:
 
 
 def _train(arguments: list[str]) -> ExitCode:
+    from passk_fast.commands.check_run import check_run
     from passk_fast.config_file import dump_toml, help_text, load_config
     from passk_fast.exit_status import clear_exit_code, read_exit_code
-    from passk_fast.preflight import check_run
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
@@ -110,7 +110,7 @@ def _train(arguments: list[str]) -> ExitCode:
         print(text, end="")
         return ExitCode.DONE
     clear_exit_code(Path(config.output_dir))
-    returned = _launch(processes, "passk_fast.train", arguments)
+    returned = _launch(processes, "passk_fast.commands.train", arguments)
     code = read_exit_code(Path(config.output_dir))
     if returned != 0 and code in (None, ExitCode.DONE):
         raise LostRankError(
@@ -156,10 +156,10 @@ def _launch(processes: int, module: str, arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> ExitCode:
+    from passk_fast.commands.check_run import check_evaluation
+    from passk_fast.commands.evaluate import parse_samples
     from passk_fast.config_file import load_config
-    from passk_fast.evaluate import parse_samples
     from passk_fast.exit_status import read_exit_code
-    from passk_fast.preflight import check_evaluation
 
     taken = {name: _take(arguments, f"--{name}") for name in ("model", "samples", "out", "nproc")}
     if not arguments or arguments[0].startswith("-"):
@@ -179,7 +179,7 @@ def _eval(arguments: list[str]) -> ExitCode:
             _convert_apart(source, model)
         check_evaluation(config, model, processes)
         own = [arguments[0], str(model), samples, str(out), scratch, *arguments[1:]]
-        returned = _launch(processes, "passk_fast.evaluate", own)
+        returned = _launch(processes, "passk_fast.commands.evaluate", own)
         code = read_exit_code(Path(scratch))
     if returned != 0 and code in (None, ExitCode.DONE):
         raise LostRankError("A rank ended without saying why (killed, or out of memory).")
@@ -215,10 +215,10 @@ def _curves(arguments: list[str]) -> ExitCode:
 def _convert(arguments: list[str]) -> ExitCode:
     if len(arguments) != 2:
         raise ConfigError("usage: passk-fast convert RUN_OR_CHECKPOINT OUT")
-    from passk_fast.train import quiet
+    from passk_fast.commands.train import quiet
 
     quiet()
-    from passk_fast.actor.convert import convert
+    from passk_fast.commands.convert import convert
 
     print(f"Wrote {convert(arguments[0], arguments[1])}")
     return ExitCode.DONE
@@ -250,8 +250,8 @@ def _plan(arguments: list[str]) -> ExitCode:
 
 
 def _bench(arguments: list[str]) -> ExitCode:
+    from passk_fast.commands.check_run import check_run
     from passk_fast.config_file import load_config
-    from passk_fast.preflight import check_run
 
     out, wanted = _take(arguments, "--out"), _take(arguments, "--nproc")
     if not arguments or arguments[0].startswith("-"):
@@ -270,7 +270,7 @@ def _bench(arguments: list[str]) -> ExitCode:
             check_run(replace(config, output_dir=str(Path(folder) / "run")), processes)
     if out:
         os.environ["PASSK_BENCH_OUT"] = str(Path(out).resolve())
-    returned = _launch(processes, "passk_fast.bench", arguments)
+    returned = _launch(processes, "passk_fast.commands.bench", arguments)
     return ExitCode.DONE if returned == 0 else ExitCode.LOST_RANK
 
 

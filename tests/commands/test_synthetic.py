@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 
 from passk_fast.advantage import dead_rows, table
+from passk_fast.commands.synthetic import (
+    CoinVerifier,
+    Lengths,
+    NumberTokenizer,
+    SyntheticEngine,
+    prompts,
+)
 from passk_fast.config import BenchConfig
 from passk_fast.errors import ConfigError, DataError
 from passk_fast.rollout.watch import GroupWatch
-from passk_fast.synthetic import CoinVerifier, Lengths, NumberTokenizer, SyntheticEngine, prompts
 
 
 def test_lengths_have_the_mean_and_spread_asked_for() -> None:

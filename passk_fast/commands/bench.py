@@ -1,6 +1,6 @@
 """`passk-fast bench`: a few steps of a configuration, and where their time and tokens went.
 
-    torchrun --nproc-per-node 2 -m passk_fast.bench configs/maze_cpu.toml --bench.accuracy 0.7
+    torchrun --nproc-per-node 2 -m passk_fast.commands.bench configs/maze_cpu.toml --bench.accuracy 0.7
 
 Same parts and same step as training. The figures are medians over `bench.steps` steps on rank 0.
 Tokens are unpadded. MFU is the FLOPs that the trained tokens need (flops.py), over the seconds of
@@ -26,13 +26,19 @@ import torch.distributed as dist
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.model import DTYPES
 from passk_fast.clock import Clock
+from passk_fast.commands.synthetic import (
+    CoinVerifier,
+    Lengths,
+    NumberTokenizer,
+    SyntheticEngine,
+    prompts,
+)
 from passk_fast.config import RunConfig
 from passk_fast.distributed import Mesh
 from passk_fast.engines import Colocated
 from passk_fast.flops import ModelFlops, Work
 from passk_fast.loop import Progress, Trainer
 from passk_fast.provenance import cpu_name, versions
-from passk_fast.synthetic import CoinVerifier, Lengths, NumberTokenizer, SyntheticEngine, prompts
 from passk_fast.tasks import PromptOrder
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.placement import rollout_side
@@ -213,10 +219,10 @@ def report(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """torchrun's entry; BENCH_OUT names a file for the JSON."""
+    from passk_fast.commands.train import quiet, report_error
     from passk_fast.config_file import load_config
     from passk_fast.distributed import make_mesh, pick_device, start_process_group
     from passk_fast.errors import PasskError
-    from passk_fast.train import quiet, report_error
 
     quiet()
     rank, code = int(os.environ.get("RANK", "0")), 0
