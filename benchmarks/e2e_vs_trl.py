@@ -106,7 +106,6 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
 
     from passk_fast.actor.actor import Actor
     from passk_fast.batch import Prompt
-    from passk_fast.clock import Clock
     from passk_fast.config import (
         AlgorithmConfig,
         ModelConfig,
@@ -115,9 +114,10 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
         RunConfig,
     )
     from passk_fast.distributed import make_mesh, start_process_group
-    from passk_fast.engines import Colocated
-    from passk_fast.loop import Progress, Trainer
     from passk_fast.rollout.engine import RolloutEngine
+    from passk_fast.run.clock import Clock
+    from passk_fast.run.engines import Colocated
+    from passk_fast.run.loop import Progress, Trainer
     from passk_fast.tasks import PromptOrder
 
     rollouts, everything = num_rollouts(accuracy), accuracy is None

@@ -13,7 +13,7 @@ import pytest
 
 from passk_fast.errors import ExitCode
 from tests.hosts import ROOT, TwoHosts, why_not
-from tests.test_end_to_end import CONFIG, SMALL, metrics, train
+from tests.run.test_end_to_end import CONFIG, SMALL, metrics, train
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.launch import environment, exit_code, interface_of, own_address, parse
-from tests.test_end_to_end import call
+from tests.run.test_end_to_end import call
 
 HERE = "--nodes 1 --nproc 2 --rendezvous 127.0.0.1:0".split()
 

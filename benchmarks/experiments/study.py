@@ -29,7 +29,7 @@ def run(out: Path, workers: int, minutes: float) -> int:
 
     from benchmarks.experiments.arms import base_config
     from benchmarks.experiments.store import Store
-    from passk_fast.warm_start import cache_folder
+    from passk_fast.run.warm_start import cache_folder
 
     Store(out, base_config()).forget_claims()
     environment = dict(os.environ) | dict.fromkeys(_THREADS, "1") | {"PYTHONWARNINGS": "ignore"}

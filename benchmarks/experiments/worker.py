@@ -64,11 +64,11 @@ class Laboratory:
 
         from transformers import AutoConfig, AutoTokenizer
 
-        from passk_fast.build import model_folder
         from passk_fast.distributed import make_mesh, start_process_group
         from passk_fast.rollout.engine import RolloutEngine
+        from passk_fast.run.build import model_folder
+        from passk_fast.run.warm_start import warm_start
         from passk_fast.tasks import test_prompts, train_prompts, verify
-        from passk_fast.warm_start import warm_start
 
         self.base = base
         self.commit = _commit()
@@ -86,8 +86,8 @@ class Laboratory:
     def trainer(self, config: RunConfig) -> Any:
         """A fresh trainer: new actor from the warm start, new optimizer, schedule and order."""
         from passk_fast.actor.actor import Actor
-        from passk_fast.engines import Colocated
-        from passk_fast.loop import Progress, Trainer
+        from passk_fast.run.engines import Colocated
+        from passk_fast.run.loop import Progress, Trainer
         from passk_fast.tasks import PromptOrder
 
         gc.collect()
@@ -131,7 +131,7 @@ class Laboratory:
 
     def run(self, config: RunConfig) -> dict[str, Any]:
         """Train and evaluate; plain JSON values."""
-        from passk_fast.clock import Clock
+        from passk_fast.run.clock import Clock
 
         start = time.monotonic()
         trainer = self.trainer(config)

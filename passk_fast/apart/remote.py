@@ -31,7 +31,6 @@ from passk_fast.apart.orders import (
 )
 from passk_fast.batch import Draw
 from passk_fast.config import RunConfig
-from passk_fast.engines import Groups
 from passk_fast.errors import DivergedError, ExitCode
 from passk_fast.rollout.collect import (
     CollectStats,
@@ -40,6 +39,7 @@ from passk_fast.rollout.collect import (
     make_groups,
     split_evenly,
 )
+from passk_fast.run.engines import Groups
 from passk_fast.weights.layout import Spec
 from passk_fast.weights.sync import WeightSync
 

@@ -32,7 +32,7 @@ from passk_fast.rollout.collect import encode_samples, samples_of
 from passk_fast.rollout.engine import RolloutEngine
 from passk_fast.rollout.parameters import OpenParameters
 from passk_fast.rollout.watch import GroupWatch, VerifierPool
-from passk_fast.signals import StopFlag
+from passk_fast.run.signals import StopFlag
 from passk_fast.tasks import verify
 from passk_fast.weights.layout import ModelShape, Spec
 from passk_fast.weights.megatron import Layout

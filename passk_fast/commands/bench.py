@@ -25,7 +25,6 @@ import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.model import DTYPES
-from passk_fast.clock import Clock
 from passk_fast.commands.synthetic import (
     CoinVerifier,
     Lengths,
@@ -35,10 +34,11 @@ from passk_fast.commands.synthetic import (
 )
 from passk_fast.config import RunConfig
 from passk_fast.distributed import Mesh
-from passk_fast.engines import Colocated
 from passk_fast.flops import ModelFlops, Work
-from passk_fast.loop import Progress, Trainer
 from passk_fast.provenance import cpu_name, versions
+from passk_fast.run.clock import Clock
+from passk_fast.run.engines import Colocated
+from passk_fast.run.loop import Progress, Trainer
 from passk_fast.tasks import PromptOrder
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.placement import rollout_side
@@ -65,7 +65,7 @@ def measure(config: RunConfig, mesh: Mesh) -> dict[str, Any]:
 def _trainer(config: RunConfig, mesh: Mesh) -> tuple[Trainer, Any]:
     from transformers import AutoConfig
 
-    from passk_fast.build import build_run, model_folder
+    from passk_fast.run.build import build_run, model_folder
 
     bench = config.bench
     if bench.task == "data":

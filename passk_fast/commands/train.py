@@ -40,7 +40,7 @@ def run(config: RunConfig) -> ExitCode:
     device = pick_device(config.device)
     if config.rollout.ranks:
         return _run_apart(config, device)
-    from passk_fast.build import build_run
+    from passk_fast.run.build import build_run
 
     if not dist.is_initialized():
         start_process_group(device, config.timeout_s)
@@ -60,8 +60,8 @@ def _run_apart(config: RunConfig, device: str) -> ExitCode:
         from passk_fast.apart.serve import serve
 
         return serve(config, bridge, device)
-    from passk_fast.build import build_run
     from passk_fast.distributed import make_mesh
+    from passk_fast.run.build import build_run
 
     return build_run(config, make_mesh(config.parallel, device), bridge).train()
 

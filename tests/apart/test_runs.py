@@ -14,7 +14,7 @@ import pytest
 from passk_fast.errors import ExitCode
 from passk_fast.exit_status import read_exit_code
 from passk_fast.report.records import read_records
-from tests.test_end_to_end import COMMAND, CONFIG, SMALL, metrics, train
+from tests.run.test_end_to_end import COMMAND, CONFIG, SMALL, metrics, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_end_to_end import metrics
-from tests.test_end_to_end_moe import train
+from tests.run.test_end_to_end import metrics
+from tests.run.test_end_to_end_moe import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 

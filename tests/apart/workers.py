@@ -32,7 +32,7 @@ from passk_fast.config import (
     RunConfig,
 )
 from passk_fast.errors import ConfigError, ExitCode, LostRankError, PasskError
-from passk_fast.signals import StopFlag
+from passk_fast.run.signals import StopFlag
 from passk_fast.weights.layout import Spec
 from passk_fast.weights.megatron import Layout
 from passk_fast.weights.mesh import TrainerMesh
@@ -190,7 +190,7 @@ def _serve(config: RunConfig, bridge: Bridge) -> dict[str, Any]:
 
 def _ask(config: RunConfig, bridge: Bridge, model_dir: str) -> dict[str, Any]:
     from passk_fast.apart.remote import Remote
-    from passk_fast.engines import Colocated
+    from passk_fast.run.engines import Colocated
 
     tokenizer = NumberTokenizer()
     remote = Remote(config, bridge, model_dir, tokenizer)

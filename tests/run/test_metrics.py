@@ -13,7 +13,7 @@ from passk_fast.flops import Work
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.refill import Drawn
 from passk_fast.rollout.watch import MISSING
-from passk_fast.step_record import Savings, drawn_metrics
+from passk_fast.run.metrics import Savings, drawn_metrics
 
 
 def sequence(prompt: tuple[int, ...], response: int, advantage: float) -> Sequence:

@@ -21,8 +21,8 @@ def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 25
 
     from passk_fast.actor.actor import Actor
     from passk_fast.distributed import drop_mesh, make_mesh
-    from passk_fast.engines import Colocated
     from passk_fast.rollout.engine import RolloutEngine
+    from passk_fast.run.engines import Colocated
 
     if _RUNNING:
         _RUNNING["engine"].close()

@@ -11,11 +11,11 @@ import torch
 
 from passk_fast.tokenizer import character_tokenizer
 from tests.ranks import RankPool
-from tests.sync_workers import largest_difference
+from tests.run.sync_workers import largest_difference
 
 pytestmark = [pytest.mark.megatron, pytest.mark.slow]
 
-W = "tests.sync_workers:"
+W = "tests.run.sync_workers:"
 PROMPTS = [[1 + (7 * i + 3 * j) % 38 for j in range(40)] for i in range(3)]
 """Longer than a block of keys, so that a prefix cached before a sync would be found after it."""
 

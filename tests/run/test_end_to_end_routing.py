@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.test_end_to_end import metrics
-from tests.test_end_to_end_moe import train
+from tests.run.test_end_to_end import metrics
+from tests.run.test_end_to_end_moe import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 

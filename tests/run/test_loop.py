@@ -12,7 +12,6 @@ import pytest
 from passk_fast.actor.actor import StepResult, WorstToken
 from passk_fast.advantage import advantages
 from passk_fast.batch import Prompt, Rollout, RolloutGroup, Sequence
-from passk_fast.clock import Clock
 from passk_fast.config import (
     AlgorithmConfig,
     ModelConfig,
@@ -23,8 +22,9 @@ from passk_fast.config import (
     ShapeConfig,
 )
 from passk_fast.errors import ConfigError, DivergedError, ExitCode, NoSignalError
-from passk_fast.loop import Progress, Trainer, to_sequences
-from passk_fast.step_record import Savings, logprob_bound
+from passk_fast.run.clock import Clock
+from passk_fast.run.loop import Progress, Trainer, to_sequences
+from passk_fast.run.metrics import Savings, logprob_bound
 
 pytestmark = pytest.mark.megatron
 

@@ -15,14 +15,14 @@ from passk_fast.advantage.metrics import evaluation, group_metrics, sampled_entr
 from passk_fast.advantage.noise import flip_negatives
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.batch import Draw, PackedBatch, Prompt, RolloutGroup, Sequence
-from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
-from passk_fast.engines import Engines
 from passk_fast.errors import DivergedError, NoSignalError
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.refill import Drawn, LiveShare, draw
+from passk_fast.run.clock import Clock
+from passk_fast.run.engines import Engines
+from passk_fast.run.metrics import Savings, drawn_metrics, logprob_bound, update_metrics
 from passk_fast.seeding import seed_for
-from passk_fast.step_record import Savings, drawn_metrics, logprob_bound, update_metrics
 from passk_fast.tasks import PromptOrder, answer_of
 from passk_fast.tasks.difficulty import Difficulty
 

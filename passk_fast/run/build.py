@@ -18,22 +18,22 @@ from passk_fast.actor.grouped import grouped_path
 from passk_fast.actor.store import CheckpointStore
 from passk_fast.apart.bridge import Bridge
 from passk_fast.apart.remote import Remote
-from passk_fast.clock import Clock
 from passk_fast.config import RunConfig
 from passk_fast.distributed import Mesh
-from passk_fast.engines import Colocated
 from passk_fast.errors import ConfigError, ExitCode
-from passk_fast.loop import Progress, Trainer
 from passk_fast.report.curve import plot_learning_curve
 from passk_fast.report.records import read_records
 from passk_fast.report.sinks import Report
 from passk_fast.report.summary import print_summary
 from passk_fast.rollout.engine import RolloutEngine
 from passk_fast.rollout.watch import VerifierPool
-from passk_fast.signals import StopFlag
+from passk_fast.run.clock import Clock
+from passk_fast.run.engines import Colocated
+from passk_fast.run.loop import Progress, Trainer
+from passk_fast.run.signals import StopFlag
+from passk_fast.run.warm_start import warm_start
 from passk_fast.tasks import PromptOrder, alphabet, test_prompts, train_prompts, verify
 from passk_fast.tokenizer import character_tokenizer, make_tiny_model
-from passk_fast.warm_start import warm_start
 
 _BYTES_PER_PARAMETER = 16
 """Of a checkpoint: weights, main weights and two Adam moments in float32."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_end_to_end import COMMAND, SMALL, metrics
+from tests.run.test_end_to_end import COMMAND, SMALL, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.sample, pytest.mark.megatron]
 
