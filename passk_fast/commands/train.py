@@ -50,14 +50,14 @@ def run(config: RunConfig) -> ExitCode:
 
 def _run_apart(config: RunConfig, device: str) -> ExitCode:
     """One rank of either side of the disaggregated layout."""
-    from passk_fast.apart.bridge import join
+    from passk_fast.disaggregated.bridge import join
     from passk_fast.exit_status import clear_exit_code
 
     if os.environ["RANK"] == "0":
         clear_exit_code(Path(config.output_dir))  # rollout ranks will look for this run's
     bridge = join(device, config.timeout_s, config.rollout.ranks)
     if bridge.is_rollout:
-        from passk_fast.apart.serve import serve
+        from passk_fast.disaggregated.serve import serve
 
         return serve(config, bridge, device)
     from passk_fast.distributed import make_mesh

@@ -16,9 +16,9 @@ from passk_fast.actor import checkpoint
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.grouped import grouped_path
 from passk_fast.actor.store import CheckpointStore
-from passk_fast.apart.bridge import Bridge
-from passk_fast.apart.remote import Remote
 from passk_fast.config import RunConfig
+from passk_fast.disaggregated.bridge import Bridge
+from passk_fast.disaggregated.remote import Remote
 from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.report.curve import plot_learning_curve

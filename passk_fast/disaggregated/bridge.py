@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from passk_fast.apart.store_watch import StoreWatch
+from passk_fast.disaggregated.store_watch import StoreWatch
 from passk_fast.distributed import BACKENDS, use_own_gpu
 from passk_fast.errors import LostRankError
 from passk_fast.weights.mesh import RolloutMesh

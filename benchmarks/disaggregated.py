@@ -1,6 +1,6 @@
 """Seconds of a step: all ranks train and sample, or one rank trains while the other samples.
 
-    python benchmarks/apart.py --repeats 3 --out benchmarks/results/apart_cpu.json
+    python benchmarks/disaggregated.py --repeats 3 --out benchmarks/results/apart_cpu.json
 
 Two ranks of one thread each, the same model, prompts and seeds, as whole runs in turn; a layout's
 figure is the median over the repeats of the median step. `together` takes turns on both ranks;

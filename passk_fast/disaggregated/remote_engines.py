@@ -17,8 +17,10 @@ import torch
 import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
-from passk_fast.apart.bridge import Bridge
-from passk_fast.apart.orders import (
+from passk_fast.batch import Draw
+from passk_fast.config import RunConfig
+from passk_fast.disaggregated.bridge import Bridge
+from passk_fast.disaggregated.orders import (
     Answer,
     End,
     Order,
@@ -29,8 +31,6 @@ from passk_fast.apart.orders import (
     decode_answer,
     encode_order,
 )
-from passk_fast.batch import Draw
-from passk_fast.config import RunConfig
 from passk_fast.errors import DivergedError, ExitCode
 from passk_fast.rollout.collect import (
     CollectStats,

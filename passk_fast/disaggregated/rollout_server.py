@@ -13,8 +13,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from passk_fast.apart.bridge import Bridge
-from passk_fast.apart.orders import (
+from passk_fast.config import RunConfig
+from passk_fast.disaggregated.bridge import Bridge
+from passk_fast.disaggregated.orders import (
     Answer,
     End,
     Order,
@@ -25,7 +26,6 @@ from passk_fast.apart.orders import (
     decode_order,
     encode_answer,
 )
-from passk_fast.config import RunConfig
 from passk_fast.errors import ExitCode, LostRankError, PasskError
 from passk_fast.exit_status import read_exit_code
 from passk_fast.rollout.collect import encode_samples, samples_of

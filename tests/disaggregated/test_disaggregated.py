@@ -10,7 +10,7 @@ import pytest
 from passk_fast.errors import ExitCode
 from tests.ranks import RankError, RankPool
 
-W = "tests.apart.workers:"
+W = "tests.disaggregated.workers:"
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from passk_fast.apart.orders import (
+from passk_fast.disaggregated.orders import (
     Answer,
     End,
     Order,
@@ -17,6 +16,7 @@ from passk_fast.apart.orders import (
     encode_answer,
     encode_order,
 )
+
 from passk_fast.batch import Prompt
 from passk_fast.errors import (
     ConfigError,
