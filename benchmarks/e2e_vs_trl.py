@@ -98,7 +98,7 @@ def reward(text: str, accuracy: float | None) -> float:
 def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     """Steps of our trainer; seconds by phase."""
     from passk_fast.commands.train import quiet
-    from passk_fast.rollout.start import prepare_environment
+    from passk_fast.rollout.vllm.start import prepare_environment
 
     quiet()
     prepare_environment()
@@ -114,7 +114,7 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
         RunConfig,
     )
     from passk_fast.distributed import make_mesh, start_process_group
-    from passk_fast.rollout.engine import RolloutEngine
+    from passk_fast.rollout.vllm.engine import RolloutEngine
     from passk_fast.run.clock import Clock
     from passk_fast.run.engines import Colocated
     from passk_fast.run.loop import Progress, Trainer

@@ -260,8 +260,8 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 def through_engine(parallel: dict[str, Any], repeats: int) -> dict[str, float]:
     """Seconds of a whole weight sync of a small model with a real actor and engine."""
     from passk_fast.commands.train import quiet
-    from passk_fast.rollout.engine import RolloutEngine
-    from passk_fast.rollout.start import prepare_environment
+    from passk_fast.rollout.vllm.engine import RolloutEngine
+    from passk_fast.rollout.vllm.start import prepare_environment
 
     quiet()
     prepare_environment()

@@ -36,7 +36,7 @@ _ENGINE: dict[str, Any] = {}
 
 def start_ours(folder: str) -> None:
     """Our engine."""
-    from passk_fast.rollout.engine import RolloutEngine
+    from passk_fast.rollout.vllm.engine import RolloutEngine
 
     config = RunConfig(
         model=ModelConfig(path=folder),
@@ -47,7 +47,7 @@ def start_ours(folder: str) -> None:
 
 def start_raw(folder: str) -> None:
     """vLLM alone, in the same mode and with the same limits."""
-    from passk_fast.rollout.start import CPU_BLOCK, prepare_environment
+    from passk_fast.rollout.vllm.start import CPU_BLOCK, prepare_environment
 
     prepare_environment()
     from vllm import LLM

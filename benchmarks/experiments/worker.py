@@ -56,7 +56,7 @@ class Laboratory:
     def __init__(self, base: RunConfig) -> None:
         """Builds the warm-started model unless its cache has it; a few minutes the first time."""
         from passk_fast.commands.train import quiet
-        from passk_fast.rollout.start import prepare_environment
+        from passk_fast.rollout.vllm.start import prepare_environment
 
         prepare_environment()
         quiet()
@@ -65,7 +65,7 @@ class Laboratory:
         from transformers import AutoConfig, AutoTokenizer
 
         from passk_fast.distributed import make_mesh, start_process_group
-        from passk_fast.rollout.engine import RolloutEngine
+        from passk_fast.rollout.vllm.engine import RolloutEngine
         from passk_fast.run.build import model_folder
         from passk_fast.run.warm_start import warm_start
         from passk_fast.tasks import test_prompts, train_prompts, verify

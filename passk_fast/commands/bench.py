@@ -115,7 +115,7 @@ def _engine(config: RunConfig, actor: Actor, folder: str) -> Any:
                 for name, size in side.shapes(mesh.rank).items()
             },
         )
-    from passk_fast.rollout.engine import RolloutEngine
+    from passk_fast.rollout.vllm.engine import RolloutEngine
 
     engine = RolloutEngine(
         config, folder, rank=mesh.rank, world_size=mesh.world_size, device=mesh.device
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         config = load_config(arguments[0], arguments[1:])
         if config.bench.decode:
-            from passk_fast.rollout.start import prepare_environment
+            from passk_fast.rollout.vllm.start import prepare_environment
 
             prepare_environment()
         device = pick_device(config.device)

@@ -91,8 +91,8 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     """Sample and verify all held-out prompts; rank 0 writes `out`. A collective over all ranks."""
     from functools import partial
 
-    from passk_fast.rollout.engine import RolloutEngine
-    from passk_fast.rollout.start import prepare_environment
+    from passk_fast.rollout.vllm.engine import RolloutEngine
+    from passk_fast.rollout.vllm.start import prepare_environment
 
     prepare_environment()
     import torch.distributed as dist

@@ -30,7 +30,7 @@ def quiet() -> None:
 
 def run(config: RunConfig) -> ExitCode:
     """Train as `config` says, in this torchrun process. A collective over all ranks."""
-    from passk_fast.rollout.start import prepare_environment
+    from passk_fast.rollout.vllm.start import prepare_environment
 
     prepare_environment()
     import torch.distributed as dist

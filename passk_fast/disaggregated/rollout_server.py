@@ -29,9 +29,9 @@ from passk_fast.disaggregated.orders import (
 from passk_fast.errors import ExitCode, LostRankError, PasskError
 from passk_fast.exit_status import read_exit_code
 from passk_fast.rollout.collect import encode_samples, samples_of
-from passk_fast.rollout.engine import RolloutEngine
-from passk_fast.rollout.parameters import OpenParameters
-from passk_fast.rollout.watch import GroupWatch, VerifierPool
+from passk_fast.rollout.groups import GroupWatch, VerifierPool
+from passk_fast.rollout.vllm.engine import RolloutEngine
+from passk_fast.rollout.vllm.parameters import OpenParameters
 from passk_fast.run.signals import StopFlag
 from passk_fast.tasks import verify
 from passk_fast.weights.layout import ModelShape, Spec

@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from passk_fast.batch import Draw, Prompt, Rollout, RolloutGroup
 from passk_fast.errors import DataError
-from passk_fast.rollout.engine import check_prompt
-from passk_fast.rollout.watch import GroupWatch, VerifierPool, Verify
+from passk_fast.rollout.groups import GroupWatch, VerifierPool, Verify
+from passk_fast.rollout.vllm.engine import check_prompt
 from passk_fast.tokenizer import encode_checked
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from passk_fast.batch import Draw, Prompt, RolloutGroup
 from passk_fast.config import RunConfig
 from passk_fast.errors import ExitCode
 from passk_fast.rollout.collect import CollectStats, collect_groups
-from passk_fast.rollout.engine import RolloutEngine
-from passk_fast.rollout.watch import VerifierPool
+from passk_fast.rollout.groups import VerifierPool
+from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.sync import WeightSync
 

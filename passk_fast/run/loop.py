@@ -18,7 +18,7 @@ from passk_fast.batch import Draw, PackedBatch, Prompt, RolloutGroup, Sequence
 from passk_fast.config import RunConfig
 from passk_fast.errors import DivergedError, NoSignalError
 from passk_fast.rollout.collect import CollectStats
-from passk_fast.rollout.refill import Drawn, LiveShare, draw
+from passk_fast.rollout.dynamic_sampling import Drawn, LiveShare, draw
 from passk_fast.run.clock import Clock
 from passk_fast.run.engines import Engines
 from passk_fast.run.metrics import Savings, drawn_metrics, logprob_bound, update_metrics

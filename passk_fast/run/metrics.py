@@ -13,7 +13,7 @@ from passk_fast.actor.actor import StepResult
 from passk_fast.batch import PackedBatch, Sequence
 from passk_fast.config import RunConfig
 from passk_fast.flops import Work
-from passk_fast.rollout.refill import Drawn
+from passk_fast.rollout.dynamic_sampling import Drawn
 
 _LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
 _LOGPROB_GAP_BF16 = 0.5

@@ -18,7 +18,7 @@ from passk_fast.commands.synthetic import (
 )
 from passk_fast.config import BenchConfig
 from passk_fast.errors import ConfigError, DataError
-from passk_fast.rollout.watch import GroupWatch
+from passk_fast.rollout.groups import GroupWatch
 
 
 def test_lengths_have_the_mean_and_spread_asked_for() -> None:

@@ -20,11 +20,11 @@ from passk_fast.rollout.collect import (
     encode_samples,
     split_evenly,
 )
-from passk_fast.rollout.watch import MISSING, GroupWatch
+from passk_fast.rollout.groups import MISSING, GroupWatch
 from passk_fast.tokenizer import character_tokenizer
 from tests.ranks import RankPool
 
-W = "tests.rollout.workers:"
+W = "tests.rollout.vllm.workers:"
 TEXTS = ["abc", "b", "hgfe", "a\nb", "  c"]
 PROMPTS = [
     Prompt(id=f"p{i}", text=text, answer=str(i), task="test") for i, text in enumerate(TEXTS)

@@ -21,7 +21,7 @@ def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 25
 
     from passk_fast.actor.actor import Actor
     from passk_fast.distributed import drop_mesh, make_mesh
-    from passk_fast.rollout.engine import RolloutEngine
+    from passk_fast.rollout.vllm.engine import RolloutEngine
     from passk_fast.run.engines import Colocated
 
     if _RUNNING:
@@ -76,7 +76,7 @@ def packs_wrongly() -> str:
             layer.weight.data *= 0.5
             method.process_weights_after_loading(layer)
 
-    import passk_fast.rollout.parameters as parameters
+    import passk_fast.rollout.vllm.parameters as parameters
 
     process = parameters._process
 
@@ -110,7 +110,7 @@ def largest_difference(one: Any, other: Any) -> float:
 
 def start_engine_alone(folder: str, tensor: int) -> None:
     """An engine without a trainer beside it."""
-    from passk_fast.rollout.engine import RolloutEngine
+    from passk_fast.rollout.vllm.engine import RolloutEngine
 
     if _RUNNING:
         _RUNNING["engine"].close()

@@ -11,8 +11,8 @@ from passk_fast import packing
 from passk_fast.batch import Prompt, Rollout, RolloutGroup, Sequence
 from passk_fast.flops import Work
 from passk_fast.rollout.collect import CollectStats
-from passk_fast.rollout.refill import Drawn
-from passk_fast.rollout.watch import MISSING
+from passk_fast.rollout.dynamic_sampling import Drawn
+from passk_fast.rollout.groups import MISSING
 from passk_fast.run.metrics import Savings, drawn_metrics
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
-from passk_fast.rollout.scheduler import ShortScheduler
+from passk_fast.rollout.vllm.cpu.scheduler import ShortScheduler
 
 
 class SharingScheduler(ShortScheduler):

@@ -11,11 +11,11 @@ import torch
 from passk_fast.advantage import dead_rows, table
 from passk_fast.batch import Draw, Prompt
 from passk_fast.rollout.collect import split_evenly
-from passk_fast.rollout.on_cpu import SeededDraws
+from passk_fast.rollout.vllm.cpu.sampler import SeededDraws
 from tests.ranks import RankPool
-from tests.rollout.scheduling import Scheduling
+from tests.rollout.vllm.scheduling import Scheduling
 
-W, S = "tests.rollout.workers:", "tests.rollout.scheduling:"
+W, S = "tests.rollout.vllm.workers:", "tests.rollout.vllm.scheduling:"
 PROMPTS = [[3, 5, 7], [4], [9, 9, 9, 9, 3], [12, 11, 10, 9, 8, 7], [6, 6]]
 
 

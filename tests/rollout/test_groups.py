@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from passk_fast.advantage import dead_rows, table
 from passk_fast.batch import Prompt, Rollout
-from passk_fast.rollout.watch import MISSING, GroupWatch, VerifierPool, reward_of
+from passk_fast.rollout.groups import MISSING, GroupWatch, VerifierPool, reward_of
 
 
 def prompt(i: int) -> Prompt:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from passk_fast.batch import Rollout
 from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError, DataError
-from passk_fast.rollout.on_cpu import SeededDraws, draw_by_seed
-from passk_fast.rollout.parameters import OpenParameters
-from passk_fast.rollout.routing import routing_of
-from passk_fast.rollout.start import prepare_environment, start_llm
-from passk_fast.rollout.watch import GroupWatch, Orders
+from passk_fast.rollout.groups import GroupWatch, Orders
+from passk_fast.rollout.vllm.cpu.sampler import SeededDraws, draw_by_seed
+from passk_fast.rollout.vllm.parameters import OpenParameters
+from passk_fast.rollout.vllm.routed_experts import routing_of
+from passk_fast.rollout.vllm.start import prepare_environment, start_llm
 from passk_fast.seeding import seed_for
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from passk_fast.batch import Rollout
 from passk_fast.config import ShapeConfig
-from passk_fast.rollout.engine import check_prompt
+from passk_fast.rollout.vllm.engine import check_prompt
 from passk_fast.tokenizer import character_tokenizer, make_tiny_model
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.slow
 
-W = "tests.rollout.workers:"
+W = "tests.rollout.vllm.workers:"
 PROMPTS = [[3, 5, 7], [4], [9, 9, 9, 9, 3], [12, 11, 10, 9, 8, 7], [6, 6]]
 EOS = 1
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from passk_fast.batch import RolloutGroup
 from passk_fast.rollout.collect import CollectStats
-from passk_fast.rollout.refill import Drawn, LiveShare, batch_end, draw, round_size
+from passk_fast.rollout.dynamic_sampling import Drawn, LiveShare, batch_end, draw, round_size
 
 
 def test_a_fresh_share_draws_what_is_wanted() -> None:

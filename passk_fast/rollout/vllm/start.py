@@ -36,10 +36,10 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
     from vllm import LLM
     from vllm.distributed.parallel_state import destroy_model_parallel
 
-    from passk_fast.rollout.on_cpu import register_norms
-    from passk_fast.rollout.prompt_tails import SharingScheduler
-    from passk_fast.rollout.scheduler import ShortScheduler
-    from passk_fast.rollout.shared_memory import own_segments
+    from passk_fast.rollout.vllm.cpu.partial_block_sharing import SharingScheduler
+    from passk_fast.rollout.vllm.cpu.sampler import register_norms
+    from passk_fast.rollout.vllm.cpu.scheduler import ShortScheduler
+    from passk_fast.rollout.vllm.cpu.shared_memory import own_segments
 
     rollout = config.rollout
     options: dict[str, Any] = {

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.rollout import workers
+from tests.rollout.vllm import workers
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from passk_fast.batch import Draw, Prompt, Rollout, RolloutGroup
 from passk_fast.config import AlgorithmConfig, ModelConfig, RolloutConfig, RunConfig
 from passk_fast.errors import PasskError
 from passk_fast.rollout.collect import CollectStats, collect_groups
-from passk_fast.rollout.engine import RolloutEngine
+from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.weights.hf import HFReader
 from passk_fast.weights.layout import ModelShape
 from passk_fast.weights.mesh import RolloutMesh

@@ -12,13 +12,13 @@ from passk_fast.advantage import dead_rows, table
 from passk_fast.batch import Draw, Prompt, RolloutGroup
 from passk_fast.errors import ConfigError
 from passk_fast.rollout.collect import CollectStats
-from passk_fast.rollout.refill import LiveShare, draw
-from passk_fast.rollout.routing import ReturnedRouting
+from passk_fast.rollout.dynamic_sampling import LiveShare, draw
+from passk_fast.rollout.vllm.routed_experts import ReturnedRouting
 from passk_fast.routing import check_routing, stored_dtype
 from tests.moe_model import LAYERS, TOP_K, ReferenceRouter, make_moe_folder
 from tests.ranks import RankPool
 
-W = "tests.rollout.workers:"
+W = "tests.rollout.vllm.workers:"
 LONG = "abcdefgh" * 5  # one whole block of the cache, and a part of the next
 TEXTS = [LONG, "b", "hgfe", "a\nb", LONG + "aa", "c"]
 PROMPTS = [Prompt(id=f"p{i}", text=text, answer="", task="test") for i, text in enumerate(TEXTS)]
