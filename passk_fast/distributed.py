@@ -86,7 +86,7 @@ def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:
     """Build Megatron's groups over the default process group; ConfigError if it does not divide."""
     from megatron.core import parallel_state as ps
 
-    from passk_fast.actor.megatron_on_cpu import megatron_scope
+    from passk_fast.actor.cpu.megatron_shim import megatron_scope
 
     parallel.data(dist.get_world_size())
     before = set(_groups())

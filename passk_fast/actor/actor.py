@@ -21,13 +21,13 @@ from torch import Tensor
 from passk_fast import packing
 from passk_fast.actor import loss as losses
 from passk_fast.actor.attention import packed_params
-from passk_fast.actor.experts import moe_layers
+from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.head import hidden_output, uses_fused_head
-from passk_fast.actor.megatron_on_cpu import megatron_scope
 from passk_fast.actor.model import build_chunks, padded_vocab, uses_transformer_engine
+from passk_fast.actor.moe.experts import moe_layers
+from passk_fast.actor.moe.router import RouterWatch
+from passk_fast.actor.moe.routing_replay import RoutingReplay
 from passk_fast.actor.optimizer import make_optimizer, wrap
-from passk_fast.actor.router import RouterWatch
-from passk_fast.actor.routing import RoutingReplay
 from passk_fast.batch import ContextPart, PackedBatch, RoutedRows, Sequence
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.context import context_part

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from passk_fast.actor.actor import Actor
-from passk_fast.actor.megatron_on_cpu import megatron_scope
+from passk_fast.actor.cpu.megatron_shim import megatron_scope
 
 
 def _metadata() -> dict[str, Any]:

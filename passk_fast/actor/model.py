@@ -25,15 +25,15 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from passk_fast.actor.attention import PackedAttention
-from passk_fast.actor.experts import (
+from passk_fast.actor.cpu.megatron_shim import megatron_scope
+from passk_fast.actor.cpu.swiglu import Swiglu
+from passk_fast.actor.layers import PackedRotary, RMSNorm
+from passk_fast.actor.moe.experts import (
     connect_routers,
     expert_options,
     mark_expert_parameters,
     use_our_parts,
 )
-from passk_fast.actor.layers import PackedRotary, RMSNorm
-from passk_fast.actor.megatron_on_cpu import megatron_scope
-from passk_fast.actor.swiglu import Swiglu
 from passk_fast.config import ParallelConfig, RunConfig
 from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError

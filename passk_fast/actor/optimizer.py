@@ -11,7 +11,7 @@ from megatron.core.distributed import (
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-from passk_fast.actor.megatron_on_cpu import megatron_scope
+from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.model import DTYPES
 from passk_fast.config import OptimConfig, RunConfig
 

@@ -24,9 +24,9 @@ from megatron.core.transformer.transformer_block import (
 
 from passk_fast import packing
 from passk_fast.actor.attention import PackedAttention, packed_params
+from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.head import hidden_output
 from passk_fast.actor.layers import RMSNorm
-from passk_fast.actor.megatron_on_cpu import megatron_scope
 from passk_fast.actor.model import (
     layer_spec,
     padded_vocab,

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from passk_fast.actor import checkpoint
 from passk_fast.actor.actor import Actor
-from passk_fast.actor.grouped import grouped_path
+from passk_fast.actor.moe.grouped import grouped_path
 from passk_fast.actor.store import CheckpointStore
 from passk_fast.config import RunConfig
 from passk_fast.disaggregated.bridge import Bridge

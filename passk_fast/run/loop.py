@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from passk_fast.actor.actor import Actor, StepResult
-from passk_fast.actor.schedule import learning_rate
+from passk_fast.actor.lr_schedule import learning_rate
 from passk_fast.advantage.metrics import evaluation, group_metrics, sampled_entropy
 from passk_fast.advantage.noise import flip_negatives
 from passk_fast.advantage.schedule import Schedule

@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from passk_fast import __version__
 from passk_fast.actor.actor import Actor
+from passk_fast.actor.lr_schedule import learning_rate
 from passk_fast.actor.model import DTYPES
-from passk_fast.actor.schedule import learning_rate
 from passk_fast.batch import Sequence
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.distributed import Mesh

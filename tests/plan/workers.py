@@ -53,7 +53,7 @@ def held(kind: str, dtype: str, parallel: dict[str, Any]) -> dict[str, int]:
     """Bytes that a rank holds after one optimizer step, by what Megatron and torch keep."""
     warnings.simplefilter("ignore")
     from passk_fast.actor.actor import Actor
-    from passk_fast.actor.megatron_on_cpu import megatron_scope
+    from passk_fast.actor.cpu.megatron_shim import megatron_scope
     from passk_fast.distributed import drop_mesh, make_mesh
 
     drop_mesh()
@@ -116,8 +116,8 @@ def saved(kind: str, dtype: str, parallel: dict[str, Any]) -> int:
     warnings.simplefilter("ignore")
     from passk_fast.actor.actor import Actor
     from passk_fast.actor.attention import packed_params
+    from passk_fast.actor.cpu.megatron_shim import megatron_scope
     from passk_fast.actor.head import hidden_output
-    from passk_fast.actor.megatron_on_cpu import megatron_scope
     from passk_fast.distributed import drop_mesh, make_mesh
 
     drop_mesh()

@@ -15,7 +15,7 @@ from tests.ranks import RankPool
 pytestmark = pytest.mark.megatron
 
 W = "tests.actor.workers"
-E = "tests.actor.expert_workers"
+E = "tests.actor.moe.expert_workers"
 ALL: dict[str, dict[str, Any]] = {
     "dp2": {},
     "ep2": {"expert": 2},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from passk_fast.actor.schedule import learning_rate
+from passk_fast.actor.lr_schedule import learning_rate
 from passk_fast.config import OptimConfig
 
 

@@ -32,7 +32,7 @@ def both(x: Tensor, function: object) -> tuple[Tensor, Tensor]:
     ids=["no-rows", "one-block", "three-blocks-one-short", "rows-beyond-a-block"],
 )
 def test_bit_for_bit_autograds(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    from passk_fast.actor.swiglu import swiglu
+    from passk_fast.actor.cpu.swiglu import swiglu
 
     x = (4 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype)
     for got, want in zip(both(x, swiglu), both(x, plain), strict=True):
@@ -40,7 +40,7 @@ def test_bit_for_bit_autograds(shape: tuple[int, ...], dtype: torch.dtype) -> No
 
 
 def test_strided_input_and_gradient() -> None:
-    from passk_fast.actor.swiglu import swiglu
+    from passk_fast.actor.cpu.swiglu import swiglu
 
     x = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
 
@@ -53,8 +53,8 @@ def test_strided_input_and_gradient() -> None:
 
 @pytest.mark.parametrize(("device", "ours"), [("cpu", True), ("cuda", False)])
 def test_dense_layers_on_a_cpu_have_it(device: str, ours: bool) -> None:
+    from passk_fast.actor.cpu.swiglu import Swiglu
     from passk_fast.actor.model import layer_spec, transformer_config
-    from passk_fast.actor.swiglu import Swiglu
     from passk_fast.config import ParallelConfig
 
     hf = SimpleNamespace(

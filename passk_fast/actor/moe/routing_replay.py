@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from passk_fast.actor.experts import moe_layers
-from passk_fast.actor.router import Router
+from passk_fast.actor.moe.experts import moe_layers
+from passk_fast.actor.moe.router import Router
 from passk_fast.batch import PackedBatch
 from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError

@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from passk_fast.actor.grouped import GroupedExperts
-from passk_fast.actor.router import Router
+from passk_fast.actor.moe.grouped import GroupedExperts
+from passk_fast.actor.moe.router import Router
 from passk_fast.config import AlgorithmConfig, ParallelConfig
 from passk_fast.errors import ConfigError
 from passk_fast.weights.layout import num_experts

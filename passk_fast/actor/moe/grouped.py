@@ -14,7 +14,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from passk_fast.actor.swiglu import swiglu
+from passk_fast.actor.cpu.swiglu import swiglu
 
 
 class GroupedExperts(SequentialMLP):

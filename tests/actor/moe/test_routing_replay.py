@@ -20,7 +20,7 @@ from tests.ranks import RankPool
 
 pytestmark = pytest.mark.megatron
 
-W = "tests.actor.routing_workers"
+W = "tests.actor.moe.routing_workers"
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
 MESHES = [
     pytest.param({"tensor": 2}, id="tp2-sp"),

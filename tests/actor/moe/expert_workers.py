@@ -62,9 +62,9 @@ def grouped_gap(kind: str, folder: str, counts: list[int]) -> float:
     """Largest difference of outputs and gradients of a layer's experts, together and one by one."""
     from megatron.core.transformer.moe.experts import SequentialMLP
 
-    from passk_fast.actor.experts import moe_layers
-    from passk_fast.actor.grouped import GroupedExperts
-    from passk_fast.actor.megatron_on_cpu import megatron_scope
+    from passk_fast.actor.cpu.megatron_shim import megatron_scope
+    from passk_fast.actor.moe.experts import moe_layers
+    from passk_fast.actor.moe.grouped import GroupedExperts
 
     actor = build(kind, folder, {})
     experts = moe_layers(actor.chunks[0])[0][1].experts
