@@ -21,9 +21,9 @@ def convert(source: str, out: str) -> Path:
     """
     from transformers import AutoConfig
 
-    from passk_fast.actor import checkpoint
     from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab
-    from passk_fast.actor.store import verify_checkpoint
+    from passk_fast.checkpoint import megatron
+    from passk_fast.checkpoint.store import verify_checkpoint
     from passk_fast.config_file import load_config
     from passk_fast.distributed import make_mesh, start_process_group
     from passk_fast.weights.hf import write_folder
@@ -56,7 +56,7 @@ def convert(source: str, out: str) -> Path:
 
 def _locate(source: Path) -> tuple[Path, Path]:
     """(run folder, checkpoint folder) of a run folder or a checkpoint folder."""
-    from passk_fast.actor.store import CheckpointStore
+    from passk_fast.checkpoint.store import CheckpointStore
 
     if (source / "config.toml").is_file():
         newest = CheckpointStore(source / "checkpoints", keep=1).newest_good()

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from passk_fast.actor import checkpoint
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.moe.grouped import grouped_path
-from passk_fast.actor.store import CheckpointStore
+from passk_fast.checkpoint import megatron
+from passk_fast.checkpoint.store import CheckpointStore
 from passk_fast.config import RunConfig
 from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.remote import Remote

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
-from passk_fast.actor.store import checkpoint_name
+from passk_fast.checkpoint.store import checkpoint_name
 from passk_fast.report.records import read_records
 
 HERE = Path(__file__).parent

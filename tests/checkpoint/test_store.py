@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from passk_fast.actor import store as store_module
-from passk_fast.actor.store import (
+from passk_fast.checkpoint import store as store_module
+from passk_fast.checkpoint.store import (
     CheckpointStore,
     CorruptCheckpointError,
     checkpoint_name,
