@@ -105,7 +105,6 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from passk_fast.actor.actor import Actor
-    from passk_fast.batch import Prompt
     from passk_fast.config import (
         AlgorithmConfig,
         ModelConfig,
@@ -113,6 +112,7 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
         RolloutConfig,
         RunConfig,
     )
+    from passk_fast.data.types import Prompt
     from passk_fast.distributed import make_mesh, start_process_group
     from passk_fast.rollout.vllm.engine import RolloutEngine
     from passk_fast.run.clock import Clock

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from passk_fast.packing import flop_coefficients, plan
+from passk_fast.data.packing import flop_coefficients, plan
 from passk_fast.provenance import machine
 
 Groups = list[list[int]]

@@ -131,7 +131,7 @@ PYBIND11_MODULE(_native, m) {
         "plan_micro_batches", &plan_micro_batches, py::arg("lengths"), py::arg("pairs"),
         py::arg("data_size"), py::arg("max_tokens"), py::arg("divisor"), py::arg("linear"),
         py::arg("quadratic"),
-        "Indices by [data rank][micro-batch]; see passk_fast.packing.plan.");
+        "Indices by [data rank][micro-batch]; see passk_fast.data.packing.plan.");
     m.def(
         "plan_reshard", &plan_reshard, py::arg("tensors"), py::arg("source"),
         py::arg("source_counts"), py::arg("source_ranks"), py::arg("destination"),

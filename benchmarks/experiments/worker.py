@@ -108,7 +108,7 @@ class Laboratory:
 
     def evaluate(self, seed: int) -> dict[str, Any]:
         """Held-out pass@k of what the engine holds, with standard errors over prompts."""
-        from passk_fast.batch import Draw
+        from passk_fast.data.types import Draw
         from passk_fast.rollout.collect import collect_groups
         from passk_fast.tasks import answer_of
 

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from passk_fast import packing
 from passk_fast.actor import loss as losses
 from passk_fast.actor.attention import packed_params
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
@@ -28,9 +27,10 @@ from passk_fast.actor.moe.experts import moe_layers
 from passk_fast.actor.moe.router import RouterWatch
 from passk_fast.actor.moe.routing_replay import RoutingReplay
 from passk_fast.actor.optimizer import make_optimizer, wrap
-from passk_fast.batch import ContextPart, PackedBatch, RoutedRows, Sequence
 from passk_fast.config import OptimConfig, RunConfig
-from passk_fast.context import context_part
+from passk_fast.data import packing
+from passk_fast.data.context_parallel import context_part
+from passk_fast.data.types import ContextPart, PackedBatch, RoutedRows, Sequence
 from passk_fast.distributed import Mesh
 from passk_fast.weights.hf import HFReader
 from passk_fast.weights.layout import ModelShape, Spec

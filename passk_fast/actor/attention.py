@@ -21,7 +21,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from passk_fast.batch import PackedBatch, RoutedRows
+from passk_fast.data.types import PackedBatch, RoutedRows
 
 
 @dataclass(frozen=True)

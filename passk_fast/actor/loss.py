@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from passk_fast.batch import PackedBatch
 from passk_fast.config import AlgorithmConfig
+from passk_fast.data.types import PackedBatch
 from passk_fast.kernels import PolicyLoss, linear_policy_loss, live_rows, token_logprob
 from passk_fast.kernels.reference import policy_loss_from_logprob, token_logprob_from_logits
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from passk_fast.advantage.subsets import some_success
-from passk_fast.batch import RolloutGroup
+from passk_fast.data.types import RolloutGroup
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""

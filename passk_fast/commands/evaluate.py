@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from passk_fast.advantage.metrics import evaluation, powers_of_two, wrong_distinct_share
-from passk_fast.batch import Draw, Prompt, RolloutGroup
 from passk_fast.config import RunConfig
+from passk_fast.data.types import Draw, Prompt, RolloutGroup
 from passk_fast.errors import ConfigError, DataError, ExitCode
 
 

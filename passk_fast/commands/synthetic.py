@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from passk_fast.batch import Prompt, Rollout
 from passk_fast.config import BenchConfig
+from passk_fast.data.types import Prompt, Rollout
 from passk_fast.errors import DataError
 from passk_fast.rollout.groups import GroupWatch, Orders
 from passk_fast.seeding import seed_for

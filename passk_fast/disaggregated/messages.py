@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from passk_fast.batch import Prompt
+from passk_fast.data.types import Prompt
 from passk_fast.errors import (
     ConfigError,
     DataError,

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
-from passk_fast.batch import Draw
 from passk_fast.config import RunConfig
+from passk_fast.data.types import Draw
 from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.orders import (
     Answer,

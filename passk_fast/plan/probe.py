@@ -22,7 +22,6 @@ from megatron.core.transformer.transformer_block import (
     get_num_layers_to_build,
 )
 
-from passk_fast import packing
 from passk_fast.actor.attention import PackedAttention, packed_params
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.head import hidden_output
@@ -34,9 +33,10 @@ from passk_fast.actor.model import (
     transformer_config,
 )
 from passk_fast.actor.optimizer import make_optimizer, wrap
-from passk_fast.batch import Sequence
 from passk_fast.config import RunConfig
-from passk_fast.context import context_part
+from passk_fast.data import packing
+from passk_fast.data.context_parallel import context_part
+from passk_fast.data.types import Sequence
 from passk_fast.distributed import Mesh, drop_mesh, make_mesh
 from passk_fast.plan.experts import balance_experts
 from passk_fast.plan.facts import Costs, StageBytes

@@ -16,7 +16,7 @@ from passk_fast.report.progress import Progress
 from passk_fast.report.records import Record, cut_after, disk_errors, plain, to_line
 
 if TYPE_CHECKING:
-    from passk_fast.batch import RolloutGroup
+    from passk_fast.data.types import RolloutGroup
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from passk_fast.batch import Draw, Prompt, Rollout, RolloutGroup
+from passk_fast.data.types import Draw, Prompt, Rollout, RolloutGroup
 from passk_fast.errors import DataError
 from passk_fast.rollout.groups import GroupWatch, VerifierPool, Verify
 from passk_fast.rollout.vllm.engine import check_prompt

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from passk_fast.batch import RolloutGroup
+from passk_fast.data.types import RolloutGroup
 from passk_fast.rollout.collect import CollectStats
 
 _MEMORY = 0.9

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from passk_fast.batch import Prompt, Rollout
+from passk_fast.data.types import Prompt, Rollout
 
 Verify = Callable[[Prompt, str], float]
 Key = tuple[int, int]

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
-from passk_fast.batch import Draw, Prompt, RolloutGroup
 from passk_fast.config import RunConfig
+from passk_fast.data.types import Draw, Prompt, RolloutGroup
 from passk_fast.errors import ExitCode
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.groups import VerifierPool

@@ -14,8 +14,8 @@ from passk_fast.actor.lr_schedule import learning_rate
 from passk_fast.advantage.metrics import evaluation, group_metrics, sampled_entropy
 from passk_fast.advantage.noise import flip_negatives
 from passk_fast.advantage.schedule import Schedule
-from passk_fast.batch import Draw, PackedBatch, Prompt, RolloutGroup, Sequence
 from passk_fast.config import RunConfig
+from passk_fast.data.types import Draw, PackedBatch, Prompt, RolloutGroup, Sequence
 from passk_fast.errors import DivergedError, NoSignalError
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.dynamic_sampling import Drawn, LiveShare, draw

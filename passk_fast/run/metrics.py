@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from passk_fast.actor.actor import StepResult
-from passk_fast.batch import PackedBatch, Sequence
 from passk_fast.config import RunConfig
+from passk_fast.data.types import PackedBatch, Sequence
 from passk_fast.flops import Work
 from passk_fast.rollout.dynamic_sampling import Drawn
 

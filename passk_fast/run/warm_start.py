@@ -18,8 +18,8 @@ from passk_fast import __version__
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.lr_schedule import learning_rate
 from passk_fast.actor.model import DTYPES
-from passk_fast.batch import Sequence
 from passk_fast.config import OptimConfig, RunConfig
+from passk_fast.data.types import Sequence
 from passk_fast.distributed import Mesh
 from passk_fast.errors import DivergedError
 from passk_fast.tasks import fresh_solutions

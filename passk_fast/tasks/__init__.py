@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from passk_fast.batch import Prompt
 from passk_fast.config import DataConfig
+from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError
 from passk_fast.seeding import seed_for
 from passk_fast.tasks import maze

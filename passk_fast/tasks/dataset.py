@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from passk_fast.batch import Prompt
+from passk_fast.data.types import Prompt
 from passk_fast.errors import DataError
 from passk_fast.tasks.maze import grid_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from passk_fast.packing import plan_units, prompt_groups
+from passk_fast.data.packing import plan_units, prompt_groups
 from tests.actor.workers import FEW, make_sequences
 from tests.ranks import RankPool
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from passk_fast.batch import PackedBatch, Sequence
-from passk_fast.packing import pack_shared
+from passk_fast.data.packing import pack_shared
+from passk_fast.data.types import PackedBatch, Sequence
 
 pytestmark = pytest.mark.megatron
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from passk_fast.batch import Sequence
 from passk_fast.config import AlgorithmConfig, OptimConfig, ParallelConfig, RolloutConfig, RunConfig
+from passk_fast.data.types import Sequence
 
 VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of the softmax
 

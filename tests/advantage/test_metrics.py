@@ -18,7 +18,7 @@ from passk_fast.advantage.metrics import (
     sampled_entropy,
     wrong_distinct_share,
 )
-from passk_fast.batch import Prompt, Rollout, RolloutGroup
+from passk_fast.data.types import Prompt, Rollout, RolloutGroup
 
 
 @pytest.mark.parametrize("n", range(1, 9))

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from passk_fast.batch import Prompt, Rollout, RolloutGroup
 from passk_fast.commands.evaluate import as_table, by_task, parse_samples, task_record
 from passk_fast.config import EvalConfig
+from passk_fast.data.types import Prompt, Rollout, RolloutGroup
 from passk_fast.errors import ConfigError, DataError
 
 

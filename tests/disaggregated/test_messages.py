@@ -17,7 +17,7 @@ from passk_fast.disaggregated.orders import (
     encode_order,
 )
 
-from passk_fast.batch import Prompt
+from passk_fast.data.types import Prompt
 from passk_fast.errors import (
     ConfigError,
     DataError,

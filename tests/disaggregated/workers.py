@@ -14,7 +14,6 @@ import torch.distributed as dist
 from passk_fast.disaggregated.orders import Prepare, Start
 from passk_fast.disaggregated.serve import Server
 
-from passk_fast.batch import Draw
 from passk_fast.commands.synthetic import (
     CoinVerifier,
     Lengths,
@@ -30,6 +29,7 @@ from passk_fast.config import (
     RolloutConfig,
     RunConfig,
 )
+from passk_fast.data.types import Draw
 from passk_fast.disaggregated.bridge import Bridge, join
 from passk_fast.errors import ConfigError, ExitCode, LostRankError, PasskError
 from passk_fast.run.signals import StopFlag

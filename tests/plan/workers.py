@@ -11,8 +11,8 @@ from unittest import mock
 
 import torch
 
-from passk_fast.batch import Sequence
 from passk_fast.config import ModelConfig, ParallelConfig, RolloutConfig, RunConfig
+from passk_fast.data.types import Sequence
 
 TOKENS = 512
 

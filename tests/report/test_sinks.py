@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from passk_fast.batch import Prompt, Rollout, RolloutGroup
+from passk_fast.data.types import Prompt, Rollout, RolloutGroup
 from passk_fast.errors import DiskError
 from passk_fast.report.records import read_records
 from passk_fast.report.sinks import JsonlSink, Report, SampleSink, TensorBoardSink

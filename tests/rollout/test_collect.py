@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from passk_fast.advantage import dead_rows, table
-from passk_fast.batch import Draw, Prompt, Rollout
+from passk_fast.data.types import Draw, Prompt, Rollout
 from passk_fast.errors import DataError
 from passk_fast.rollout.collect import (
     Samples,

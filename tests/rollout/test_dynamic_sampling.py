@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passk_fast.batch import RolloutGroup
+from passk_fast.data.types import RolloutGroup
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.dynamic_sampling import Drawn, LiveShare, batch_end, draw, round_size
 

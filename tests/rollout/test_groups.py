@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passk_fast.advantage import dead_rows, table
-from passk_fast.batch import Prompt, Rollout
+from passk_fast.data.types import Prompt, Rollout
 from passk_fast.rollout.groups import MISSING, GroupWatch, VerifierPool, reward_of
 
 

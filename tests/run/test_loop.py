@@ -11,7 +11,6 @@ import pytest
 
 from passk_fast.actor.actor import StepResult, WorstToken
 from passk_fast.advantage import advantages
-from passk_fast.batch import Prompt, Rollout, RolloutGroup, Sequence
 from passk_fast.config import (
     AlgorithmConfig,
     ModelConfig,
@@ -21,6 +20,7 @@ from passk_fast.config import (
     ScheduleConfig,
     ShapeConfig,
 )
+from passk_fast.data.types import Prompt, Rollout, RolloutGroup, Sequence
 from passk_fast.errors import ConfigError, DivergedError, ExitCode, NoSignalError
 from passk_fast.run.clock import Clock
 from passk_fast.run.loop import Progress, Trainer, to_sequences

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from passk_fast import packing
-from passk_fast.batch import Prompt, Rollout, RolloutGroup, Sequence
+from passk_fast.data import packing
+from passk_fast.data.types import Prompt, Rollout, RolloutGroup, Sequence
 from passk_fast.flops import Work
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.dynamic_sampling import Drawn

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from passk_fast.batch import Prompt
+from passk_fast.data.types import Prompt
 from passk_fast.errors import DataError
 from passk_fast.tasks import load_prompts
 

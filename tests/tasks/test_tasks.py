@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passk_fast import tasks
-from passk_fast.batch import Prompt
 from passk_fast.config import DataConfig, MazeConfig
+from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError
 from passk_fast.tasks import PromptOrder, maze
 

@@ -15,7 +15,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
-from passk_fast.batch import RoutedRows
+from passk_fast.data.types import RoutedRows
 from passk_fast.distributed import Mesh
 
 

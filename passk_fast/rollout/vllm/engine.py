@@ -13,8 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from passk_fast.batch import Rollout
 from passk_fast.config import RunConfig
+from passk_fast.data.types import Rollout
 from passk_fast.errors import ConfigError, DataError
 from passk_fast.rollout.groups import GroupWatch, Orders
 from passk_fast.rollout.vllm.cpu.sampler import SeededDraws, draw_by_seed

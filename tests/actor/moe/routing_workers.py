@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from passk_fast.batch import Sequence
+from passk_fast.data.types import Sequence
 from tests.actor.workers import build
 
 

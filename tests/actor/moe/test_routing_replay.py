@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from passk_fast.batch import Sequence
+from passk_fast.data.types import Sequence
 from tests.actor.test_actor import assert_same
 from tests.actor.workers import make_sequences
 from tests.moe_model import ReferenceRouter

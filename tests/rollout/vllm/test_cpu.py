@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from passk_fast.advantage import dead_rows, table
-from passk_fast.batch import Draw, Prompt
+from passk_fast.data.types import Draw, Prompt
 from passk_fast.rollout.collect import split_evenly
 from passk_fast.rollout.vllm.cpu.sampler import SeededDraws
 from tests.ranks import RankPool

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from passk_fast.advantage import dead_rows, table
-from passk_fast.batch import Draw, Prompt, RolloutGroup
+from passk_fast.data.types import Draw, Prompt, RolloutGroup
 from passk_fast.errors import ConfigError
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.dynamic_sampling import LiveShare, draw

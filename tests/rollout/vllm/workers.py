@@ -6,8 +6,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from passk_fast.batch import Draw, Prompt, Rollout, RolloutGroup
 from passk_fast.config import AlgorithmConfig, ModelConfig, RolloutConfig, RunConfig
+from passk_fast.data.types import Draw, Prompt, Rollout, RolloutGroup
 from passk_fast.errors import PasskError
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.vllm.engine import RolloutEngine

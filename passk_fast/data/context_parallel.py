@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from passk_fast.batch import ContextPart, PackedBatch
+from passk_fast.data.types import ContextPart, PackedBatch
 
 
 def chunks_of(rank: int, size: int, total: int) -> list[tuple[int, int]]:

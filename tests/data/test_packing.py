@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passk_fast.batch import Sequence
-from passk_fast.context import context_part
-from passk_fast.packing import (
+from passk_fast.data.context_parallel import context_part
+from passk_fast.data.packing import (
     pack,
     pack_shared,
     plan,
@@ -21,6 +20,7 @@ from passk_fast.packing import (
     unit_length,
     unit_pairs,
 )
+from passk_fast.data.types import Sequence
 
 
 def sequence(prompt: int, response: int, start: int) -> Sequence:

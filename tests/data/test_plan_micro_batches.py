@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passk_fast import native
+from passk_fast.data.packing import flop_coefficients, plan, unit_pairs
 from passk_fast.flops import ModelFlops, Work
-from passk_fast.packing import flop_coefficients, plan, unit_pairs
-from tests.test_packing import sequence
+from tests.data.test_packing import sequence
 
 
 @given(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from passk_fast import native
-from passk_fast.batch import PackedBatch, RoutedRows, Sequence
+from passk_fast.data.types import PackedBatch, RoutedRows, Sequence
 from passk_fast.flops import ModelFlops
 
 _EMPTY_PIECE = 64
