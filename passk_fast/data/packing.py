@@ -18,7 +18,7 @@ import torch
 
 from passk_fast import native
 from passk_fast.data.types import PackedBatch, RoutedRows, Sequence
-from passk_fast.flops import ModelFlops
+from passk_fast.model.flops import ModelFlops
 
 _EMPTY_PIECE = 64
 """Length in tokens of the padding segments of a micro-batch that has no real one."""

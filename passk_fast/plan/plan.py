@@ -8,7 +8,7 @@ from typing import Any
 
 from passk_fast.config import RunConfig, require
 from passk_fast.errors import ConfigError
-from passk_fast.flops import ModelFlops
+from passk_fast.model.flops import ModelFlops
 from passk_fast.plan.facts import Facts
 from passk_fast.plan.hardware import Gpu, sides
 from passk_fast.plan.memory import Memory, memory_of, shortcomings, stage_memory

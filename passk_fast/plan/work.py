@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any, Self
 
 from passk_fast.config import RunConfig
-from passk_fast.flops import ModelFlops, Work
+from passk_fast.model.flops import ModelFlops, Work
 from passk_fast.plan.facts import Facts
 from passk_fast.plan.hardware import RANKS_PER_NODE, RATES, Gpu
 from passk_fast.plan.memory import EngineMemory

@@ -17,9 +17,9 @@ import torch.distributed as dist
 
 from passk_fast.data.types import Draw, Prompt, Rollout, RolloutGroup
 from passk_fast.errors import DataError
+from passk_fast.model.tokenizer import encode_checked
 from passk_fast.rollout.groups import GroupWatch, VerifierPool, Verify
 from passk_fast.rollout.vllm.engine import check_prompt
-from passk_fast.tokenizer import encode_checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,6 +21,7 @@ from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.remote import Remote
 from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError, ExitCode
+from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
 from passk_fast.report.curve import plot_learning_curve
 from passk_fast.report.records import read_records
 from passk_fast.report.sinks import Report
@@ -33,7 +34,6 @@ from passk_fast.run.loop import Progress, Trainer
 from passk_fast.run.signals import StopFlag
 from passk_fast.run.warm_start import warm_start
 from passk_fast.tasks import PromptOrder, alphabet, test_prompts, train_prompts, verify
-from passk_fast.tokenizer import character_tokenizer, make_tiny_model
 
 _BYTES_PER_PARAMETER = 16
 """Of a checkpoint: weights, main weights and two Adam moments in float32."""

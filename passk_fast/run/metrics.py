@@ -12,7 +12,7 @@ import numpy as np
 from passk_fast.actor.actor import StepResult
 from passk_fast.config import RunConfig
 from passk_fast.data.types import PackedBatch, Sequence
-from passk_fast.flops import Work
+from passk_fast.model.flops import Work
 from passk_fast.rollout.dynamic_sampling import Drawn
 
 _LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}

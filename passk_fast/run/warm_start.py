@@ -22,8 +22,8 @@ from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.data.types import Sequence
 from passk_fast.distributed import Mesh
 from passk_fast.errors import DivergedError
+from passk_fast.model.tokenizer import encode_checked
 from passk_fast.tasks import fresh_solutions
-from passk_fast.tokenizer import encode_checked
 from passk_fast.weights.hf import write_folder
 
 _LOG_EVERY = 20

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from passk_fast.errors import ConfigError
-from passk_fast.routing import num_experts
+from passk_fast.model.experts import num_experts
 
 
 class Split(StrEnum):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from passk_fast import native
 from passk_fast.data.packing import flop_coefficients, plan, unit_pairs
-from passk_fast.flops import ModelFlops, Work
+from passk_fast.model.flops import ModelFlops, Work
 from tests.data.test_packing import sequence
 
 
@@ -185,7 +185,7 @@ def test_planning_lets_other_threads_run() -> None:
 
 
 def test_a_sequence_costs_its_flops() -> None:
-    """Up to the diagonal of the attention matrix, as passk_fast.flops counts a whole sequence."""
+    """Up to the diagonal of the attention matrix, as passk_fast.model.flops counts a whole sequence."""
     hf = SimpleNamespace(
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from passk_fast.advantage import dead_rows, table
 from passk_fast.data.types import Draw, Prompt, Rollout
 from passk_fast.errors import DataError
+from passk_fast.model.tokenizer import character_tokenizer
 from passk_fast.rollout.collect import (
     Samples,
     collect_groups,
@@ -21,7 +22,6 @@ from passk_fast.rollout.collect import (
     split_evenly,
 )
 from passk_fast.rollout.groups import MISSING, GroupWatch
-from passk_fast.tokenizer import character_tokenizer
 from tests.ranks import RankPool
 
 W = "tests.rollout.vllm.workers:"

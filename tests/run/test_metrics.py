@@ -9,7 +9,7 @@ import pytest
 
 from passk_fast.data import packing
 from passk_fast.data.types import Prompt, Rollout, RolloutGroup, Sequence
-from passk_fast.flops import Work
+from passk_fast.model.flops import Work
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.dynamic_sampling import Drawn
 from passk_fast.rollout.groups import MISSING

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from passk_fast.tokenizer import character_tokenizer
+from passk_fast.model.tokenizer import character_tokenizer
 from tests.ranks import RankPool
 from tests.run.sync_workers import largest_difference
 

@@ -18,7 +18,7 @@ from passk_fast.actor.moe.router import Router
 from passk_fast.data.types import PackedBatch
 from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError
-from passk_fast.routing import check_routing
+from passk_fast.model.experts import check_routing
 
 
 class MicroBatchExperts:

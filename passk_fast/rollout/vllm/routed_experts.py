@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from passk_fast.errors import ConfigError
-from passk_fast.routing import check_routing, stored_dtype
+from passk_fast.model.experts import check_routing, stored_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

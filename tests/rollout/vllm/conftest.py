@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from passk_fast.config import ShapeConfig
-from passk_fast.tokenizer import character_tokenizer, make_tiny_model
+from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
 from tests.ranks import RankPool
 
 ALPHABET = "abcdefgh\n "

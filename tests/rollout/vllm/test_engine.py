@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from passk_fast.config import ShapeConfig
 from passk_fast.data.types import Rollout
+from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
 from passk_fast.rollout.vllm.engine import check_prompt
-from passk_fast.tokenizer import character_tokenizer, make_tiny_model
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,10 @@ import pytest
 from passk_fast.advantage import dead_rows, table
 from passk_fast.data.types import Draw, Prompt, RolloutGroup
 from passk_fast.errors import ConfigError
+from passk_fast.model.experts import check_routing, stored_dtype
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.dynamic_sampling import LiveShare, draw
 from passk_fast.rollout.vllm.routed_experts import ReturnedRouting
-from passk_fast.routing import check_routing, stored_dtype
 from tests.moe_model import LAYERS, TOP_K, ReferenceRouter, make_moe_folder
 from tests.ranks import RankPool
 

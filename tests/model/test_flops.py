@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from passk_fast.flops import ModelFlops, Work
+from passk_fast.model.flops import ModelFlops, Work
 
 
 @pytest.mark.parametrize(

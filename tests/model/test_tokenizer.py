@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from passk_fast.config import ShapeConfig
 from passk_fast.errors import ConfigError, DataError
-from passk_fast.tokenizer import character_tokenizer, encode_checked, make_tiny_model
+from passk_fast.model.tokenizer import character_tokenizer, encode_checked, make_tiny_model
 
 ALPHABET = "ab #.\n\t<>é"
 
