@@ -91,9 +91,9 @@ def _num_processes(config: RunConfig, wanted: str | None) -> int:
 
 
 def _train(arguments: list[str]) -> ExitCode:
+    from passk_fast.cluster.exit_code_file import clear_exit_code, read_exit_code
     from passk_fast.commands.check_run import check_run
     from passk_fast.config_file import dump_toml, help_text, load_config
-    from passk_fast.exit_status import clear_exit_code, read_exit_code
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
@@ -156,10 +156,10 @@ def _launch(processes: int, module: str, arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> ExitCode:
+    from passk_fast.cluster.exit_code_file import read_exit_code
     from passk_fast.commands.check_run import check_evaluation
     from passk_fast.commands.evaluate import parse_samples
     from passk_fast.config_file import load_config
-    from passk_fast.exit_status import read_exit_code
 
     taken = {name: _take(arguments, f"--{name}") for name in ("model", "samples", "out", "nproc")}
     if not arguments or arguments[0].startswith("-"):
@@ -275,24 +275,24 @@ def _bench(arguments: list[str]) -> ExitCode:
 
 
 def _preflight(arguments: list[str]) -> ExitCode:
-    from passk_fast.cluster_report import parse
+    from passk_fast.cluster.report import parse
 
     wanted = _take(arguments, "--nproc")
     options, _ = parse(arguments)  # --help and mistakes before any process starts
     if "RANK" in os.environ:  # torchrun started this process
-        from passk_fast.cluster_check import main as check_machines
+        from passk_fast.cluster.check import main as check_machines
 
         check_machines(arguments)
     default = max(1, 0 if options.device == "cpu" else _num_gpus())
     if wanted is not None and (not wanted.isdigit() or int(wanted) < 1):
         raise ConfigError(f"command line: --nproc must be a positive number, got {wanted!r}.")
     processes = default if wanted is None else int(wanted)
-    returned = _launch(processes, "passk_fast.cluster_check", arguments)
+    returned = _launch(processes, "passk_fast.cluster.check", arguments)
     return ExitCode.DONE if returned == 0 else ExitCode.BAD_CONFIG
 
 
 def _launch_on_this_host(arguments: list[str]) -> ExitCode:
-    from passk_fast.launch import launch
+    from passk_fast.cluster.launch import launch
 
     code = launch(arguments)
     sys.stdout.flush()

@@ -50,8 +50,8 @@ def run(config: RunConfig) -> ExitCode:
 
 def _run_apart(config: RunConfig, device: str) -> ExitCode:
     """One rank of either side of the disaggregated layout."""
+    from passk_fast.cluster.exit_code_file import clear_exit_code
     from passk_fast.disaggregated.bridge import join
-    from passk_fast.exit_status import clear_exit_code
 
     if os.environ["RANK"] == "0":
         clear_exit_code(Path(config.output_dir))  # rollout ranks will look for this run's
@@ -88,9 +88,9 @@ def report_error(error: BaseException, rank: int) -> ExitCode:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse `CONFIG --key value ...`, train, and leave without waiting for other threads."""
+    from passk_fast.cluster.exit_code_file import write_exit_code
     from passk_fast.commands.check_run import check_run
     from passk_fast.config_file import load_config
-    from passk_fast.exit_status import write_exit_code
 
     quiet()
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from passk_fast.cluster.exit_code_file import read_exit_code
 from passk_fast.config import RunConfig
 from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.orders import (
@@ -27,7 +28,6 @@ from passk_fast.disaggregated.orders import (
     encode_answer,
 )
 from passk_fast.errors import ExitCode, LostRankError, PasskError
-from passk_fast.exit_status import read_exit_code
 from passk_fast.rollout.collect import encode_samples, samples_of
 from passk_fast.rollout.groups import GroupWatch, VerifierPool
 from passk_fast.rollout.vllm.engine import RolloutEngine

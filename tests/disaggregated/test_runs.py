@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from passk_fast.cluster.exit_code_file import read_exit_code
 from passk_fast.errors import ExitCode
-from passk_fast.exit_status import read_exit_code
 from passk_fast.report.records import read_records
 from tests.run.test_end_to_end import COMMAND, CONFIG, SMALL, metrics, train
 

@@ -1,9 +1,9 @@
 """`passk-fast preflight`: what ranks find out about a cluster together, before a run is tried.
 
-torchrun ... -m passk_fast.cluster_check [--storage FOLDER] [--max-skew-s 1.0] ...
+torchrun ... -m passk_fast.cluster.check [--storage FOLDER] [--max-skew-s 1.0] ...
 
-Every rank gathers its facts (passk_fast.cluster_facts); clocks, links and storage are measured
-here; rank 0 prints one table and a line for each thing that is wrong (passk_fast.cluster_report).
+Every rank gathers its facts (passk_fast.cluster.facts); clocks, links and storage are measured
+here; rank 0 prints one table and a line for each thing that is wrong (passk_fast.cluster.report).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from passk_fast.cluster_facts import Facts, collect
-from passk_fast.cluster_report import by_node, parse, problems, table
+from passk_fast.cluster.facts import Facts, collect
+from passk_fast.cluster.report import by_node, parse, problems, table
 from passk_fast.errors import ExitCode
 
 _PING_PONGS = 20

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from passk_fast.cluster_check import clock_skew_s, gather_json, send_gb_s, storage
-from passk_fast.cluster_facts import Facts
+from passk_fast.cluster.check import clock_skew_s, gather_json, send_gb_s, storage
+from passk_fast.cluster.facts import Facts
 from tests.ranks import RankPool
 
 AHEAD_S = (0.0, 5.0, -3.0)
@@ -57,7 +57,7 @@ def sent(a_host: int) -> float | None:
 
 def stored(folders: list[str]) -> dict[str, float]:
     """On a rank, whose folder may be another than the others'."""
-    import passk_fast.cluster_check as check
+    import passk_fast.cluster.check as check
 
     check._STALE_S = 0.5
     return storage(Path(folders[dist.get_rank()]), facts_of(dist.get_world_size(), 1), mib=1)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from passk_fast.cluster.launch import environment, exit_code, interface_of, own_address, parse
 from passk_fast.errors import ConfigError, ExitCode
-from passk_fast.launch import environment, exit_code, interface_of, own_address, parse
 from tests.run.test_end_to_end import call
 
 HERE = "--nodes 1 --nproc 2 --rendezvous 127.0.0.1:0".split()
@@ -83,7 +83,7 @@ time.sleep(120)
 def test_sigterm_reaches_the_workers_and_their_code_comes_back(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     start = (
-        "import sys, passk_fast.launch as l; l.MODULES['train'] = 'sleeper';"
+        "import sys, passk_fast.cluster.launch as l; l.MODULES['train'] = 'sleeper';"
         "sys.exit(l.launch(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", start, *HERE, "--log-dir", str(tmp_path / "logs"), "train"]

@@ -24,7 +24,7 @@ from passk_fast.errors import ConfigError, ExitCode, LostRankError
 MODULES = {
     "train": "passk_fast.commands.train",
     "bench": "passk_fast.commands.bench",
-    "preflight": "passk_fast.cluster_check",
+    "preflight": "passk_fast.cluster.check",
 }
 _POLL_S = 0.2
 _GRACE_S = 45.0

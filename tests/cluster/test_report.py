@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from passk_fast.cluster_facts import Facts, collect, package_version
-from passk_fast.cluster_report import Limits, parse, problems, table
+from passk_fast.cluster.facts import Facts, collect, package_version
+from passk_fast.cluster.report import Limits, parse, problems, table
 
 
 def fact(rank: int, **changes: Any) -> Facts:

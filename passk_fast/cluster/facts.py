@@ -41,7 +41,7 @@ class Facts:
     locked_memory_limited: bool = False
     """An InfiniBand device is there and `ulimit -l` is not unlimited."""
     measured: dict[str, float] = field(default_factory=dict)
-    """Filled by passk_fast.cluster_check: skew_s, send_gb_s, write_mb_s, ..."""
+    """Filled by passk_fast.cluster.check: skew_s, send_gb_s, write_mb_s, ..."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types; `Facts(**facts.as_dict())` gives the same facts."""

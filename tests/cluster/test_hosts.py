@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from passk_fast.errors import ExitCode
-from tests.hosts import ROOT, TwoHosts, why_not
+from tests.cluster.hosts import ROOT, TwoHosts, why_not
 from tests.run.test_end_to_end import CONFIG, SMALL, metrics, train
 
 
@@ -127,8 +127,8 @@ except BaseException as error:
     os._exit(int(report_error(error, dist.get_rank())))
 """
 LAUNCH_LOOP = """
-import sys, passk_fast.launch
-passk_fast.launch.MODULES["train"] = "endless_loop"
+import sys, passk_fast.cluster.launch
+passk_fast.cluster.launch.MODULES["train"] = "endless_loop"
 from passk_fast.commands.main import main
 main(sys.argv[1:])
 """

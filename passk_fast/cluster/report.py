@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from passk_fast.cluster_facts import Facts
+from passk_fast.cluster.facts import Facts
 
 
 @dataclass(frozen=True, kw_only=True)
