@@ -12,7 +12,7 @@ from typing import Any
 
 from passk_fast.advantage import eta, table
 from passk_fast.config import AlgorithmConfig, OptimConfig, RunConfig, ScheduleConfig
-from passk_fast.config_file import load_config
+from passk_fast.config.file import load_config
 
 CONFIG = Path(__file__).with_name("study.toml")
 SEEDS = (0, 1, 2)

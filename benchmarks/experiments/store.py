@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.experiments.arms import SEEDS, Arm, arms
 from passk_fast.config import RunConfig
-from passk_fast.config_file import dump_toml
+from passk_fast.config.file import dump_toml
 from passk_fast.report.records import plain
 
 

@@ -220,7 +220,7 @@ def report(result: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """torchrun's entry; BENCH_OUT names a file for the JSON."""
     from passk_fast.commands.train import quiet, report_error
-    from passk_fast.config_file import load_config
+    from passk_fast.config.file import load_config
     from passk_fast.distributed import make_mesh, pick_device, start_process_group
     from passk_fast.errors import PasskError
 

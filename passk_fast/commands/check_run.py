@@ -11,7 +11,7 @@ from typing import Any
 
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import ParallelConfig, RunConfig, require
-from passk_fast.config_file import config_digest, differing_fields, load_config
+from passk_fast.config.file import config_digest, differing_fields, load_config
 from passk_fast.errors import ConfigError, DataError, DiskError
 
 ARCHITECTURES = (

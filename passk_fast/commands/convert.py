@@ -24,7 +24,7 @@ def convert(source: str, out: str) -> Path:
     from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab
     from passk_fast.checkpoint import megatron
     from passk_fast.checkpoint.store import verify_checkpoint
-    from passk_fast.config_file import load_config
+    from passk_fast.config.file import load_config
     from passk_fast.distributed import make_mesh, start_process_group
     from passk_fast.weights.hf import write_folder
     from passk_fast.weights.layout import ModelShape

@@ -150,7 +150,7 @@ def main() -> None:
     """`CONFIG MODEL SAMPLES OUT CODE_FOLDER [--key value ...]`, as the command line calls it."""
     from passk_fast.cluster.exit_code_file import write_exit_code
     from passk_fast.commands.train import quiet, report_error
-    from passk_fast.config_file import load_config
+    from passk_fast.config.file import load_config
 
     quiet()
     path, model, samples, out, code_folder, *overrides = sys.argv[1:]

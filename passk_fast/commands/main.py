@@ -93,7 +93,7 @@ def _num_processes(config: RunConfig, wanted: str | None) -> int:
 def _train(arguments: list[str]) -> ExitCode:
     from passk_fast.cluster.exit_code_file import clear_exit_code, read_exit_code
     from passk_fast.commands.check_run import check_run
-    from passk_fast.config_file import dump_toml, help_text, load_config
+    from passk_fast.config.file import dump_toml, help_text, load_config
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
@@ -159,7 +159,7 @@ def _eval(arguments: list[str]) -> ExitCode:
     from passk_fast.cluster.exit_code_file import read_exit_code
     from passk_fast.commands.check_run import check_evaluation
     from passk_fast.commands.evaluate import parse_samples
-    from passk_fast.config_file import load_config
+    from passk_fast.config.file import load_config
 
     taken = {name: _take(arguments, f"--{name}") for name in ("model", "samples", "out", "nproc")}
     if not arguments or arguments[0].startswith("-"):
@@ -227,7 +227,7 @@ def _convert(arguments: list[str]) -> ExitCode:
 def _plan(arguments: list[str]) -> ExitCode:
     import json
 
-    from passk_fast.config_file import load_config
+    from passk_fast.config.file import load_config
     from passk_fast.plan.hardware import gpu_of
     from passk_fast.plan.plan import Model, make_plan
     from passk_fast.plan.report import as_json, as_text
@@ -251,7 +251,7 @@ def _plan(arguments: list[str]) -> ExitCode:
 
 def _bench(arguments: list[str]) -> ExitCode:
     from passk_fast.commands.check_run import check_run
-    from passk_fast.config_file import load_config
+    from passk_fast.config.file import load_config
 
     out, wanted = _take(arguments, "--out"), _take(arguments, "--nproc")
     if not arguments or arguments[0].startswith("-"):

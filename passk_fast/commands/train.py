@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse `CONFIG --key value ...`, train, and leave without waiting for other threads."""
     from passk_fast.cluster.exit_code_file import write_exit_code
     from passk_fast.commands.check_run import check_run
-    from passk_fast.config_file import load_config
+    from passk_fast.config.file import load_config
 
     quiet()
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -262,7 +262,7 @@ def _write_config(config: RunConfig, folder: Path, model_dir: Path) -> None:
     """The resolved configuration, and what `passk-fast convert` needs beside the checkpoints."""
     import shutil
 
-    from passk_fast.config_file import dump_toml
+    from passk_fast.config.file import dump_toml
 
     (folder / "config.toml").write_text(dump_toml(config))
     kept = folder / "model"

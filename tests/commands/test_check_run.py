@@ -21,7 +21,7 @@ from passk_fast.config import (
     ShapeConfig,
     WarmStartConfig,
 )
-from passk_fast.config_file import dump_toml
+from passk_fast.config.file import dump_toml
 from passk_fast.errors import ConfigError, DataError, DiskError, PasskError
 
 

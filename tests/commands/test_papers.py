@@ -9,7 +9,7 @@ import pytest
 
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import RunConfig
-from passk_fast.config_file import load_config
+from passk_fast.config.file import load_config
 
 FOLDER = Path(__file__).parents[1] / "configs" / "papers"
 FILES = sorted(FOLDER.glob("*.toml"))

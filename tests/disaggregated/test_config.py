@@ -11,7 +11,7 @@ import pytest
 from passk_fast.commands.check_run import check_run
 from passk_fast.commands.main import _num_processes, main
 from passk_fast.config import AlgorithmConfig, ParallelConfig, RolloutConfig, RunConfig
-from passk_fast.config_file import config_digest
+from passk_fast.config.file import config_digest
 from passk_fast.errors import ConfigError, ExitCode
 
 

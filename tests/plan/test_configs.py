@@ -13,7 +13,7 @@ import pytest
 
 from passk_fast.commands.main import main
 from passk_fast.config import ParallelConfig
-from passk_fast.config_file import load_config
+from passk_fast.config.file import load_config
 from passk_fast.errors import ConfigError
 from passk_fast.plan.hardware import GIB, gpu_of
 from passk_fast.plan.plan import Model, Plan, make_plan

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from passk_fast.config import RunConfig
-from passk_fast.config_file import (
+from passk_fast.config.file import (
     config_digest,
     differing_fields,
     dump_toml,
