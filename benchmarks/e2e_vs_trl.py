@@ -113,7 +113,7 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
         RunConfig,
     )
     from passk_fast.data.types import Prompt
-    from passk_fast.distributed import make_mesh, start_process_group
+    from passk_fast.process_group import make_mesh, start_process_group
     from passk_fast.rollout.vllm.engine import RolloutEngine
     from passk_fast.run.clock import Clock
     from passk_fast.run.engines import Colocated

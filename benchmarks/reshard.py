@@ -275,8 +275,8 @@ def through_engine(parallel: dict[str, Any], repeats: int) -> dict[str, float]:
         RunConfig,
         ShapeConfig,
     )
-    from passk_fast.distributed import drop_mesh, make_mesh
     from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
+    from passk_fast.process_group import drop_mesh, make_mesh
     from passk_fast.weights.sync import WeightSync
 
     rank, world = dist.get_rank(), dist.get_world_size()

@@ -64,7 +64,7 @@ class Laboratory:
 
         from transformers import AutoConfig, AutoTokenizer
 
-        from passk_fast.distributed import make_mesh, start_process_group
+        from passk_fast.process_group import make_mesh, start_process_group
         from passk_fast.rollout.vllm.engine import RolloutEngine
         from passk_fast.run.build import model_folder
         from passk_fast.run.warm_start import warm_start

@@ -31,7 +31,7 @@ from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.data import packing
 from passk_fast.data.context_parallel import context_part
 from passk_fast.data.types import ContextPart, PackedBatch, RoutedRows, Sequence
-from passk_fast.distributed import Mesh
+from passk_fast.process_group import Mesh
 from passk_fast.weights.hf import HFReader
 from passk_fast.weights.layout import ModelShape, Spec
 from passk_fast.weights.megatron import Layout, full_tensors, load, named_parameters

@@ -35,8 +35,8 @@ from passk_fast.actor.moe.experts import (
     use_our_parts,
 )
 from passk_fast.config import ParallelConfig, RunConfig
-from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError
+from passk_fast.process_group import Mesh
 from passk_fast.weights.layout import num_experts
 
 VOCAB_MULTIPLE = 8

@@ -159,7 +159,7 @@ def _appears(path: Path, data: bytes) -> bool:
 
 def check(options: argparse.Namespace) -> list[Facts]:
     """Facts of all ranks with what was measured between them. A collective over all ranks."""
-    from passk_fast.distributed import pick_device
+    from passk_fast.process_group import pick_device
 
     device = torch.device(pick_device(options.device))
     own = collect()
@@ -183,7 +183,7 @@ def check(options: argparse.Namespace) -> list[Facts]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the checks on this rank and exit: 0, or BAD_CONFIG where something is wrong."""
     from passk_fast.commands.train import quiet, report_error
-    from passk_fast.distributed import pick_device, start_process_group
+    from passk_fast.process_group import pick_device, start_process_group
 
     options, limits = parse(sys.argv[1:] if arguments is None else arguments)
     quiet()

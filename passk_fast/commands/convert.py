@@ -25,7 +25,7 @@ def convert(source: str, out: str) -> Path:
     from passk_fast.checkpoint import megatron
     from passk_fast.checkpoint.store import verify_checkpoint
     from passk_fast.config.file import load_config
-    from passk_fast.distributed import make_mesh, start_process_group
+    from passk_fast.process_group import make_mesh, start_process_group
     from passk_fast.weights.hf import write_folder
     from passk_fast.weights.layout import ModelShape
     from passk_fast.weights.megatron import Layout, full_tensors

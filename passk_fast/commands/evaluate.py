@@ -97,7 +97,7 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     prepare_environment()
     import torch.distributed as dist
 
-    from passk_fast.distributed import pick_device, start_process_group
+    from passk_fast.process_group import pick_device, start_process_group
     from passk_fast.rollout.collect import collect_groups
     from passk_fast.seeding import seed_for
     from passk_fast.tasks import test_prompts, verify

@@ -35,7 +35,7 @@ def run(config: RunConfig) -> ExitCode:
     prepare_environment()
     import torch.distributed as dist
 
-    from passk_fast.distributed import make_mesh, pick_device, start_process_group
+    from passk_fast.process_group import make_mesh, pick_device, start_process_group
 
     device = pick_device(config.device)
     if config.rollout.ranks:
@@ -60,7 +60,7 @@ def _run_apart(config: RunConfig, device: str) -> ExitCode:
         from passk_fast.disaggregated.serve import serve
 
         return serve(config, bridge, device)
-    from passk_fast.distributed import make_mesh
+    from passk_fast.process_group import make_mesh
     from passk_fast.run.build import build_run
 
     return build_run(config, make_mesh(config.parallel, device), bridge).train()

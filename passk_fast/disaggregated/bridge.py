@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from passk_fast.disaggregated.store_watch import StoreWatch
-from passk_fast.distributed import BACKENDS, use_own_gpu
 from passk_fast.errors import LostRankError
+from passk_fast.process_group import BACKENDS, use_own_gpu
 from passk_fast.weights.mesh import RolloutMesh
 
 _NAME = "bridge"

@@ -37,10 +37,10 @@ from passk_fast.config import RunConfig
 from passk_fast.data import packing
 from passk_fast.data.context_parallel import context_part
 from passk_fast.data.types import Sequence
-from passk_fast.distributed import Mesh, drop_mesh, make_mesh
 from passk_fast.plan.experts import balance_experts
 from passk_fast.plan.facts import Costs, StageBytes
 from passk_fast.plan.meta import Ledger, fuse_norms
+from passk_fast.process_group import Mesh, drop_mesh, make_mesh
 
 
 @contextmanager

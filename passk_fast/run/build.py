@@ -19,9 +19,9 @@ from passk_fast.checkpoint.store import CheckpointStore
 from passk_fast.config import RunConfig
 from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.remote import Remote
-from passk_fast.distributed import Mesh
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
+from passk_fast.process_group import Mesh
 from passk_fast.report.curve import plot_learning_curve
 from passk_fast.report.records import read_records
 from passk_fast.report.sinks import Report

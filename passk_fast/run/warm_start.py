@@ -20,9 +20,9 @@ from passk_fast.actor.lr_schedule import learning_rate
 from passk_fast.actor.model import DTYPES
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.data.types import Sequence
-from passk_fast.distributed import Mesh
 from passk_fast.errors import DivergedError
 from passk_fast.model.tokenizer import encode_checked
+from passk_fast.process_group import Mesh
 from passk_fast.tasks import fresh_solutions
 from passk_fast.weights.hf import write_folder
 

@@ -16,7 +16,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from passk_fast.data.types import RoutedRows
-from passk_fast.distributed import Mesh
+from passk_fast.process_group import Mesh
 
 
 class Router(TopKRouter):

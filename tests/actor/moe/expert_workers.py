@@ -9,7 +9,7 @@ import torch
 
 from passk_fast.actor.actor import Actor
 from passk_fast.config import ModelConfig, ParallelConfig
-from passk_fast.distributed import drop_mesh, make_mesh
+from passk_fast.process_group import drop_mesh, make_mesh
 from tests.actor.workers import build, hf_config, make_sequences, run_config
 
 
