@@ -44,7 +44,7 @@ def _scale(grad: Tensor, upstream: Tensor) -> Tensor:
     """grad * upstream in place; on a GPU memory is not touched where upstream is exactly 1."""
     if grad.device.type == "cpu" or not grad.is_contiguous():
         return grad.mul_(upstream)
-    from passk_fast.kernels.triton_logits import rescale_kernel
+    from passk_fast.kernels.triton.logits import rescale_kernel
 
     block = 4096
     grid = (max(1, -(-grad.numel() // block)),)

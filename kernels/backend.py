@@ -38,7 +38,7 @@ def row_slopes(
     Sequence-level ratios take torch on every backend: they are sums over sequences of few numbers.
     """
     if backend != "torch" and rows.loss.ratio == "token":
-        from passk_fast.kernels.triton_rows import row_terms
+        from passk_fast.kernels.triton.rows import row_terms
 
         return row_terms(logp, entropy, rows)
     with torch.enable_grad():

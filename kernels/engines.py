@@ -158,7 +158,7 @@ class TritonEngine:
         )
 
     def target_logit(self, x: Tensor, w: Tensor, column: Tensor, owned: Tensor) -> Tensor:
-        from passk_fast.kernels.triton_head import target_logit_kernel
+        from passk_fast.kernels.triton.head import target_logit_kernel
 
         out = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
         if x.shape[0]:
@@ -187,7 +187,7 @@ class TritonEngine:
         width: int,
         e: Tensor | None,
     ) -> Tensor:
-        from passk_fast.kernels.triton_head import first_gemm_kernel
+        from passk_fast.kernels.triton.head import first_gemm_kernel
 
         config = self._config(FIRST if e is not None else FIRST_NO_STORE)
         tiles = -(-width // config.block_n)
@@ -208,7 +208,7 @@ class TritonEngine:
         width: int,
         e: Tensor | None,
     ) -> Tensor:
-        from passk_fast.kernels.triton_head import anchored_rows_kernel
+        from passk_fast.kernels.triton.head import anchored_rows_kernel
 
         n = x.shape[0]
         stats = kappa.new_empty((2, n))
@@ -228,7 +228,7 @@ class TritonEngine:
     ) -> Tensor | None:
         """dX [n, H] (or None), and dw += E^T (r X). Rows with r = 0 are moved behind the others,
         and the GEMMs stop at the count of the others, which stays on the device."""
-        from passk_fast.kernels.triton_head import (
+        from passk_fast.kernels.triton.head import (
             fill_holes_kernel,
             input_grad_kernel,
             weight_grad_kernel,

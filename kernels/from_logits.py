@@ -113,8 +113,8 @@ def _fused(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """(logp, entropy) float64 [T]; everything in one kernel."""
-    from passk_fast.kernels.triton_logits import fused_kernel
-    from passk_fast.kernels.triton_rows import option_constants
+    from passk_fast.kernels.triton.logits import fused_kernel
+    from passk_fast.kernels.triton.rows import option_constants
 
     count, width = logits.shape
     logp = torch.zeros(count, dtype=torch.float64, device=logits.device)

@@ -42,7 +42,7 @@ def group_advantage(correct: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         rows = table32[correct.sum(dim=1)]
         advantage = torch.where(correct, rows[:, 1:], rows[:, :1])
         return advantage, (advantage != 0).any(dim=1)
-    from passk_fast.kernels.triton_groups import group_kernel
+    from passk_fast.kernels.triton.groups import group_kernel
 
     advantage = torch.empty(correct.shape, dtype=torch.float32, device=correct.device)
     live = torch.empty(prompts, dtype=torch.bool, device=correct.device)

@@ -74,7 +74,7 @@ def logit_rows(
             entropy.detach().masked_fill(~mask, 0.0),
             (leaf, logp, entropy),
         )
-    from passk_fast.kernels.triton_logits import stats_kernel
+    from passk_fast.kernels.triton.logits import stats_kernel
 
     rows = logits.shape[0]
     stats = logits.new_empty((rows, 4), dtype=torch.float32)
@@ -121,7 +121,7 @@ def logit_gradient(
             grads.append(-bonus.to(entropy.dtype))
         (grad,) = torch.autograd.grad(outputs, leaf, grads)
         return grad
-    from passk_fast.kernels.triton_logits import gradient_kernel
+    from passk_fast.kernels.triton.logits import gradient_kernel
 
     top, log_sum = rows.saved
     count = logits.shape[0]

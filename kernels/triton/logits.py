@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from passk_fast.kernels.triton_rows import load_masked, token_terms
+from passk_fast.kernels.triton.rows import load_masked, token_terms
 
 FLOOR = tl.constexpr(-1e30)
 """-inf logits become this, so that no difference of two of them is NaN."""

@@ -1,6 +1,6 @@
 """Compiles every kernel and configuration that ships for sm_90a, without a GPU, and checks them.
 
-    python -m passk_fast.kernels.compile_gate [--json FILE]
+    python -m passk_fast.kernels.triton.compile_gate [--json FILE]
 
 Prints registers, spills, shared memory and tensor-core and TMA instructions, read from the machine
 code, and exits with 1 when a kernel spills, exceeds 227 KiB, or lacks what it is said to use.
@@ -118,7 +118,7 @@ def entries() -> Iterator[Entry]:
 
 
 def _option_sets() -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
-    from passk_fast.kernels.triton_rows import option_constants
+    from passk_fast.kernels.triton.rows import option_constants
 
     some: Any = object()
     every = PolicyLoss(
