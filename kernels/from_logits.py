@@ -1,6 +1,6 @@
 """K2 `policy_loss`: the policy loss and its gradient from logits that already exist, [T, V_local].
 
-Row mathematics and memory traffic: triton_logits.py. The gradient is made in the forward pass, in
+Row mathematics and memory traffic: triton/logits.py. The gradient is made in the forward pass, in
 place if asked (then it costs 4 bytes a bfloat16 element in all); backward only scales it. With a
 sharded vocabulary: row statistics, one all-gather of [T, 4], row mathematics, gradient.
 """

@@ -73,13 +73,14 @@ class Row:
 
 def entries() -> Iterator[Entry]:
     """All that ships: tiles as in engines.py, loss options from the plainest to all of them."""
-    from passk_fast.kernels import triton_groups, triton_head, triton_logits, triton_rows
+    from passk_fast.kernels.triton import groups, head, logits
+    from passk_fast.kernels.triton import rows as row_kernels
 
     for name, kernel, config, more in (
-        ("K1 first GEMM", triton_head.first_gemm_kernel, engines.FIRST, {"STORE": True}),
-        ("K3 first GEMM", triton_head.first_gemm_kernel, engines.FIRST_NO_STORE, {"STORE": False}),
-        ("K1 dX", triton_head.input_grad_kernel, engines.INPUT_GRAD, {}),
-        ("K1 dW", triton_head.weight_grad_kernel, engines.WEIGHT_GRAD, {"REDUCE": True}),
+        ("K1 first GEMM", head.first_gemm_kernel, engines.FIRST, {"STORE": True}),
+        ("K3 first GEMM", head.first_gemm_kernel, engines.FIRST_NO_STORE, {"STORE": False}),
+        ("K1 dX", head.input_grad_kernel, engines.INPUT_GRAD, {}),
+        ("K1 dW", head.weight_grad_kernel, engines.WEIGHT_GRAD, {"REDUCE": True}),
     ):
         yield Entry(
             name,
@@ -95,26 +96,26 @@ def entries() -> Iterator[Entry]:
         constants = {"STORE": store, "BLOCK": 4096}
         absent: tuple[str, ...] = () if store else ("e_ptr",)
         name = f"K1 row pass {'with E' if store else 'without E'}"
-        yield Entry(name, triton_head.anchored_rows_kernel, constants, absent=absent)
-    yield Entry("K1 target logit", triton_head.target_logit_kernel, {"BLOCK": 1024}, 4)
-    yield Entry("K1 fill holes", triton_head.fill_holes_kernel, {"BLOCK": 2048}, 4)
-    yield Entry("K0 groups", triton_groups.group_kernel, {"BLOCK": 32}, 1, out="*fp32")
+        yield Entry(name, head.anchored_rows_kernel, constants, absent=absent)
+    yield Entry("K1 target logit", head.target_logit_kernel, {"BLOCK": 1024}, 4)
+    yield Entry("K1 fill holes", head.fill_holes_kernel, {"BLOCK": 2048}, 4)
+    yield Entry("K0 groups", groups.group_kernel, {"BLOCK": 32}, 1, out="*fp32")
     for label, options, absent in _option_sets():
         tau = {"PER_ROW_TAU": label == "all", "BLOCK": ROW_BLOCK}
         skip = absent if label == "all" else (*absent, "tau_ptr")
         constants = {**options, **tau, "GRADIENT": True}
-        yield Entry(f"K2 fused, {label}", triton_logits.fused_kernel, constants, absent=skip)
-        count, block = len(triton_rows.METRICS), triton_rows.BLOCK_ROWS
+        yield Entry(f"K2 fused, {label}", logits.fused_kernel, constants, absent=skip)
+        count, block = len(row_kernels.METRICS), row_kernels.BLOCK_ROWS
         rows = {**options, "METRIC_COUNT": count, "BLOCK": block}
-        yield Entry(f"rows, {label}", triton_rows.row_kernel, rows, 4, absent=absent)
+        yield Entry(f"rows, {label}", row_kernels.row_kernel, rows, 4, absent=absent)
     for bonus in (True, False):
         constants = {"PER_ROW_TAU": True, "HAS_BONUS": bonus, "BLOCK": ROW_BLOCK}
         absent = () if bonus else ("bonus_ptr",)
         name = f"K2 gradient{', entropy bonus' if bonus else ''}"
-        yield Entry(name, triton_logits.gradient_kernel, constants, absent=absent)
+        yield Entry(name, logits.gradient_kernel, constants, absent=absent)
     constants = {"PER_ROW_TAU": True, "BLOCK": ROW_BLOCK}
-    yield Entry("K2 statistics", triton_logits.stats_kernel, constants)
-    yield Entry("rescale", triton_logits.rescale_kernel, {"BLOCK": 4096}, 4)
+    yield Entry("K2 statistics", logits.stats_kernel, constants)
+    yield Entry("rescale", logits.rescale_kernel, {"BLOCK": 4096}, 4)
 
 
 def _option_sets() -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:

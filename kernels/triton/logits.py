@@ -4,7 +4,7 @@ Row t, scaled d = z / tau over the true columns, online maximum M (no anchor, so
     S = sum exp(d - M),  U = sum exp(d - M) (d - M)
     logp = d_y - M - ln S,   H = ln S - U / S                                    (nats)
     dz_j = (c ([j = y] - p_j) + h p_j (ln p_j + H)) / tau,   p_j = exp(d_j - M) / S
-with c = dLoss/dlogp (triton_rows.py) and h = entropy_coef / denominator, from
+with c = dLoss/dlogp (triton/rows.py) and h = entropy_coef / denominator, from
 dH/dz_j = -p_j (ln p_j + H) / tau. Each lane keeps its own maximum and spends one exponential an
 element: exp(-|d - m|) scales either the element or the lane's sums.
 

@@ -1,6 +1,6 @@
 """`passk-fast bench`: a few steps of a configuration, and where their time and tokens went.
 
-    torchrun --nproc-per-node 2 -m passk_fast.commands.bench configs/maze_cpu.toml --bench.accuracy 0.7
+    torchrun --nproc-per-node 2 -m passk_fast.commands.bench CONFIG --bench.accuracy 0.7
 
 Same parts and same step as training. The figures are medians over `bench.steps` steps on rank 0.
 Tokens are unpadded. MFU is the FLOPs that the trained tokens need (flops.py), over the seconds of

@@ -22,7 +22,7 @@ def convert(source: str, out: str) -> Path:
     from transformers import AutoConfig
 
     from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab
-    from passk_fast.checkpoint import megatron
+    from passk_fast.checkpoint import megatron as checkpoint
     from passk_fast.checkpoint.store import verify_checkpoint
     from passk_fast.config.file import load_config
     from passk_fast.process_group import make_mesh, start_process_group

@@ -57,7 +57,7 @@ def _run_apart(config: RunConfig, device: str) -> ExitCode:
         clear_exit_code(Path(config.output_dir))  # rollout ranks will look for this run's
     bridge = join(device, config.timeout_s, config.rollout.ranks)
     if bridge.is_rollout:
-        from passk_fast.disaggregated.serve import serve
+        from passk_fast.disaggregated.rollout_server import serve
 
         return serve(config, bridge, device)
     from passk_fast.process_group import make_mesh

@@ -20,7 +20,7 @@ from passk_fast.actor.actor import Actor
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Draw
 from passk_fast.disaggregated.bridge import Bridge
-from passk_fast.disaggregated.orders import (
+from passk_fast.disaggregated.messages import (
     Answer,
     End,
     Order,

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from passk_fast.cluster.exit_code_file import read_exit_code
 from passk_fast.config import RunConfig
 from passk_fast.disaggregated.bridge import Bridge
-from passk_fast.disaggregated.orders import (
+from passk_fast.disaggregated.messages import (
     Answer,
     End,
     Order,

@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.moe.grouped import grouped_path
-from passk_fast.checkpoint import megatron
+from passk_fast.checkpoint import megatron as checkpoint
 from passk_fast.checkpoint.store import CheckpointStore
 from passk_fast.config import RunConfig
 from passk_fast.disaggregated.bridge import Bridge
-from passk_fast.disaggregated.remote import Remote
+from passk_fast.disaggregated.remote_engines import Remote
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
 from passk_fast.process_group import Mesh

@@ -257,7 +257,7 @@ def train_steps(
     **algorithm: Any,
 ) -> dict[str, torch.Tensor]:
     """Weights after some policy steps, from a checkpoint and into one if asked; on rank 0."""
-    from passk_fast.checkpoint import megatron
+    from passk_fast.checkpoint import megatron as checkpoint
 
     actor = build(kind, folder, parallel, **algorithm)
     start = checkpoint.read(actor, Path(load))["step"] if load else 0

@@ -103,7 +103,7 @@ def test_sigterm_reaches_the_workers_and_their_code_comes_back(tmp_path: Path) -
 
 
 def test_the_scripts_say_what_is_missing(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "launch" / "torchrun.sh"
+    script = Path(__file__).parents[2] / "launch" / "torchrun.sh"
     environment = os.environ | {"NODES": "2", "PYTHON": sys.executable}
     environment.pop("RENDEZVOUS", None)
     done = subprocess.run(
@@ -147,7 +147,7 @@ def test_what_the_slurm_script_calls(
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     job = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "SLURM_SUBMIT_DIR": str(root),

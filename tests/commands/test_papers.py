@@ -11,7 +11,7 @@ from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import RunConfig
 from passk_fast.config.file import load_config
 
-FOLDER = Path(__file__).parents[1] / "configs" / "papers"
+FOLDER = Path(__file__).parents[2] / "configs" / "papers"
 FILES = sorted(FOLDER.glob("*.toml"))
 
 

@@ -16,7 +16,7 @@ from passk_fast.config.file import (
 )
 from passk_fast.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 BAD_FILES = {
     "steps = \nseed = 1": ("bad.toml:1", "not valid TOML"),

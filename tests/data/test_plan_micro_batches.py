@@ -97,7 +97,7 @@ def test_log_normal_lengths_are_balanced_to_two_percent(
 @pytest.mark.parametrize("seed", range(24))
 def test_balance_is_that_of_differencing_on_both_levels_or_better(seed: int) -> None:
     """Against the peers' method as the benchmark has it; 1e-9 is for the order of sums."""
-    peers = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/packing.py"))
+    peers = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/packing.py"))
     rng = np.random.default_rng(seed)
     ranks, micros = int(rng.integers(1, 9)), int(rng.integers(1, 7))
     count = ranks * micros * int(rng.integers(1, 20))
@@ -185,7 +185,7 @@ def test_planning_lets_other_threads_run() -> None:
 
 
 def test_a_sequence_costs_its_flops() -> None:
-    """Up to the diagonal of the attention matrix, as passk_fast.model.flops counts a whole sequence."""
+    """Up to the diagonal of the attention matrix, as model.flops counts a whole sequence."""
     hf = SimpleNamespace(
         num_attention_heads=4,
         num_key_value_heads=2,

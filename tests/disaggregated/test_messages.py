@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from passk_fast.disaggregated.orders import (
+
+from passk_fast.data.types import Prompt
+from passk_fast.disaggregated.messages import (
     Answer,
     End,
     Order,
@@ -16,8 +18,6 @@ from passk_fast.disaggregated.orders import (
     encode_answer,
     encode_order,
 )
-
-from passk_fast.data.types import Prompt
 from passk_fast.errors import (
     ConfigError,
     DataError,

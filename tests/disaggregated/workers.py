@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from passk_fast.disaggregated.orders import Prepare, Start
-from passk_fast.disaggregated.serve import Server
 
 from passk_fast.commands.synthetic import (
     CoinVerifier,
@@ -31,6 +29,8 @@ from passk_fast.config import (
 )
 from passk_fast.data.types import Draw
 from passk_fast.disaggregated.bridge import Bridge, join
+from passk_fast.disaggregated.messages import Prepare, Start
+from passk_fast.disaggregated.rollout_server import Server
 from passk_fast.errors import ConfigError, ExitCode, LostRankError, PasskError
 from passk_fast.run.signals import StopFlag
 from passk_fast.weights.layout import Spec
@@ -189,8 +189,7 @@ def _serve(config: RunConfig, bridge: Bridge) -> dict[str, Any]:
 
 
 def _ask(config: RunConfig, bridge: Bridge, model_dir: str) -> dict[str, Any]:
-    from passk_fast.disaggregated.remote import Remote
-
+    from passk_fast.disaggregated.remote_engines import Remote
     from passk_fast.run.engines import Colocated
 
     tokenizer = NumberTokenizer()

@@ -17,7 +17,7 @@ import torch
 from passk_fast.errors import ExitCode
 from passk_fast.report.records import read_records, without_time
 
-CONFIG = Path(__file__).parents[1] / "configs" / "maze_cpu.toml"
+CONFIG = Path(__file__).parents[2] / "configs" / "maze_cpu.toml"
 COMMAND = [sys.executable, "-m", "passk_fast"]
 SMALL = """
     --prompts-per-step 4 --algorithm.num-rollouts 4 --algorithm.k 2 --warm-start.steps 8

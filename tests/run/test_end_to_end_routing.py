@@ -18,7 +18,7 @@ MESH = "--nproc 2 --steps 3 --parallel.tensor 2 --parallel.expert 2 --share-prom
 def comparable(folder: Path) -> list[dict[str, Any]]:
     """A run's records without the prefix cache's hit rate.
 
-    Where nothing is replayed, prompts' ends are copied too (rollout/prompt_tails.py) and count.
+    Where nothing is replayed, partial_block_sharing.py copies the ends of prompts, which count.
     """
     records = metrics(folder)
     for record in records[1:]:
