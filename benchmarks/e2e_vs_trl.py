@@ -136,8 +136,8 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
         algorithm=AlgorithmConfig(
             num_rollouts=rollouts,
             k=rollouts // 2,
-            prune="off" if everything else "auto",
-            loss_denominator="response_tokens" if everything else "live_tokens",
+            skip_zero_advantage="off" if everything else "auto",
+            loss_denominator="response_tokens" if everything else "informative_tokens",
         ),
         optim=OptimConfig(lr=1e-4),
     )

@@ -37,10 +37,10 @@ LOAD = [
     "56",
 ]
 MODES = {
-    "off": ["--algorithm.prune", "off", "--no-share-prompts"],
+    "off": ["--algorithm.skip-zero-advantage", "off", "--no-share-prompts"],
     "prune": ["--no-share-prompts"],
     "prune, share": [],
-    "all": ["--rollout.early-stop", "--algorithm.loss-denominator", "live_tokens"],
+    "all": ["--rollout.early-stop", "--algorithm.loss-denominator", "informative_tokens"],
 }
 
 

@@ -90,7 +90,7 @@ def linear_policy_loss(
     Returns:
         (loss, metrics). Gradients of hidden and weight are ready when it returns; backward scales
         them, once. Metrics are float64 sums over the rows computed (see `MAX_METRICS`), with
-        "backend": "triton", "interpreter" or "torch", "far_rows" (done through float32 logits
+        "backend": "triton", "interpreter" or "torch", "softmax_fallback_rows" (done through float32 logits
         with an online maximum) and "filtered_rows".
 
     Raises:
@@ -172,7 +172,7 @@ class _Step:
         far = self._passes(slopes)
         metrics: dict[str, Any]
         _, metrics = self._row_slopes()
-        metrics["far_rows"] = far
+        metrics["softmax_fallback_rows"] = far
         metrics["filtered_rows"] = self.filtered
         metrics["backend"] = head.backend
         return metrics
@@ -185,7 +185,7 @@ class _Step:
             return self.counted.sum().double()
         anchored_pass(head, self.index, slopes)
         far = head.far[:-1]
-        if int(head.far_count):
+        if int(head.fallback_count):
             logits_pass(head, far.nonzero()[:, 0].cpu(), slopes)
         return far.sum().double()
 
@@ -257,7 +257,7 @@ def token_logprob(
         check_rows(targets, head.shard.vocab, device=hidden.device)
         index = torch.arange(head.num_rows) if live is None else live
         anchored_pass(head, index, None)
-        if int(head.far_count):
+        if int(head.fallback_count):
             logits_pass(head, head.far[:-1].nonzero()[:, 0].cpu(), None)
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     return head.logp[:-1].to(dtype), head.entropy[:-1].to(dtype)

@@ -52,7 +52,7 @@ class Head:
     """bool [T]: rows whose result matters."""
     grad_hidden: Tensor | None = None
     grad_weight: Tensor | None = None
-    far_count: Any = None
+    fallback_count: Any = None
     """`HostCount` of `far`, on its way to the host since the last chunk's statistics."""
 
     @property
@@ -128,7 +128,7 @@ class _Open:
 def anchored_pass(head: Head, index: Tensor, slopes: Slopes | None) -> None:
     """Log-probs, entropies and (with `slopes`) gradients of the rows `index` (CPU int64 [L])."""
     chunks = head.chunks(index)
-    head.far_count = 0
+    head.fallback_count = 0
     depth = 2 if head.shard.size > 1 and len(chunks) > 1 else 1
     waiting: list[_Open] = []
     ahead = head.gather(chunks[0]) if chunks else None
@@ -180,7 +180,7 @@ def _finish(head: Head, at: _Open, slopes: Slopes | None, *, last: bool) -> None
     head.entropy[chunk.slots] = entropy
     head.far[chunk.slots] = ~near & chunk.valid & head.counted[chunk.rows]
     if last:
-        head.far_count = HostCount(head.far[:-1].sum())
+        head.fallback_count = HostCount(head.far[:-1].sum())
     if slopes is None:
         return
     good = near & chunk.valid

@@ -20,7 +20,7 @@ class PolicyLoss:
     """A positive advantage stops pushing once the ratio is above 1 + clip_high."""
     dual_clip: float = 0.0
     """A token's policy loss with a negative advantage is at most dual_clip * |A|; 0 is off."""
-    importance_cap: float = 0.0
+    tis_clip: float = 0.0
     """Cap of the truncated importance weight trainer / sampler (TIS); 0 is off."""
     kl_coef: float = 0.0
     """Weight of the KL term to the reference policy; 0 is off."""
@@ -44,7 +44,7 @@ class PolicyLoss:
     """A token whose trainer / sampler ratio is above this adds no policy term; 0 is off."""
 
     def __post_init__(self) -> None:
-        names = ("clip_low", "clip_high", "importance_cap", "importance_min", "importance_max")
+        names = ("clip_low", "clip_high", "tis_clip", "importance_min", "importance_max")
         for name in (*names, "kl_coef", "entropy_coef"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -78,7 +78,7 @@ class PolicyLoss:
     @property
     def uses_importance(self) -> bool:
         """Whether the policy term is weighted or masked by trainer / sampler."""
-        return bool(self.importance_cap or self.importance_min or self.importance_max)
+        return bool(self.tis_clip or self.importance_min or self.importance_max)
 
     @property
     def every_masked_row(self) -> bool:

@@ -75,7 +75,7 @@ def check_options(
     sequence_index: Tensor | None = None,
 ) -> None:
     """ValueError for an option that cannot take effect."""
-    for name in ("importance_cap", "importance_min", "importance_max"):
+    for name in ("tis_clip", "importance_min", "importance_max"):
         if getattr(loss, name) and rollout_logp is None:
             raise ValueError(f"PolicyLoss.{name} needs rollout_logp, got None.")
     if loss.ratio == "sequence" and sequence_index is None:
@@ -104,7 +104,7 @@ def policy_loss_from_logprob(
     Per token, with r = exp(logp - old_logp):
         w * min(max(-r A, -clip(r, 1 - low, 1 + high) A), dual_clip |A| where A < 0)
         + kl_coef * KL - entropy_coef * H,
-    w = min(exp(old_logp - rollout_logp), importance_cap), without gradient; 1 when the cap is off;
+    w = min(exp(old_logp - rollout_logp), tis_clip), without gradient; 1 when the cap is off;
     0 outside importance_min..importance_max. `PolicyLoss` says what other objectives put in place
     of the min-max.
 
@@ -175,9 +175,9 @@ def _importance(
     truncated = outside = torch.zeros_like(mask)
     if loss.uses_importance and rollout_logp is not None:
         raw = (old - live(rollout_logp.detach())).exp()
-        if loss.importance_cap:
-            truncated = (raw > loss.importance_cap) & mask
-            weight = raw.clamp(max=loss.importance_cap)
+        if loss.tis_clip:
+            truncated = (raw > loss.tis_clip) & mask
+            weight = raw.clamp(max=loss.tis_clip)
         outside = raw < loss.importance_min
         if loss.importance_max:
             outside |= raw > loss.importance_max

@@ -56,7 +56,7 @@ def summary(store: Store, arm: Arm) -> dict[str, Any] | None:
     out: dict[str, Any] = {"title": arm.title, "seeds": len(runs)}
     for key in (*COLUMNS, "wrong_distinct_share"):
         out[key] = _spread([run["eval"][key] for run in runs])
-    for key in ("policy_entropy", "dead_share"):
+    for key in ("policy_entropy", "zero_advantage_share"):
         out[f"train_{key}"] = _spread(_final(runs, key))
     return out
 

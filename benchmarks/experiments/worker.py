@@ -28,7 +28,7 @@ KEPT = (
     "pass@4",
     "pass@16",
     "policy_entropy",
-    "dead_share",
+    "zero_advantage_share",
     "effective_batch",
     "wrong_distinct_share",
     "grad_norm",
@@ -108,14 +108,16 @@ class Laboratory:
 
     def evaluate(self, seed: int) -> dict[str, Any]:
         """Held-out pass@k of what the engine holds, with standard errors over prompts."""
-        from passk_fast.data.types import Draw
+        from passk_fast.data.types import SampleRequest
         from passk_fast.rollout.collect import collect_groups
         from passk_fast.tasks import answer_of
 
         num = self.base.eval.num_rollouts
         groups, _ = collect_groups(
             self.engine,
-            Draw(prompts=self.held_out, num_rollouts=num, seed=seed_for(seed, "evaluation", 0)),
+            SampleRequest(
+                prompts=self.held_out, num_rollouts=num, seed=seed_for(seed, "evaluation", 0)
+            ),
             self.tokenizer,
             self.verify,
             temperature=1.0,

@@ -123,7 +123,7 @@ def _option_sets() -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
 
     some: Any = object()
     every = PolicyLoss(
-        dual_clip=3.0, importance_cap=2.0, importance_min=0.1, kl_coef=0.1, entropy_coef=0.01
+        dual_clip=3.0, tis_clip=2.0, importance_min=0.1, kl_coef=0.1, entropy_coef=0.01
     )
     plain = ("rollout_ptr", "reference_ptr")
     yield "clip", option_constants(PolicyLoss(), some, None, None), plain

@@ -55,7 +55,7 @@ def option_constants(
         "CLIP_LOW": 1 - loss.clip_low,
         "CLIP_HIGH": 1 + loss.clip_high,
         "DUAL": float(loss.dual_clip),
-        "CAP": float(loss.importance_cap),
+        "CAP": float(loss.tis_clip),
         "MIN_WEIGHT": float(loss.importance_min),
         "MAX_WEIGHT": float(loss.importance_max),
         "KL_COEF": float(loss.kl_coef),

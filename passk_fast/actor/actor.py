@@ -95,7 +95,7 @@ class Actor:
             temperature=config.rollout.temperature,
             vocab=hf.vocab_size,
             tensor_group=mesh.tensor_group,
-            memory_gib=config.loss_head_memory_gib,
+            memory_gib=config.lm_head_loss_memory_gib,
         )
         self.fused_head = uses_fused_head(config, mesh.device)
         with warnings.catch_warnings():

@@ -14,9 +14,9 @@ from passk_fast.config import RunConfig
 
 def uses_fused_head(config: RunConfig, device: str) -> bool:
     """Whether the loss is computed from hidden states: asked for, or "auto" on a GPU."""
-    if config.loss_head == "auto":
+    if config.lm_head_loss == "auto":
         return device == "cuda" and importlib.util.find_spec("triton") is not None
-    return config.loss_head == "fused"
+    return config.lm_head_loss == "fused"
 
 
 def _unwrapped(model: Any) -> Any:

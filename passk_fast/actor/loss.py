@@ -57,7 +57,7 @@ def policy_options(algorithm: AlgorithmConfig) -> PolicyLoss:
         clip_low=algorithm.clip_low,
         clip_high=algorithm.clip_high,
         dual_clip=algorithm.dual_clip,
-        importance_cap=algorithm.importance_cap,
+        tis_clip=algorithm.tis_clip,
         kl_coef=algorithm.kl_coef,
         kl_estimator=algorithm.kl_estimator,
         entropy_coef=algorithm.entropy_coef,

@@ -2,11 +2,10 @@
 
 from passk_fast.advantage.metrics import evaluation, pass_at_k, wilson
 from passk_fast.advantage.registry import estimators
-from passk_fast.advantage.table import advantages, dead_rows, dead_states, eta, table
+from passk_fast.advantage.table import advantages, dead_states, eta, table, zero_advantage_rows
 
 __all__ = [
     "advantages",
-    "dead_rows",
     "dead_states",
     "estimators",
     "eta",
@@ -14,4 +13,5 @@ __all__ = [
     "pass_at_k",
     "table",
     "wilson",
+    "zero_advantage_rows",
 ]

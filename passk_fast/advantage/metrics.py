@@ -115,7 +115,7 @@ def group_metrics(
     Returns:
         "reward", "pass@k" and `pass_at_powers`; "correct_histogram", whole groups by number of
         correct responses, int [N + 1], and "censored_histogram" of the others by those seen;
-        "censored_share"; "dead_share" of prompts; "effective_batch", sequences whose advantage is
+        "censored_share"; "zero_advantage_share" of prompts; "effective_batch", sequences whose advantage is
         not zero; "policy_entropy" in nats a token; "wrong_distinct_share".
     """
     rewards_PN = np.stack([group.rewards for group in groups])
@@ -133,7 +133,7 @@ def group_metrics(
         "correct_histogram": np.bincount(correct_P[~censored_P], minlength=n + 1).tolist(),
         "censored_histogram": np.bincount(correct_P[censored_P], minlength=n + 1).tolist(),
         "censored_share": float(censored_P.mean()),
-        "dead_share": float((dead[correct_P] | censored_P).mean()),
+        "zero_advantage_share": float((dead[correct_P] | censored_P).mean()),
         "effective_batch": int(np.count_nonzero(advantages_PN)),
         "policy_entropy": float(sampled_entropy(groups).mean()),
         "wrong_distinct_share": wrong_distinct_share(whole, answer_of),

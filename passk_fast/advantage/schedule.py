@@ -156,7 +156,7 @@ class Schedule:
                 "a gradient until its last response is known."
             )
 
-    def check_refill(self) -> None:
+    def check_dynamic_sampling(self) -> None:
         """ConfigError unless a group alone says whether it has a gradient, whatever is drawn."""
         algorithm, why = self._algorithm, ""
         if algorithm.flip_negatives > 0:
@@ -168,7 +168,7 @@ class Schedule:
         elif any("seed" in find(stage.estimator).options for stage in self._stages):
             why = "a bootstrap estimator: its draws depend on the place in the batch"
         if why:
-            raise ConfigError(f"rollout.refill does not go with {why}.")
+            raise ConfigError(f"rollout.dynamic_sampling does not go with {why}.")
 
     def lr_scale(self, step: int) -> float:
         """Factor of the learning rate at a step; 1 unless scale_lr is on."""

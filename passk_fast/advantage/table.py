@@ -89,7 +89,7 @@ def advantages(
     return found.real(rewards, int(k), **options)
 
 
-def dead_rows(estimator_table: np.ndarray) -> np.ndarray:
+def zero_advantage_rows(estimator_table: np.ndarray) -> np.ndarray:
     """bool [n + 1]: counts c at which no response has a gradient."""
     return (estimator_table == 0.0).all(axis=1)
 
@@ -102,8 +102,8 @@ def dead_states(estimator: str, n: int, k: int, **options: Any) -> np.ndarray:
     """
     if find(estimator).table is None:
         check(estimator, n, k, options)
-        return dead_rows(table("passk", n, k))
-    return dead_rows(table(estimator, n, k, **options))
+        return zero_advantage_rows(table("passk", n, k))
+    return zero_advantage_rows(table(estimator, n, k, **options))
 
 
 def eta(estimator_table: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def _trainer(config: RunConfig, mesh: Mesh) -> tuple[Trainer, Any]:
         actor.load_folder(folder)
     tokens = bench.prompt_tokens or config.rollout.max_prompt_tokens
     count = config.prompts_per_step * (bench.warmup + bench.steps)
-    count *= max(1, int(config.rollout.refill))
+    count *= max(1, int(config.rollout.dynamic_sampling))
     engine, tokenizer = _engine(config, actor, folder), NumberTokenizer()
     trainer = Trainer(
         config=config,
@@ -148,7 +148,7 @@ def _summary(
     steps = [record["time"]["total"] for record in records]
     work = [flops.train(Work(**record["work"])) for record in records]
     breakdown = {p: median([r["time"].get(p, 0.0) for r in records]) for p in PHASES}
-    shares = ("dead_share", "aborted_share", "saved_by_pruning", "saved_by_sharing")
+    shares = ("zero_advantage_share", "aborted_share", "saved_by_skipping", "saved_by_sharing")
     return {
         "steps_per_s": 1 / median(steps),
         "step_s": median(steps),
@@ -157,7 +157,9 @@ def _summary(
         "response_tokens_per_s": median(
             [r["response_tokens"] / r["time"]["total"] for r in records]
         ),
-        "live_groups_per_s": median([r["live_groups"] / r["time"]["total"] for r in records]),
+        "informative_groups_per_s": median(
+            [r["informative_groups"] / r["time"]["total"] for r in records]
+        ),
         "trained_layer_tokens_per_s": median(
             [r["work"]["tokens"] / max(1e-9, r["time"].get("train", 0.0)) for r in records]
         ),
@@ -182,7 +184,7 @@ def _summary(
             "task": config.bench.task,
             "accuracy": config.bench.accuracy if config.bench.task == "synthetic" else None,
             "share_prompts": config.share_prompts,
-            "prune": config.algorithm.prunes,
+            "prune": config.algorithm.skips_zero_advantage,
             "early_stop": config.rollout.early_stop,
             "decode": config.bench.decode or config.bench.task == "data",
         },
@@ -205,13 +207,13 @@ def report(result: dict[str, Any]) -> str:
         ),
         f"tokens/s  prompt {result['prompt_tokens_per_s']:,.0f}  response "
         f"{result['response_tokens_per_s']:,.0f} (whole step, unpadded); live groups/s "
-        f"{result['live_groups_per_s']:.2f}",
+        f"{result['informative_groups_per_s']:.2f}",
         f"training  {result['trained_layer_tokens_per_s']:,.0f} tokens/s through the layers, MFU "
         f"{result['mfu']:.1%} of the {result['matmul_peak_flops'] / 1e12:.3g} TFLOP/s that a large "
         f"matrix product reaches, padding {result['padding_share']:.1%}",
-        f"saved     {result['saved_by_pruning']:.1%} of trained tokens by pruning, "
+        f"saved     {result['saved_by_skipping']:.1%} of trained tokens by pruning, "
         f"{result['saved_by_sharing']:.1%} by shared prompts; {result['aborted_share']:.1%} of "
-        f"responses not finished by early stop; dead groups {result['dead_share']:.1%}",
+        f"responses not finished by early stop; dead groups {result['zero_advantage_share']:.1%}",
         f"prefix cache of vLLM: {result['prefix_hit_rate']:.1%} of prompt tokens",
     ]
     return "\n".join(lines)

@@ -33,14 +33,14 @@ def check_run(config: RunConfig, world_size: int) -> None:
     """
     _check_trainer_ranks(config, world_size)
     require(
-        bool(config.rollout.ranks) or world_size % config.rollout.tensor == 0,
+        bool(config.rollout.dedicated_ranks) or world_size % config.rollout.tensor == 0,
         f"World size {world_size} is not divisible by rollout.tensor = {config.rollout.tensor}.",
     )
     schedule = Schedule(config.algorithm, config.seed)  # raises for a stage that is refused
     if config.rollout.early_stop:
         schedule.check_early_stop()
-    if config.rollout.refill > 1:
-        schedule.check_refill()
+    if config.rollout.dynamic_sampling > 1:
+        schedule.check_dynamic_sampling()
     if config.model.path:
         _check_sizes(config, _read_model_folder(Path(config.model.path)), "model.path")
     else:
@@ -50,16 +50,16 @@ def check_run(config: RunConfig, world_size: int) -> None:
 
 
 def _check_trainer_ranks(config: RunConfig, world_size: int) -> None:
-    """The ranks that rollout.ranks leaves must make up the trainer's mesh."""
-    apart = config.rollout.ranks
+    """The ranks that rollout.dedicated_ranks leaves must make up the trainer's mesh."""
+    apart = config.rollout.dedicated_ranks
     require(
         apart < world_size,
-        f"rollout.ranks = {apart} of {world_size} ranks leaves none to train.",
+        f"rollout.dedicated_ranks = {apart} of {world_size} ranks leaves none to train.",
     )
     try:
         config.parallel.data(world_size - apart)
     except ConfigError as error:
-        left = f"rollout.ranks = {apart} of {world_size} ranks leaves {world_size - apart} to train"
+        left = f"rollout.dedicated_ranks = {apart} of {world_size} ranks leaves {world_size - apart} to train"
         raise ConfigError(f"{left}. {error}" if apart else str(error)) from None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from passk_fast.advantage.metrics import evaluation, powers_of_two, wrong_distinct_share
 from passk_fast.config import RunConfig
-from passk_fast.data.types import Draw, Prompt, RolloutGroup
+from passk_fast.data.types import Prompt, RolloutGroup, SampleRequest
 from passk_fast.errors import ConfigError, DataError, ExitCode
 
 
@@ -120,7 +120,7 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     for task, (prompts, num_rollouts) in tasks.items():
         groups, stats = collect_groups(
             engine,
-            Draw(
+            SampleRequest(
                 prompts=prompts,
                 num_rollouts=num_rollouts,
                 seed=seed_for(config.seed, f"eval-{task}", 0),

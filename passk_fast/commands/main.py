@@ -80,7 +80,7 @@ def _num_processes(config: RunConfig, wanted: str | None) -> int:
         if not wanted.isdigit() or int(wanted) < 1:
             raise ConfigError(f"command line: --nproc must be a positive number, got {wanted!r}.")
         return int(wanted)
-    parallel, apart = config.parallel, config.rollout.ranks
+    parallel, apart = config.parallel, config.rollout.dedicated_ranks
     product = parallel.tensor * parallel.pipeline * parallel.context
     gpus = 0 if config.device == "cpu" else _num_gpus()
     if gpus:
@@ -165,7 +165,9 @@ def _eval(arguments: list[str]) -> ExitCode:
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError("usage: passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...]")
     config = load_config(arguments[0], arguments[1:])
-    config = replace(config, rollout=replace(config.rollout, ranks=0))  # every rank samples
+    config = replace(
+        config, rollout=replace(config.rollout, dedicated_ranks=0)
+    )  # every rank samples
     samples = taken["samples"] or ""
     parse_samples(samples)
     processes = _num_processes(config, taken["nproc"])
@@ -258,9 +260,9 @@ def _bench(arguments: list[str]) -> ExitCode:
         raise ConfigError("usage: passk-fast bench CONFIG [--out FILE] [--nproc N] [--key value]")
     config = load_config(arguments[0], arguments[1:])
     require(
-        not config.rollout.ranks,
+        not config.rollout.dedicated_ranks,
         "passk-fast bench times the phases of ranks that both train and sample, one after the "
-        "other: set rollout.ranks = 0.",
+        "other: set rollout.dedicated_ranks = 0.",
     )
     processes = _num_processes(config, wanted)
     if config.bench.random_weights:

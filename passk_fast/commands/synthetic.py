@@ -18,7 +18,7 @@ from torch import Tensor
 from passk_fast.config import BenchConfig
 from passk_fast.data.types import Prompt, Rollout
 from passk_fast.errors import DataError
-from passk_fast.rollout.groups import GroupWatch, Orders
+from passk_fast.rollout.groups import GroupTracker, StepActions
 from passk_fast.seeding import seed_for
 
 _TASK = "synthetic"
@@ -137,7 +137,7 @@ class SyntheticEngine:
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
-        watch: GroupWatch,
+        watch: GroupTracker,
         *,
         seed: int,
         prompt_keys: Sequence[int],
@@ -159,7 +159,7 @@ class SyntheticEngine:
                 length, key = queue.pop(0)
                 if key not in aborted:
                     ended.append((key, self._response(seed, prompt_keys[key[0]], key[1], length)))
-            orders: Orders = watch.step(ended)
+            orders: StepActions = watch.step(ended)
             aborted.update(orders.abort)
             queue += [
                 (self._lengths.of_response(seed, prompt_keys[p], n), (p, n)) for p, n in orders.add

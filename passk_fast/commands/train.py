@@ -38,7 +38,7 @@ def run(config: RunConfig) -> ExitCode:
     from passk_fast.process_group import make_mesh, pick_device, start_process_group
 
     device = pick_device(config.device)
-    if config.rollout.ranks:
+    if config.rollout.dedicated_ranks:
         return _run_apart(config, device)
     from passk_fast.run.build import build_run
 
@@ -55,7 +55,7 @@ def _run_apart(config: RunConfig, device: str) -> ExitCode:
 
     if os.environ["RANK"] == "0":
         clear_exit_code(Path(config.output_dir))  # rollout ranks will look for this run's
-    bridge = join(device, config.timeout_s, config.rollout.ranks)
+    bridge = join(device, config.timeout_s, config.rollout.dedicated_ranks)
     if bridge.is_rollout:
         from passk_fast.disaggregated.rollout_server import serve
 

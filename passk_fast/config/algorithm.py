@@ -171,7 +171,7 @@ class AlgorithmConfig:
     """Upper clip of the ratio: 1 + clip_high (clip-higher)."""
     dual_clip: float = 0.0
     """Dual clip: with a negative advantage the loss is at most dual_clip x |A|; 0 is off."""
-    importance_cap: float = 0.0
+    tis_clip: float = 0.0
     """Truncated importance sampling: weight min(p_trainer / p_rollout, cap); 0 is off."""
     kl_coef: float = 0.0
     """Coefficient of the KL to the reference model (the policy at the start); 0 is off."""
@@ -185,14 +185,16 @@ class AlgorithmConfig:
     balance_bias_rate: float = 0.0
     """Mixture of experts: step of the bias that steers the trainer's router to experts with less
     than their share, without a loss (docs/moe.md); 0 is off."""
-    loss_denominator: Literal["response_tokens", "live_tokens", "sequences"] = "response_tokens"
+    loss_denominator: Literal["response_tokens", "informative_tokens", "sequences"] = (
+        "response_tokens"
+    )
     """What the summed token loss of one optimizer step is divided by, fixed before packing."""
-    prune: Literal["auto", "on", "off"] = "auto"
+    skip_zero_advantage: Literal["auto", "on", "off"] = "auto"
     """Leave sequences with zero advantage out of the update; the gradient stays the same. auto:
     unless another term of the loss needs them. Metrics of the update are then over the rest."""
     minibatches: int = 1
     """Optimizer steps a batch of rollouts; 1 is strictly on-policy."""
-    max_dead_steps: int = 100
+    max_zero_advantage_steps: int = 100
     """Stop after this many steps in a row without one group that has a gradient; 0 never does."""
     routing_replay: Literal["off", "measure", "replay"] = "off"
     """Mixtures of experts: replay sends every token in training to the experts that sampling chose
@@ -228,17 +230,17 @@ class AlgorithmConfig:
         )
         require_positive("algorithm", minibatches=self.minibatches)
         require(
-            self.max_dead_steps >= 0,
-            f"algorithm.max_dead_steps must be 0 or more, got {self.max_dead_steps}.",
+            self.max_zero_advantage_steps >= 0,
+            f"algorithm.max_zero_advantage_steps must be 0 or more, got {self.max_zero_advantage_steps}.",
         )
         require(
-            self.prune != "on" or not self._dead_rows_count,
-            "algorithm.prune = 'on' with algorithm.kl_coef, entropy_coef, balance_coef or "
+            self.skip_zero_advantage != "on" or not self._dead_rows_count,
+            "algorithm.skip_zero_advantage = 'on' with algorithm.kl_coef, entropy_coef, balance_coef or "
             "balance_bias_rate above 0: that term depends on sequences without advantage too. Take "
-            "prune = 'auto' or 'off'.",
+            "skip_zero_advantage = 'auto' or 'off'.",
         )
         self._check_balance()
-        names = ("clip_low", "clip_high", "importance_cap", "kl_coef", "entropy_coef")
+        names = ("clip_low", "clip_high", "tis_clip", "kl_coef", "entropy_coef")
         for name in (*names, "balance_coef", "balance_bias_rate"):
             value = getattr(self, name)
             require(value >= 0, f"algorithm.{name} must be 0 or more, got {value}.")
@@ -252,9 +254,9 @@ class AlgorithmConfig:
         if self.balance_bias_rate == 0:
             return
         require(
-            self.importance_cap > 0 and self.max_logprob_gap > 0,
+            self.tis_clip > 0 and self.max_logprob_gap > 0,
             "algorithm.balance_bias_rate: the engine knows no bias, so it samples from another "
-            "routing than the trainer's. Set algorithm.importance_cap (2 is usual), which weighs "
+            "routing than the trainer's. Set algorithm.tis_clip (2 is usual), which weighs "
             "tokens for it, and algorithm.max_logprob_gap to the gap that you accept.",
         )
         require(
@@ -275,9 +277,9 @@ class AlgorithmConfig:
         return self.balance_coef > 0 or self.balance_bias_rate > 0
 
     @property
-    def prunes(self) -> bool:
+    def skips_zero_advantage(self) -> bool:
         """Sequences without advantage are dropped before the trainer's forward."""
-        return self.prune != "off" and not self._dead_rows_count
+        return self.skip_zero_advantage != "off" and not self._dead_rows_count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,15 +51,15 @@ class DataConfig:
     """The maze generator and verifier."""
     seed: int = 0
     """Seed of generated data and of the order of prompts."""
-    prefer_live: float = 0.0
+    curriculum: float = 0.0
     """In [0, 0.95]: pass over a prompt, until the next epoch, with this chance times the chance
     that its group would be dead, from what was seen of it before. Above 0 it changes the
     distribution of prompts that is trained on."""
 
     def __post_init__(self) -> None:
         require(
-            0 <= self.prefer_live <= 0.95,
-            f"data.prefer_live must be in [0, 0.95], got {self.prefer_live}.",
+            0 <= self.curriculum <= 0.95,
+            f"data.curriculum must be in [0, 0.95], got {self.curriculum}.",
         )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from passk_fast.config import RunConfig
+from passk_fast.config.renamed import RENAMED
 from passk_fast.errors import ConfigError
 
 _FREE_FIELDS = (
@@ -40,7 +41,7 @@ _FREE_FIELDS = (
     "parallel.expert",
     "parallel.recompute",
     "rollout.tensor",
-    "rollout.ranks",
+    "rollout.dedicated_ranks",
     "rollout.max_num_seqs",
     "rollout.kv_cache_gib",
     "rollout.gpu_memory_utilization",
@@ -125,6 +126,8 @@ def _build(cls: type, values: dict[str, Any], prefix: str, source: _Source) -> A
     arguments = {}
     for key, value in values.items():
         field = prefix + key
+        if field in RENAMED:
+            raise ConfigError(f"{source.place(field)}: {field} is now called {RENAMED[field]}.")
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             hint = (
@@ -193,6 +196,9 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         name = name if name in known else name.removeprefix("no_")
         if not flag.startswith("--") or name in known or name in ("help", "h"):
             continue
+        if name in RENAMED:
+            new = RENAMED[name].replace("_", "-")
+            raise ConfigError(f"command line: {flag.split('=')[0]} is now called --{new}.")
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean --{near[0]}?" if near else ""
         raise ConfigError(f"command line: {flag.split('=')[0]}: unknown option.{hint}")

@@ -12,9 +12,9 @@ from passk_fast.config.checks import require, require_positive
 class RolloutConfig:
     """How vLLM samples."""
 
-    ranks: int = 0
+    dedicated_ranks: int = 0
     """Ranks that sample and do nothing else: the last ones of the job; the others train. 0: every
-    rank does both. Needs lag = 1 (docs/disaggregated.md)."""
+    rank does both. Needs max_off_policy_steps = 1 (docs/disaggregated.md)."""
     tensor: int = 1
     """vLLM's tensor-parallel ranks; may differ from the trainer's."""
     max_prompt_tokens: int = 512
@@ -38,12 +38,12 @@ class RolloutConfig:
     early_stop: bool = False
     """Stop a group's sampling once the estimator gives it no gradient however it ends. Pass@1 in
     training is then known within bounds only."""
-    refill: float = 1.0
-    """Draw prompts until prompts_per_step groups have a gradient, but at most this many times
+    dynamic_sampling: float = 1.0
+    """Sample prompts until prompts_per_step groups have a gradient, but at most this many times
     prompts_per_step in a step. 1 draws prompts_per_step, live or not."""
-    lag: int = 0
+    max_off_policy_steps: int = 0
     """1: the next batch is sampled, with the weights as they are, while this one is trained; needs
-    algorithm.importance_cap. Before a checkpoint and at the end nothing is sampled ahead."""
+    algorithm.tis_clip. Before a checkpoint and at the end nothing is sampled ahead."""
     verify_processes: int = 0
     """Verifier processes on each engine, whose work overlaps decoding; 0 verifies in the trainer's
     own process, where a verifier that hangs stops the run."""
@@ -66,17 +66,26 @@ class RolloutConfig:
             verify_timeout_s=self.verify_timeout_s,
             sync_mib=self.sync_mib,
         )
-        require(self.ranks >= 0, f"rollout.ranks must be 0 or more, got {self.ranks}.")
         require(
-            self.ranks % self.tensor == 0,
-            f"rollout.ranks ({self.ranks}) must be a multiple of rollout.tensor ({self.tensor}).",
+            self.dedicated_ranks >= 0,
+            f"rollout.dedicated_ranks must be 0 or more, got {self.dedicated_ranks}.",
         )
-        require(self.refill >= 1, f"rollout.refill must be 1 (off) or more, got {self.refill}.")
-        require(self.lag in (0, 1), f"rollout.lag must be 0 or 1, got {self.lag}.")
         require(
-            not self.ranks or self.lag == 1,
-            f"rollout.ranks = {self.ranks} with rollout.lag = 0: each side would idle while the "
-            "other works. Set rollout.lag = 1, or rollout.ranks = 0 for ranks that do both.",
+            self.dedicated_ranks % self.tensor == 0,
+            f"rollout.dedicated_ranks ({self.dedicated_ranks}) must be a multiple of rollout.tensor ({self.tensor}).",
+        )
+        require(
+            self.dynamic_sampling >= 1,
+            f"rollout.dynamic_sampling must be 1 (off) or more, got {self.dynamic_sampling}.",
+        )
+        require(
+            self.max_off_policy_steps in (0, 1),
+            f"rollout.max_off_policy_steps must be 0 or 1, got {self.max_off_policy_steps}.",
+        )
+        require(
+            not self.dedicated_ranks or self.max_off_policy_steps == 1,
+            f"rollout.dedicated_ranks = {self.dedicated_ranks} with rollout.max_off_policy_steps = 0: each side would idle while the "
+            "other works. Set rollout.max_off_policy_steps = 1, or rollout.dedicated_ranks = 0 for ranks that do both.",
         )
         require(
             self.verify_processes >= 0,

@@ -28,13 +28,13 @@ class RunConfig:
     """Tokens of one packed micro-batch on one rank."""
     share_prompts: bool = False
     """Train a prompt's tokens once for its N responses; same gradients up to rounding."""
-    loss_head: Literal["auto", "fused", "logits"] = "auto"
+    lm_head_loss: Literal["auto", "fused", "unfused"] = "auto"
     """How the last stage gets from hidden states to the loss. fused: response rows with a gradient
-    only, no logits of a whole micro-batch, gradients in the forward (docs/kernels.md); logits: all
+    only, no logits of a whole micro-batch, gradients in the forward (docs/kernels.md); unfused: all
     rows through the model's output layer. Same loss and gradients up to rounding; metrics of the
     update are over the rows computed. auto: fused on a GPU."""
-    loss_head_memory_gib: float = 2.6
-    """loss_head = "fused": bound of its temporary memory on a rank."""
+    lm_head_loss_memory_gib: float = 2.6
+    """lm_head_loss = "fused": bound of its temporary memory on a rank."""
     timeout_s: int = 1800
     """Deadline of a collective; a rank that misses it is called lost."""
     stop_grace_s: int = 60
@@ -69,7 +69,7 @@ class RunConfig:
             steps=self.steps,
             prompts_per_step=self.prompts_per_step,
             micro_batch_tokens=self.micro_batch_tokens,
-            loss_head_memory_gib=self.loss_head_memory_gib,
+            lm_head_loss_memory_gib=self.lm_head_loss_memory_gib,
             timeout_s=self.timeout_s,
             stop_grace_s=self.stop_grace_s,
         )
@@ -92,13 +92,13 @@ class RunConfig:
             "false: random tokens have no experts. Take 'off'.",
         )
         require(
-            not self.rollout.lag or self.algorithm.importance_cap > 0,
-            "rollout.lag = 1 samples with the weights of one update before: set "
-            "algorithm.importance_cap (2 is usual), which weighs tokens for it.",
+            not self.rollout.max_off_policy_steps or self.algorithm.tis_clip > 0,
+            "rollout.max_off_policy_steps = 1 samples with the weights of one update before: set "
+            "algorithm.tis_clip (2 is usual), which weighs tokens for it.",
         )
         require(
-            not (self.rollout.lag and self.rollout.sleep) or self.device == "cpu",
-            "rollout.lag = 1 samples while it trains, so the engine cannot sleep meanwhile: set "
+            not (self.rollout.max_off_policy_steps and self.rollout.sleep) or self.device == "cpu",
+            "rollout.max_off_policy_steps = 1 samples while it trains, so the engine cannot sleep meanwhile: set "
             "rollout.sleep = false.",
         )
         if not self.model.path:
@@ -117,13 +117,13 @@ class RunConfig:
         if not self.rollout.early_stop:
             return
         require(
-            self.algorithm.prunes,
-            "rollout.early_stop needs dead groups to play no part in the update: algorithm.prune "
+            self.algorithm.skips_zero_advantage,
+            "rollout.early_stop needs dead groups to play no part in the update: algorithm.skip_zero_advantage "
             "not 'off', and algorithm.kl_coef, entropy_coef, balance_coef and balance_bias_rate 0.",
         )
         require(
             self.algorithm.loss_denominator != "response_tokens",
             "rollout.early_stop with algorithm.loss_denominator = 'response_tokens': the tokens "
-            "that are never sampled would change the denominator. Take 'live_tokens' or "
+            "that are never sampled would change the denominator. Take 'informative_tokens' or "
             "'sequences'.",
         )

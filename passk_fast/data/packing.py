@@ -82,7 +82,7 @@ def plan_units(
 ) -> tuple[list[list[int]], list[list[list[int]]]]:
     """Units of `shared_units`, and the indices of units by [data rank][micro-batch], as of `plan`.
 
-    Whole groups, a few to a rank, are seldom even. Where they are not, those that do not divide by
+    Whole groups, a few to a rank, are seldom even. Where they are not, those that are not divisible by
     the ranks are cut, or these and one more of every rank: whichever leaves the costliest rank
     least to do, the prompts that cutting repeats included.
     """

@@ -26,10 +26,10 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
+class SampleRequest:
     """What to sample: N responses to each of P prompts; the same on all ranks.
 
-    Example: Draw(prompts=(maze,), num_rollouts=16, seed=71) asks for 16 answers to one maze.
+    Example: SampleRequest(prompts=(maze,), num_rollouts=16, seed=71) asks for 16 answers to one maze.
     """
 
     prompts: SequenceOf[Prompt]
@@ -38,7 +38,7 @@ class Draw:
     first_key: int = 0
     """Prompt p draws its samples with key `first_key` + p, so that several draws with one seed
     differ."""
-    dead_rows: np.ndarray | None = None
+    zero_advantage_rows: np.ndarray | None = None
     """bool [N + 1] by the count of correct responses: a group that can only end in a dead row is
     stopped; the rewards of what was left out are NaN."""
 

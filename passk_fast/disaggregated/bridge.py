@@ -1,6 +1,6 @@
 """All ranks of both sides in one process group beside each side's own.
 
-torchrun's first ranks are the trainers, its last `rollout.ranks` the engines; on the bridge
+torchrun's first ranks are the trainers, its last `rollout.dedicated_ranks` the engines; on the bridge
 everyone keeps torchrun's rank.
 """
 

@@ -56,7 +56,7 @@ class Sample:
     """What the responses' seeds depend on, with `seed`."""
     num_rollouts: int
     seed: int
-    dead_rows: list[bool] | None
+    zero_advantage_rows: list[bool] | None
     """Stop groups that must end in one of these counts of correct responses."""
 
 

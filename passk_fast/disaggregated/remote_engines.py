@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
 from passk_fast.config import RunConfig
-from passk_fast.data.types import Draw
+from passk_fast.data.types import SampleRequest
 from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.messages import (
     Answer,
@@ -58,9 +58,9 @@ class Remote:
             self._group = dist.new_group(
                 backend="gloo", timeout=timedelta(seconds=config.timeout_s)
             )
-        self._give([Start(model_dir=model_dir)] * bridge.num_rollouts)
+        self._send([Start(model_dir=model_dir)] * bridge.num_rollouts)
 
-    def sample(self, draw: Draw) -> Groups:
+    def sample(self, draw: SampleRequest) -> Groups:
         """The groups, on every trainer rank. Seconds are the first engine's, but `engine_s`."""
         prompt_ids = encode_prompts(
             draw.prompts, self.tokenizer, self.config.rollout.max_prompt_tokens
@@ -76,11 +76,13 @@ class Remote:
                     keys=[draw.first_key + i for i in part],
                     num_rollouts=draw.num_rollouts,
                     seed=draw.seed,
-                    dead_rows=None if draw.dead_rows is None else draw.dead_rows.tolist(),
+                    zero_advantage_rows=None
+                    if draw.zero_advantage_rows is None
+                    else draw.zero_advantage_rows.tolist(),
                 )
             )
-        self._give(orders)
-        heads = self._hear()[:: self.config.rollout.tensor]
+        self._send(orders)
+        heads = self._receive()[:: self.config.rollout.tensor]
         parts = [decode_samples(np.frombuffer(head.samples, np.uint8)) for head in heads]
         groups, stats = make_groups(draw, prompt_ids, parts)
         slowest = max(head.engine_s for head in heads)
@@ -95,22 +97,22 @@ class Remote:
     def take_weights(self, actor: Actor, *, verify: bool) -> None:
         """Every shard from the trainer ranks to the rollout ranks; returns when all can sample."""
         if self._sync is None:
-            self._hear()  # the engines have started
+            self._receive()  # the engines have started
             self._sync = self._prepare(actor)
-        self._give([TakeWeights(verify=verify)] * self.bridge.num_rollouts)
+        self._send([TakeWeights(verify=verify)] * self.bridge.num_rollouts)
         weights = actor.parameters()
         self._sync.run(weights, {})
         if verify:
             with suppress(DivergedError):  # every rank of the bridge raises it: the answers say so
                 self._sync.verify(weights, {})
-        self._hear()
+        self._receive()
 
     def _prepare(self, actor: Actor) -> WeightSync:
         shape, bridge = actor.shape, self.bridge
         spec = Spec.TE if actor.transformer_engine else Spec.LOCAL
         order = Prepare(padded_vocab=shape.padded_vocab, spec=spec.value)
-        self._give([order] * bridge.num_rollouts)
-        self._hear()
+        self._send([order] * bridge.num_rollouts)
+        self._receive()
         return WeightSync.for_run(
             self.config,
             actor.layout,
@@ -129,11 +131,11 @@ class Remote:
         """Let the rollout ranks leave with the same code. After an error they may be in the middle
         of something: they find this side's connections closed, and its exit code in the folder."""
         if code is not None:
-            self._give([End(code=int(code))] * self.bridge.num_rollouts)
+            self._send([End(code=int(code))] * self.bridge.num_rollouts)
 
     # ---- orders and answers --------------------------------------------------------------------
 
-    def _give(self, orders: Sequence[Order]) -> None:
+    def _send(self, orders: Sequence[Order]) -> None:
         """One order to each rollout rank; every one but End will be answered."""
         if self.bridge.rank == 0:
             ranks = self.bridge.rollout_ranks
@@ -141,7 +143,7 @@ class Remote:
                 {r: encode_order(order) for r, order in zip(ranks, orders, strict=True)}
             )
 
-    def _hear(self) -> list[Answer]:
+    def _receive(self) -> list[Answer]:
         """All rollout ranks' answers, on all trainer ranks; raises what a rollout rank met."""
         data: list[bytes] = []
         if self.bridge.rank == 0:

@@ -29,7 +29,7 @@ from passk_fast.disaggregated.messages import (
 )
 from passk_fast.errors import ExitCode, LostRankError, PasskError
 from passk_fast.rollout.collect import encode_samples, samples_of
-from passk_fast.rollout.groups import GroupWatch, VerifierPool
+from passk_fast.rollout.groups import GroupTracker, VerifierPool
 from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.rollout.vllm.parameters import OpenParameters
 from passk_fast.run.signals import StopFlag
@@ -85,7 +85,7 @@ class Server:
         return self._engine
 
     def run(self) -> ExitCode:
-        """Orders until the last; a PasskError is told to the trainer before it is raised."""
+        """StepActions until the last; a PasskError is told to the trainer before it is raised."""
         while True:
             order = decode_order(self.bridge.receive(0, idle=True))
             if isinstance(order, End):
@@ -95,16 +95,16 @@ class Server:
             except PasskError as error:
                 # The trainer may have met the same error and be gone.
                 with suppress(LostRankError):
-                    self._say(Answer(error=int(error.exit_code), message=str(error)))
+                    self._reply(Answer(error=int(error.exit_code), message=str(error)))
                 raise
-            self._say(answer)
+            self._reply(answer)
 
     def close(self) -> None:
         """End the verifier processes."""
         if self._pool is not None:
             self._pool.__exit__()
 
-    def _say(self, answer: Answer) -> None:
+    def _reply(self, answer: Answer) -> None:
         self.bridge.send({0: encode_answer(answer)})
 
     def _answer(self, order: Order) -> Answer:
@@ -164,12 +164,14 @@ class Server:
         self.engine.close_parameters(opened, probe=order.verify)
 
     def _sample(self, order: Sample) -> Answer:
-        watch = GroupWatch(
+        watch = GroupTracker(
             order.prompts,
             order.num_rollouts,
             self._verify,
             pool=self._pool,
-            dead_rows=None if order.dead_rows is None else np.array(order.dead_rows),
+            zero_advantage_rows=None
+            if order.zero_advantage_rows is None
+            else np.array(order.zero_advantage_rows),
         )
         start = time.perf_counter()
         self.engine.stream(order.prompt_ids, watch, seed=order.seed, prompt_keys=order.keys)

@@ -76,11 +76,11 @@ def _cheap(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     while tokens >= longest:
         yield f"micro_batch_tokens = {tokens}", replace(config, micro_batch_tokens=tokens)
         tokens //= 2
-    if not config.rollout.sleep and not config.rollout.lag:
+    if not config.rollout.sleep and not config.rollout.max_off_policy_steps:
         rollout = replace(config.rollout, sleep=True)
         yield "rollout.sleep = true", replace(config, rollout=rollout)
-    if config.loss_head == "logits":
-        yield 'loss_head = "fused"', replace(config, loss_head="fused")
+    if config.lm_head_loss == "unfused":
+        yield 'lm_head_loss = "fused"', replace(config, lm_head_loss="fused")
     if not config.parallel.distributed_optimizer:
         words = "parallel.distributed_optimizer = true"
         yield words, _parallel(config, distributed_optimizer=True)
@@ -90,7 +90,7 @@ def _cheap(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
 
 def _larger_engines(rollout: RolloutConfig) -> Iterator[RolloutConfig]:
     for tensor in (2, 4, 8, 16):
-        if tensor > rollout.tensor and rollout.ranks % tensor == 0:
+        if tensor > rollout.tensor and rollout.dedicated_ranks % tensor == 0:
             yield replace(rollout, tensor=tensor)
 
 
@@ -103,7 +103,7 @@ def _frugal(config: RunConfig) -> tuple[str, RunConfig]:
     if config.micro_batch_tokens > longest:
         config = replace(config, micro_batch_tokens=longest)
         words.append(f"micro_batch_tokens = {longest}")
-    if not config.rollout.sleep and not config.rollout.lag:
+    if not config.rollout.sleep and not config.rollout.max_off_policy_steps:
         config = replace(config, rollout=replace(config.rollout, sleep=True))
         words.append("rollout.sleep = true")
     return ", ".join(words), config

@@ -33,7 +33,7 @@ class StageMemory:
     reference: int
     """Frozen second model of the KL term."""
     activations: int
-    loss_head: int
+    lm_head_loss: int
     optimizer_step: int
     """Temporary memory of the optimizer's step, when activations are gone."""
 
@@ -45,7 +45,7 @@ class StageMemory:
     @property
     def training(self) -> int:
         """At the peak of an update."""
-        return self.resident + max(self.activations + self.loss_head, self.optimizer_step)
+        return self.resident + max(self.activations + self.lm_head_loss, self.optimizer_step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Memory:
     asleep: int
     """Held by the engine while the trainer updates, where they share a GPU."""
     apart: bool = False
-    """Whether engines have GPUs of their own (rollout.ranks)."""
+    """Whether engines have GPUs of their own (rollout.dedicated_ranks)."""
 
     @property
     def training_peak(self) -> int:
@@ -143,7 +143,7 @@ def stage_memory(
         optimizer=held.optimizer,
         reference=held.parameters if config.algorithm.kl_coef > 0 else 0,
         activations=activations,
-        loss_head=_loss_head(config, facts, shape) if last else 0,
+        lm_head_loss=_loss_head(config, facts, shape) if last else 0,
         optimizer_step=held.moments // 2,
     )
 
@@ -155,7 +155,9 @@ def _loss_head(config: RunConfig, facts: Facts, shape: ModelShape) -> int:
     tensor, context = config.parallel.tensor, config.parallel.context
     rows = config.micro_batch_tokens // context
     needed = rows * (2 * shape.padded_vocab // tensor + 6 * shape.hidden)
-    return min(int(config.loss_head_memory_gib * GIB), needed) + 2 * rows * shape.hidden // tensor
+    return (
+        min(int(config.lm_head_loss_memory_gib * GIB), needed) + 2 * rows * shape.hidden // tensor
+    )
 
 
 def engine_weights(tensors: Tensors, tensor: int, element_bytes: int) -> int:
@@ -206,8 +208,8 @@ def memory_of(
         capacity=int(gpu.memory_gib * GIB),
         reserve=int(RESERVE_GIB * GIB),
         awake=awake + 2 * rollout.sync_mib * 2**20,
-        asleep=0 if rollout.ranks else graphs if rollout.sleep else awake,
-        apart=bool(rollout.ranks),
+        asleep=0 if rollout.dedicated_ranks else graphs if rollout.sleep else awake,
+        apart=bool(rollout.dedicated_ranks),
     )
 
 
@@ -220,7 +222,7 @@ def shortcomings(config: RunConfig, memory: Memory) -> list[str]:
         out.append(
             f"an update needs {memory.training_peak / GIB:.1f} GiB on a rank of pipeline stage "
             f"{worst.stage} (weights, gradients, optimizer {worst.resident / GIB:.1f}, activations "
-            f"{worst.activations / GIB:.1f}, loss head {worst.loss_head / GIB:.1f}, engine "
+            f"{worst.activations / GIB:.1f}, loss head {worst.lm_head_loss / GIB:.1f}, engine "
             f"{memory.asleep / GIB:.1f}, reserve {memory.reserve / GIB:.1f}) of {capacity:.1f}"
         )
     if memory.rollout_peak > memory.capacity:

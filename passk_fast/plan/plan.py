@@ -75,12 +75,14 @@ class Plan:
     @property
     def trainers(self) -> int:
         """GPUs that train."""
-        return sides(self.gpus, self.config.rollout.ranks)[0]
+        return sides(self.gpus, self.config.rollout.dedicated_ranks)[0]
 
     @property
     def hidden(self) -> float:
         """Seconds in which rollout ranks sample beside the trainer: all of the quicker side's."""
-        return min(self.decode.total, self.train.total) if self.config.rollout.ranks else 0.0
+        return (
+            min(self.decode.total, self.train.total) if self.config.rollout.dedicated_ranks else 0.0
+        )
 
     @property
     def step_seconds(self) -> float:
@@ -145,8 +147,11 @@ def check_mesh(config: RunConfig, hf: Any, gpus: int) -> Tensors:
         f"The model holds {hf.max_position_embeddings} positions, fewer than "
         f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}.",
     )
-    trainers, engines = sides(gpus, rollout.ranks)
-    require(trainers > 0, f"rollout.ranks = {rollout.ranks} of {gpus} GPUs leaves none to train.")
+    trainers, engines = sides(gpus, rollout.dedicated_ranks)
+    require(
+        trainers > 0,
+        f"rollout.dedicated_ranks = {rollout.dedicated_ranks} of {gpus} GPUs leaves none to train.",
+    )
     parallel.data(trainers)
     require(
         engines % rollout.tensor == 0,
@@ -160,7 +165,7 @@ def check_mesh(config: RunConfig, hf: Any, gpus: int) -> Tensors:
 
 def uses_logits(config: RunConfig) -> bool:
     """Whether the loss is computed from logits on a GPU."""
-    return config.loss_head == "logits"
+    return config.lm_head_loss == "unfused"
 
 
 def memory_on(
@@ -168,7 +173,7 @@ def memory_on(
 ) -> tuple[Memory, Facts, Tensors]:
     """Memory of a configuration; ConfigError for a mesh that cannot be."""
     tensors = check_mesh(config, model.hf, gpus)
-    trainers, _ = sides(gpus, config.rollout.ranks)
+    trainers, _ = sides(gpus, config.rollout.dedicated_ranks)
     facts = prober.facts(config, model.folder, trainers, logits=uses_logits(config))
     micro = Workload.of(config).micro_batches(config, trainers)
     return memory_of(config, facts, tensors, model.hf, gpu, micro), facts, tensors
@@ -188,7 +193,7 @@ def make_plan(config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prob
         )
     hf, shape = model.hf, tensors.shape
     flops, work = ModelFlops.from_hf(hf), Workload.of(config)
-    trainers, engines = sides(gpus, config.rollout.ranks)
+    trainers, engines = sides(gpus, config.rollout.dedicated_ranks)
     micro = work.micro_batches(config, trainers)
     return Plan(
         config=config,

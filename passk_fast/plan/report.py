@@ -19,7 +19,7 @@ def _head(plan: Plan) -> list[str]:
     experts = (
         f", EP {parallel.expert} x ETP {parallel.expert_tensor}" if parallel.expert > 1 else ""
     )
-    apart = f" on the last {rollout.ranks} GPUs" if rollout.ranks else ""
+    apart = f" on the last {rollout.dedicated_ranks} GPUs" if rollout.dedicated_ranks else ""
     work = plan.workload
     return [
         f"{plan.model} on {plan.gpus} x {gpu.name}: an estimate, not measured",
@@ -42,7 +42,13 @@ def _memory(plan: Plan) -> list[str]:
     ]
     for s in memory.stages:
         peak = s.training + memory.reserve + memory.asleep
-        sizes = (s.parameters + s.reference, s.gradients, s.optimizer, s.activations, s.loss_head)
+        sizes = (
+            s.parameters + s.reference,
+            s.gradients,
+            s.optimizer,
+            s.activations,
+            s.lm_head_loss,
+        )
         a, b, c, d, e = (size / GIB for size in sizes)
         lines.append(
             f"{s.stage:>6}{s.layers:>7}{s.in_flight:>10}{a:>9.2f}{b:>7.2f}{c:>7.2f}{d:>8.2f}"

@@ -36,7 +36,7 @@ class Reshard:
 def reshard_of(config: RunConfig, tensors: Tensors, gpu: Gpu, gpus: int) -> Reshard:
     """The plan for this configuration, and its time on the slowest of `_SAMPLED` ranks."""
     rollout = config.rollout
-    trainers, engines = sides(gpus, rollout.ranks)
+    trainers, engines = sides(gpus, rollout.dedicated_ranks)
     mesh = RolloutMesh(world=engines, tensor=rollout.tensor, first_rank=gpus - engines)
     source = trainer_side(tensors, TrainerMesh.of(config.parallel, trainers))
     target = rollout_side(tensors, mesh)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from passk_fast.advantage import dead_rows, eta, table
+from passk_fast.advantage import eta, table, zero_advantage_rows
 from passk_fast.errors import ConfigError
 from passk_fast.report.records import disk_errors
 
@@ -71,7 +71,7 @@ class Curve:
     def summary(self) -> str:
         """Where eta peaks, in words. Example: "passk:4: eta is largest, 10.3622, at c = 8 ..."."""
         n = len(self.table) - 1
-        values, live = eta(self.table), np.flatnonzero(~dead_rows(self.table))
+        values, live = eta(self.table), np.flatnonzero(~zero_advantage_rows(self.table))
         if not len(live):
             return f"{self.name}: no gradient for any group of {n}"
         where = ", ".join(f"{c} of {n} ({c / n:.1%})" for c in self.argmax)

@@ -41,7 +41,7 @@ def _number(value: object, digits: int = 3) -> str:
 class Progress:
     """A metric sink that shows where the run stands.
 
-    Reads "reward", "pass@1", "pass@k", "entropy", "dead_share" and "response_tokens"; one that a
+    Reads "reward", "pass@1", "pass@k", "entropy", "zero_advantage_share" and "response_tokens"; one that a
     record lacks is shown as "-". Tokens a second are response tokens over the whole step's time.
     """
 
@@ -94,7 +94,7 @@ class Progress:
 
     def _fields(self, record: Record, duration: float) -> dict[str, str]:
         dead, tokens, left = (
-            record.get("dead_share"),
+            record.get("zero_advantage_share"),
             record.get("response_tokens"),
             self.time_left(record["step"]),
         )

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from passk_fast.data.types import Draw, Prompt, Rollout, RolloutGroup
+from passk_fast.data.types import Prompt, Rollout, RolloutGroup, SampleRequest
 from passk_fast.errors import DataError
 from passk_fast.model.tokenizer import encode_checked
-from passk_fast.rollout.groups import GroupWatch, VerifierPool, Verify
+from passk_fast.rollout.groups import GroupTracker, VerifierPool, Verify
 from passk_fast.rollout.vllm.engine import check_prompt
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Sampler(Protocol):
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
-        watch: GroupWatch,
+        watch: GroupTracker,
         *,
         seed: int,
         prompt_keys: Sequence[int],
@@ -94,7 +94,7 @@ class Samples:
 
 def collect_groups(
     engine: Sampler,
-    draw: Draw,
+    draw: SampleRequest,
     tokenizer: PreTrainedTokenizerBase,
     verify: Verify,
     *,
@@ -113,12 +113,12 @@ def collect_groups(
     prompts = draw.prompts
     prompt_ids = encode_prompts(prompts, tokenizer, engine.max_prompt_tokens)
     block = split_evenly(range(len(prompts)), engine.data_size, engine.data_rank)
-    watch = GroupWatch(
+    watch = GroupTracker(
         [prompts[i] for i in block],
         draw.num_rollouts,
         verify,
         pool=pool,
-        dead_rows=draw.dead_rows,
+        zero_advantage_rows=draw.zero_advantage_rows,
     )
     begin = time.perf_counter()
     engine.stream(
@@ -144,7 +144,7 @@ def collect_groups(
     )
 
 
-def samples_of(watch: GroupWatch) -> Samples:
+def samples_of(watch: GroupTracker) -> Samples:
     """What a watch has seen, once its engine has no more work."""
     return Samples(
         rollouts=[rollout for group in watch.rollouts for rollout in group],
@@ -180,7 +180,7 @@ def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: int) -> t
 
 
 def make_groups(
-    draw: Draw, prompt_ids: Sequence[tuple[int, ...]], parts: Sequence[Samples]
+    draw: SampleRequest, prompt_ids: Sequence[tuple[int, ...]], parts: Sequence[Samples]
 ) -> tuple[list[RolloutGroup], CollectStats]:
     """The groups of all prompts from the parts of all engines, in order; and their counts."""
     prompts, num_rollouts = draw.prompts, draw.num_rollouts

@@ -22,7 +22,7 @@ _SMALLEST_SHARE = 0.02
 
 
 @dataclass
-class LiveShare:
+class InformativeShare:
     """The share of live groups seen so far, with the past fading; a checkpoint keeps it."""
 
     live: float = 0.0
@@ -65,7 +65,7 @@ def batch_end(live: Sequence[bool], wanted: int) -> int:
 
 
 @dataclass
-class Drawn:
+class SampledBatch:
     """Everything a step sampled, in the order of prompts."""
 
     indices: list[int] = field(default_factory=list)
@@ -84,16 +84,16 @@ def draw(
     *,
     wanted: int,
     cap: int,
-    share: LiveShare,
+    share: InformativeShare,
     multiple: int = 1,
-) -> Drawn:
+) -> SampledBatch:
     """Rounds of prompts until `wanted` groups are live or `cap` prompts were drawn.
 
     `take(count)` gives the next prompts; `collect(indices, first)` samples them, `first` being the
     number drawn before; `live(groups)` says which groups have a gradient, bool [P]. With
     cap = wanted there is one round. `share` is brought up to date.
     """
-    drawn, alive = Drawn(), np.zeros(0, dtype=bool)
+    drawn, alive = SampledBatch(), np.zeros(0, dtype=bool)
     while True:
         missing, room = wanted - int(alive.sum()), cap - len(drawn.groups)
         if missing <= 0 or room <= 0:

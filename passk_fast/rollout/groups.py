@@ -1,6 +1,6 @@
 """Groups while they are being sampled: verify each response as it ends, stop what is decided.
 
-A `GroupWatch` sees every response that ends in an engine step, has it verified, and answers with
+A `GroupTracker` sees every response that ends in an engine step, has it verified, and answers with
 what to abort and what to sample anew. It knows nothing of vLLM: the engine drives it. With a pool
 of verifier processes the verdicts of one step are read after the next, so verifying overlaps
 decoding while the outcome still depends on the order of events alone, not on their timing.
@@ -30,7 +30,7 @@ MISSING = Rollout(token_ids=(), logprobs=(), text="", finished=False)
 
 
 @dataclass
-class Orders:
+class StepActions:
     """What the engine does after a step."""
 
     abort: list[Key] = field(default_factory=list)
@@ -75,7 +75,7 @@ def reward_of(value: Any) -> float:
     raise ValueError(f"the verifier gave {value!r}, not a reward in [0, 1]")
 
 
-class GroupWatch:
+class GroupTracker:
     """P groups of N responses on their way, with rewards [P, N]; NaN where none was sampled."""
 
     def __init__(
@@ -85,10 +85,10 @@ class GroupWatch:
         verify: Verify,
         *,
         pool: VerifierPool | None = None,
-        dead_rows: np.ndarray | None = None,
+        zero_advantage_rows: np.ndarray | None = None,
         retries: int = 1,
     ) -> None:
-        """`dead_rows` bool [N + 1]: counts of correct responses at which the estimator has no
+        """`zero_advantage_rows` bool [N + 1]: counts of correct responses at which the estimator has no
         gradient; groups that must end in one are stopped, unless a reward other than 0 and 1 was
         seen. None: never stop. A response whose verifier fails is sampled anew, `retries` times a
         group at most.
@@ -105,14 +105,14 @@ class GroupWatch:
         """Prompt tokens of all responses, and those whose keys and values were found; the engine
         counts them."""
         self._verify, self._pool = verify, pool
-        self._dead, self._retries = dead_rows, retries
+        self._dead, self._retries = zero_advantage_rows, retries
         self._slot = {(p, n): n for p in range(count) for n in range(num_rollouts)}
         self._added = [0] * count
         self._running = set(self._slot)
         self._first_failed: tuple[int, int] | None = None
         self._pending: list[tuple[Key, Future]] = []
 
-    def step(self, ended: Sequence[tuple[Key, Rollout]]) -> Orders:
+    def step(self, ended: Sequence[tuple[Key, Rollout]]) -> StepActions:
         """Take the responses that ended in an engine step; returns what to abort and to add.
 
         `seconds` grows by the time this took: verifying, or waiting for verdicts.
@@ -123,8 +123,8 @@ class GroupWatch:
         finally:
             self.seconds += time.perf_counter() - start
 
-    def _step(self, ended: Sequence[tuple[Key, Rollout]]) -> Orders:
-        orders = Orders()
+    def _step(self, ended: Sequence[tuple[Key, Rollout]]) -> StepActions:
+        orders = StepActions()
         touched: set[int] = set()
         if self._pool is None:
             for key, rollout in ended:
@@ -152,7 +152,7 @@ class GroupWatch:
         p, slot = key[0], self._slot[key]
         return self._verify(self.prompts[p], self.rollouts[p][slot].text)
 
-    def _judge(self, key: Key, value: Callable[[], Any], orders: Orders) -> None:
+    def _judge(self, key: Key, value: Callable[[], Any], orders: StepActions) -> None:
         p, slot = key[0], self._slot[key]
         self._running.discard(key)
         try:
@@ -178,7 +178,7 @@ class GroupWatch:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             self.first_failure = f"prompt {self.prompts[p].id!r}: {kind}{error}"
 
-    def _stop_if_decided(self, p: int, orders: Orders) -> None:
+    def _stop_if_decided(self, p: int, orders: StepActions) -> None:
         """Abort the rest of a group when every way it can end is dead."""
         if self._dead is None:
             return

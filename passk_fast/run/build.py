@@ -120,7 +120,7 @@ class Run:
         config = self.config
         every = (config.eval.every, config.checkpoint.every)
         stops = step == config.steps or any(n and step % n == 0 for n in every)
-        return bool(config.rollout.lag) and not stops
+        return bool(config.rollout.max_off_policy_steps) and not stops
 
     def _save(self) -> None:
         step = self.trainer.progress.step
@@ -220,7 +220,9 @@ def _colocated(config: RunConfig, mesh: Mesh, model_dir: str, tokenizer: Any) ->
     if settings.verify_processes and engine.tensor_rank == 0:
         pool = VerifierPool(verifier, settings.verify_processes, settings.verify_timeout_s)
     timeout = timedelta(seconds=config.timeout_s)
-    group = dist.new_group(backend="gloo", timeout=timeout) if settings.lag else None
+    group = (
+        dist.new_group(backend="gloo", timeout=timeout) if settings.max_off_policy_steps else None
+    )
     return Colocated(config, engine, tokenizer, verifier, pool=pool, group=group)
 
 

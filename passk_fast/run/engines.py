@@ -1,6 +1,6 @@
 """The engines as the loop sees them: prompts in, groups out, weights in between.
 
-Two layouts: `Colocated`, where every trainer rank holds a part of an engine, and `apart.Remote`,
+Two layouts: `Colocated`, where every trainer rank holds a part of an engine, and `disaggregated.RemoteEngines`,
 where engines have ranks of their own.
 """
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
 from passk_fast.config import RunConfig
-from passk_fast.data.types import Draw, Prompt, RolloutGroup
+from passk_fast.data.types import Prompt, RolloutGroup, SampleRequest
 from passk_fast.errors import ExitCode
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.groups import VerifierPool
@@ -35,7 +35,7 @@ class Engines(Protocol):
     def stop_wanted(self) -> bool:
         """Whether a rank that is no trainer was told by a signal to stop; known on rank 0."""
 
-    def sample(self, draw: Draw) -> Groups:
+    def sample(self, draw: SampleRequest) -> Groups:
         """As `collect_groups`; may run in a thread beside training."""
 
     def take_weights(self, actor: Actor, *, verify: bool) -> None:
@@ -76,7 +76,7 @@ class Colocated:
     def data_size(self) -> int:
         return self.engine.data_size
 
-    def sample(self, draw: Draw) -> Groups:
+    def sample(self, draw: SampleRequest) -> Groups:
         return collect_groups(
             self.engine, draw, self.tokenizer, self.verify, pool=self.pool, group=self.group
         )

@@ -15,13 +15,13 @@ from passk_fast.advantage.metrics import evaluation, group_metrics, sampled_entr
 from passk_fast.advantage.noise import flip_negatives
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import RunConfig
-from passk_fast.data.types import Draw, PackedBatch, Prompt, RolloutGroup, Sequence
+from passk_fast.data.types import PackedBatch, Prompt, RolloutGroup, SampleRequest, Sequence
 from passk_fast.errors import DivergedError, NoSignalError
 from passk_fast.rollout.collect import CollectStats
-from passk_fast.rollout.dynamic_sampling import Drawn, LiveShare, draw
+from passk_fast.rollout.dynamic_sampling import InformativeShare, SampledBatch, draw
 from passk_fast.run.clock import Clock
 from passk_fast.run.engines import Engines
-from passk_fast.run.metrics import Savings, drawn_metrics, logprob_bound, update_metrics
+from passk_fast.run.metrics import Savings, logprob_bound, sampling_metrics, update_metrics
 from passk_fast.seeding import seed_for
 from passk_fast.tasks import PromptOrder, answer_of
 from passk_fast.tasks.difficulty import Difficulty
@@ -46,12 +46,12 @@ class Progress:
     """Position in the prompt order."""
     schedule: dict[str, Any] = field(default_factory=dict)
     """What the schedule of the estimator remembers."""
-    dead_steps: int = 0
+    zero_advantage_steps: int = 0
     """Steps in a row without a group that has a gradient."""
-    live_share: dict[str, float] = field(default_factory=dict)
+    informative_share: dict[str, float] = field(default_factory=dict)
     """Running share of live groups, for refill."""
     difficulty: dict[str, Any] = field(default_factory=dict)
-    """Memory of prompts, with data.prefer_live."""
+    """Memory of prompts, with data.curriculum."""
 
 
 @dataclass
@@ -71,21 +71,21 @@ class Trainer:
     and the first after a weight sync."""
     schedule: Schedule = field(init=False)
     """Which estimator and which k each prompt gets."""
-    live_share: LiveShare = field(init=False)
+    informative_share: InformativeShare = field(init=False)
     difficulty: Difficulty = field(init=False)
     _synced: bool = field(init=False, default=False)
-    _ahead: Future[Drawn] | None = field(init=False, default=None)
+    _ahead: Future[SampledBatch] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.live_share = LiveShare(**self.progress.live_share)
+        self.informative_share = InformativeShare(**self.progress.informative_share)
         self.difficulty = Difficulty(len(self.prompts))
         if self.progress.difficulty:
             self.difficulty.load_state_dict(self.progress.difficulty)
         self.schedule = Schedule(self.config.algorithm, self.config.seed)
         if self.config.rollout.early_stop:
             self.schedule.check_early_stop()
-        if self.config.rollout.refill > 1:
-            self.schedule.check_refill()
+        if self.config.rollout.dynamic_sampling > 1:
+            self.schedule.check_dynamic_sampling()
         self.schedule.load_state_dict(self.progress.schedule)
 
     def sync_weights(self) -> None:
@@ -108,7 +108,7 @@ class Trainer:
             drawn = self._ahead.result() if self._ahead else self._draw(self.progress.step)
         self._ahead = None
         if lag:
-            clock.add("beside", drawn.stats.engine_s)
+            clock.add("overlap_sampling_s", drawn.stats.engine_s)
         for name, seconds in (("verify", drawn.stats.verify_s), ("idle", drawn.stats.idle_s)):
             if not lag:
                 clock.add(name, seconds)
@@ -131,9 +131,9 @@ class Trainer:
         record = {
             "step": self.progress.step + 1,
             **self._rollout_metrics(drawn.groups, advantages_PN),
-            **drawn_metrics(drawn, advantages_PN),
+            **sampling_metrics(drawn, advantages_PN),
             **update_metrics(results),
-            "lag": lag,
+            "off_policy_steps": lag,
             "skipped_steps": self.progress.skipped,
             **savings.record(),
         }
@@ -142,24 +142,24 @@ class Trainer:
         self.progress.step += 1
         return record, drawn.groups
 
-    def _draw(self, step: int) -> Drawn:
-        """Sample prompts until the batch has its live groups (rollout.refill), or once."""
+    def _draw(self, step: int) -> SampledBatch:
+        """Sample prompts until the batch has its live groups (rollout.dynamic_sampling), or once."""
         config = self.config
         dead = self.schedule.dead(step)
         live_rows = tuple(bool(live) for live in ~dead)
-        pass_over = config.data.prefer_live
+        pass_over = config.data.curriculum
 
         def chance(prompt: int) -> float:
             return 1.0 - pass_over * (1.0 - self.difficulty.live_chance(prompt, live_rows))
 
         def collect(indices: list[int], first: int) -> tuple[list[RolloutGroup], CollectStats]:
             return self.engines.sample(
-                Draw(
+                SampleRequest(
                     prompts=[self.prompts[i] for i in indices],
                     num_rollouts=config.algorithm.num_rollouts,
                     seed=seed_for(config.seed, "sampling", step),
                     first_key=first,
-                    dead_rows=dead if config.rollout.early_stop else None,
+                    zero_advantage_rows=dead if config.rollout.early_stop else None,
                 )
             )
 
@@ -168,17 +168,17 @@ class Trainer:
             collect,
             lambda groups: (self._advantages(groups, step) != 0.0).any(axis=1),
             wanted=config.prompts_per_step,
-            cap=int(config.prompts_per_step * config.rollout.refill),
-            share=self.live_share,
+            cap=int(config.prompts_per_step * config.rollout.dynamic_sampling),
+            share=self.informative_share,
             multiple=self.engines.data_size,
         )
 
-    def _keep_draw(self, drawn: Drawn) -> None:
+    def _keep_draw(self, drawn: SampledBatch) -> None:
         """Bring up to date what a checkpoint saves of sampling, before any sampling ahead."""
         state = self.progress
         state.order = self.order.state_dict()
-        state.live_share = asdict(self.live_share)
-        if self.config.data.prefer_live:
+        state.informative_share = asdict(self.informative_share)
+        if self.config.data.curriculum:
             for index, group in zip(drawn.indices, drawn.groups, strict=True):
                 tried = int(np.isfinite(group.rewards).sum())
                 correct = int((group.rewards == 1.0).sum())
@@ -186,10 +186,10 @@ class Trainer:
             state.difficulty = self.difficulty.state_dict()
 
     def _count_dead(self, groups: list[RolloutGroup], advantages_PN: np.ndarray) -> None:
-        """NoSignalError after algorithm.max_dead_steps steps without any gradient."""
-        state, limit = self.progress, self.config.algorithm.max_dead_steps
-        state.dead_steps = 0 if advantages_PN.any() else state.dead_steps + 1
-        if not limit or state.dead_steps < limit:
+        """NoSignalError after algorithm.max_zero_advantage_steps steps without any gradient."""
+        state, limit = self.progress, self.config.algorithm.max_zero_advantage_steps
+        state.zero_advantage_steps = 0 if advantages_PN.any() else state.zero_advantage_steps + 1
+        if not limit or state.zero_advantage_steps < limit:
             return
         reward = float(np.nanmean([group.rewards for group in groups]))
         advice = (
@@ -199,8 +199,8 @@ class Trainer:
             else "Responses are nearly all correct: take harder prompts, or a smaller algorithm.k."
         )
         raise NoSignalError(
-            f"No group of {state.dead_steps} steps in a row had a gradient "
-            f"(algorithm.max_dead_steps); the mean reward is {reward:.3g}. {advice}"
+            f"No group of {state.zero_advantage_steps} steps in a row had a gradient "
+            f"(algorithm.max_zero_advantage_steps); the mean reward is {reward:.3g}. {advice}"
         )
 
     def _advantages(self, groups: list[RolloutGroup], step: int) -> np.ndarray:
@@ -235,7 +235,7 @@ class Trainer:
                 # The denominator counts what was sampled, so it is fixed before dropping any.
                 denominator = self._denominator(everything)
                 sequences = everything
-                if self.config.algorithm.prunes:
+                if self.config.algorithm.skips_zero_advantage:
                     sequences = [s for s in everything if s.advantage != 0.0]
                 batches = self.actor.pack(sequences)
                 savings.count(everything, sequences, shared=self.config.share_prompts)
@@ -327,7 +327,7 @@ class Trainer:
         self.engines.wake_up()
         seed = seed_for(self.config.seed, "evaluation", self.progress.step)
         groups, _ = self.engines.sample(
-            Draw(prompts=prompts, num_rollouts=settings.num_rollouts, seed=seed)
+            SampleRequest(prompts=prompts, num_rollouts=settings.num_rollouts, seed=seed)
         )
         correct_P = np.array([(group.rewards == 1.0).sum() for group in groups])
         return evaluation(correct_P, settings.num_rollouts, self.config.algorithm.k)

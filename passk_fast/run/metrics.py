@@ -13,7 +13,7 @@ from passk_fast.actor.actor import StepResult
 from passk_fast.config import RunConfig
 from passk_fast.data.types import PackedBatch, Sequence
 from passk_fast.model.flops import Work
-from passk_fast.rollout.dynamic_sampling import Drawn
+from passk_fast.rollout.dynamic_sampling import SampledBatch
 
 _LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
 _LOGPROB_GAP_BF16 = 0.5
@@ -21,7 +21,7 @@ _MEANS = ("entropy", "ppo_kl", "kl", "logprob_gap", "tis_weight")
 _SHARES = ("clipped_low", "clipped_high", "dual_clipped", "tis_truncated")
 
 
-def drawn_metrics(drawn: Drawn, advantages_PN: np.ndarray) -> dict[str, Any]:
+def sampling_metrics(drawn: SampledBatch, advantages_PN: np.ndarray) -> dict[str, Any]:
     """How sampling and refill went. Response tokens are those of whole responses."""
     live_P = (advantages_PN != 0.0).any(axis=1)
     sampled = [r for group in drawn.groups for r in group.rollouts if r.token_ids]
@@ -33,10 +33,10 @@ def drawn_metrics(drawn: Drawn, advantages_PN: np.ndarray) -> dict[str, Any]:
         "verifier_failures": drawn.stats.verifier_failures,
         "aborted_share": drawn.stats.aborted / advantages_PN.size,
         "prefix_hit_rate": drawn.stats.cached_tokens / max(1, drawn.stats.prompt_tokens),
-        "drawn_prompts": len(drawn.groups),
-        "draw_rounds": drawn.rounds,
-        "live_groups": int(live_P[: drawn.end].sum()),
-        "surplus_live_groups": int(live_P[drawn.end :].sum()),
+        "sampled_prompts": len(drawn.groups),
+        "sampling_rounds": drawn.rounds,
+        "informative_groups": int(live_P[: drawn.end].sum()),
+        "surplus_informative_groups": int(live_P[drawn.end :].sum()),
     }
 
 
@@ -55,8 +55,8 @@ def update_metrics(results: SequenceOf[StepResult]) -> dict[str, float]:
     record["trained_tokens"] = int(total["tokens"])
     if "expert_layers" in total:
         record |= _expert_metrics(results, total)
-    if "far_rows" in total:  # rows that took the fused head's slow path
-        record["head_far_rows"] = int(total["far_rows"])
+    if "softmax_fallback_rows" in total:  # rows that took the fused head's slow path
+        record["softmax_fallback_rows"] = int(total["softmax_fallback_rows"])
     if "routing_known" in total:  # tokens times mixture layers
         record["routing_differs"] = total["routing_differs"] / max(1.0, total["routing_known"])
     return record
@@ -102,7 +102,7 @@ class Savings:
         whole = max(1, self.whole.tokens)
         return {
             "work": vars(self.done),
-            "saved_by_pruning": 1.0 - self.live.tokens / whole,
+            "saved_by_skipping": 1.0 - self.live.tokens / whole,
             "saved_by_sharing": (self.live.tokens - self.done.tokens) / whole,
             "padding_share": 1.0 - self.real / max(1, self.padded),
         }

@@ -41,7 +41,9 @@ class TrainerMesh:
             ("expert x expert tensor x pipeline", self.expert * self.expert_tensor * self.pipeline),
         ):
             if self.world % size:
-                raise ConfigError(f"{self.world} trainer ranks do not divide by {name} = {size}.")
+                raise ConfigError(
+                    f"{self.world} trainer ranks are not divisible by {name} = {size}."
+                )
 
     def stage(self, rank: int) -> int:
         """Pipeline stage of a rank."""
@@ -62,7 +64,7 @@ class TrainerMesh:
         chunks = self.pipeline * self.virtual
         if num_layers % chunks:
             raise ConfigError(
-                f"{num_layers} layers do not divide by parallel.pipeline x "
+                f"{num_layers} layers are not divisible by parallel.pipeline x "
                 f"parallel.virtual_pipeline = {chunks}."
             )
         size = num_layers // chunks
@@ -88,7 +90,7 @@ class RolloutMesh:
 
     def __post_init__(self) -> None:
         if self.world % self.tensor:
-            raise ConfigError(f"{self.world} rollout ranks do not divide by {self.tensor}.")
+            raise ConfigError(f"{self.world} rollout ranks are not divisible by {self.tensor}.")
 
     def tensor_rank(self, rank: int) -> int:
         """Place in the rank's block."""

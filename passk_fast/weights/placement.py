@@ -104,10 +104,10 @@ def local_rows(rows: int, unit: int, size: int) -> int:
     units = rows // unit
     if units >= size:
         if units % size:
-            raise ConfigError(f"{units} heads or rows do not divide by {size} tensor ranks.")
+            raise ConfigError(f"{units} heads or rows are not divisible by {size} tensor ranks.")
         return rows // size
     if size % units:
-        raise ConfigError(f"{size} tensor-parallel ranks do not divide by {units} heads.")
+        raise ConfigError(f"{size} tensor-parallel ranks are not divisible by {units} heads.")
     return unit
 
 
@@ -123,7 +123,7 @@ def _grouped(
 ) -> list[list[int]]:
     d, groups = shape.head_dim, shape.num_kv_heads
     if groups % size:
-        raise ConfigError(f"{groups} key-value heads do not divide by {size} tensor ranks.")
+        raise ConfigError(f"{groups} key-value heads are not divisible by {size} tensor ranks.")
     height = rows // groups
     above = sum(other // groups for other in place.before)
     step = (shape.num_heads // groups + 2) * d
@@ -147,7 +147,7 @@ def rectangles(
             return _grouped(place, shape, rows, columns, rank, size)
         case Split.COLUMNS:
             if columns % size:
-                raise ConfigError(f"{row.hf}: {columns} columns do not divide by {size} ranks.")
+                raise ConfigError(f"{row.hf}: {columns} columns are not divisible by {size} ranks.")
             width = columns // size
             return [[0, rows, rank * width, (rank + 1) * width, 0, 0]]
     height = padded_vocab // size
@@ -227,7 +227,7 @@ def trainer_side(tensors: Tensors, mesh: TrainerMesh) -> Side:
     for (stage, tensor, expert), ranks in experts.items() if shape.num_experts else ():
         if shape.num_experts % mesh.expert:
             raise ConfigError(
-                f"{shape.num_experts} experts do not divide by {mesh.expert} expert ranks."
+                f"{shape.num_experts} experts are not divisible by {mesh.expert} expert ranks."
             )
         each = shape.num_experts // mesh.expert
         mine = np.arange(expert * each, (expert + 1) * each)
@@ -265,7 +265,7 @@ def rollout_side(tensors: Tensors, mesh: RolloutMesh) -> Side:
     multiple = ENGINE_VOCAB_MULTIPLE
     padded = -(-shape.vocab // multiple) * multiple
     if padded % mesh.tensor:
-        raise ConfigError(f"A vocabulary of {padded} does not divide by {mesh.tensor} ranks.")
+        raise ConfigError(f"A vocabulary of {padded} is not divisible by {mesh.tensor} ranks.")
     layers = np.arange(shape.num_layers)
     for tensor in range(mesh.tensor):
 

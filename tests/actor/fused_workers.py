@@ -25,7 +25,7 @@ def head(kind: str, dtype: str = "float32") -> Iterator[None]:
     def changed(*args: Any, **kwargs: Any) -> Any:
         config = plain(*args, **kwargs)
         model = replace(config.model, dtype=dtype)
-        return replace(config, loss_head=kind, loss_head_memory_gib=SMALL_GIB, model=model)
+        return replace(config, lm_head_loss=kind, lm_head_loss_memory_gib=SMALL_GIB, model=model)
 
     workers.run_config = changed
     try:
@@ -68,7 +68,7 @@ def compare_heads(
     folder: str, parallel: dict[str, Any], dtype: str = "float32", supervised: bool = False
 ) -> dict[str, float]:
     """Largest relative distance between the two heads' gradients, and of their losses."""
-    loss, want = main_gradients(folder, parallel, "logits", dtype, supervised)
+    loss, want = main_gradients(folder, parallel, "unfused", dtype, supervised)
     fused_loss, got = main_gradients(folder, parallel, "fused", dtype, supervised)
     errors = [float((got[name] - g).norm() / (g.norm() or 1.0)) for name, g in want.items()]
     return {

@@ -163,7 +163,7 @@ def test_group_metrics_mark_what_is_censored() -> None:
     assert record["correct_histogram"] == [0, 1, 0, 0, 1]
     assert record["censored_histogram"] == [0, 0, 0, 1, 0]
     assert record["censored_share"] == pytest.approx(1 / 3)
-    assert record["dead_share"] == pytest.approx(2 / 3)
+    assert record["zero_advantage_share"] == pytest.approx(2 / 3)
     assert record["effective_batch"] == 3
     assert record["reward"] == pytest.approx(8 / 11)
     assert record["pass@1"] == pytest.approx(8 / 12)

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from passk_fast.advantage import advantages, dead_rows, dead_states, estimators, eta, table
+from passk_fast.advantage import (
+    advantages,
+    dead_states,
+    estimators,
+    eta,
+    table,
+    zero_advantage_rows,
+)
 from passk_fast.advantage.registry import find
 
 ALL = estimators()
@@ -180,7 +187,7 @@ def test_large_groups(name: str, k: int) -> None:
     n = 4096
     got = table(name, n, k)
     assert np.isfinite(got).all()
-    live = np.flatnonzero(~dead_rows(got))
+    live = np.flatnonzero(~zero_advantage_rows(got))
     first, last = {
         "passk": (1, n - k),
         "passk_exceeding": (1, n - k),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passk_fast.advantage import advantages, dead_rows, eta, table
+from passk_fast.advantage import advantages, eta, table, zero_advantage_rows
 from passk_fast.advantage.noise import flip_negatives
 from passk_fast.advantage.schedule import Schedule, highest
 from passk_fast.config import AlgorithmConfig, RunConfig, ScheduleConfig
@@ -39,7 +39,7 @@ def test_constant() -> None:
     plan = schedule(k=2)
     assert used(plan, 0) == used(plan, 1000) == [("passk", 2)]
     np.testing.assert_array_equal(plan.advantages(3, REWARDS), advantages("passk", REWARDS, 2))
-    np.testing.assert_array_equal(plan.dead(0), dead_rows(table("passk", N, 2)))
+    np.testing.assert_array_equal(plan.dead(0), zero_advantage_rows(table("passk", N, 2)))
     assert plan.lr_scale(5) == 1.0
 
 
@@ -132,7 +132,7 @@ def test_adaptive_gives_pass_1_to_the_uncertain_half() -> None:
     first = np.array([False, True, True, True, False])  # ceil of half of five
     np.testing.assert_array_equal(got[first], advantages("grpo", rewards, 1)[first])
     np.testing.assert_array_equal(got[~first], advantages("passk", rewards, 4)[~first])
-    np.testing.assert_array_equal(plan.dead(0), dead_rows(table("grpo", N, 1)))
+    np.testing.assert_array_equal(plan.dead(0), zero_advantage_rows(table("grpo", N, 1)))
 
 
 def test_ranking_is_stable() -> None:
@@ -145,7 +145,9 @@ def test_by_accuracy() -> None:
     plan = schedule(kind="by_accuracy", estimators=("grpo", "passk"), ks=(1, 2), tau=0.5)
     got = plan.advantages(0, REWARDS)
     np.testing.assert_array_equal(got, advantages("passk_piecewise", REWARDS, 2, tau=0.5))
-    np.testing.assert_array_equal(plan.dead(0), dead_rows(table("passk_piecewise", N, 2, tau=0.5)))
+    np.testing.assert_array_equal(
+        plan.dead(0), zero_advantage_rows(table("passk_piecewise", N, 2, tau=0.5))
+    )
 
 
 def test_norm_matched_control() -> None:
@@ -296,7 +298,7 @@ def test_early_stop_goes_with_what_a_count_decides(options: dict[str, Any]) -> N
 def test_refill_is_refused_where_groups_depend_on_each_other(
     options: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"rollout\.refill does not go with .*{words}"):
-        schedule(**options).check_refill()
-    schedule().check_refill()
-    schedule(kind="by_accuracy", ks=(1, 4)).check_refill()
+    with pytest.raises(ConfigError, match=rf"rollout\.dynamic_sampling does not go with .*{words}"):
+        schedule(**options).check_dynamic_sampling()
+    schedule().check_dynamic_sampling()
+    schedule(kind="by_accuracy", ks=(1, 4)).check_dynamic_sampling()

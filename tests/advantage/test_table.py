@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passk_fast.advantage import advantages, dead_rows, eta, table
+from passk_fast.advantage import advantages, eta, table, zero_advantage_rows
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "passk_analytic.json").read_text())
 TABLES = [pytest.param(t, id=f"N{t['N']}-k{t['k']}") for t in GOLDEN["tables"]]
@@ -77,7 +77,7 @@ def test_zero_exactly_where_the_integers_say(size: tuple[int, int]) -> None:
     assert np.isfinite(got).all()
     c = np.arange(n + 1)
     dead = (c == 0) | (n - c < k)
-    np.testing.assert_array_equal(dead_rows(got), dead)
+    np.testing.assert_array_equal(zero_advantage_rows(got), dead)
     assert (got[~dead, 1] > 0).all()
     assert (got[~dead, 0] < 0).all()
 
@@ -132,7 +132,7 @@ def test_large_groups_match_exact_integers(k: int) -> None:
 
 def test_no_row_underflows_to_dead() -> None:
     """At N = 4096, k = 2048 the chance q falls to 1e-1231, yet all 2048 rows are live."""
-    assert int((~dead_rows(table("passk", 4096, 2048))).sum()) == 2048
+    assert int((~zero_advantage_rows(table("passk", 4096, 2048))).sum()) == 2048
 
 
 def test_deviation_has_no_epsilon() -> None:
@@ -145,7 +145,7 @@ def test_deviation_has_no_epsilon() -> None:
 
 def test_k_equal_n_is_all_zero() -> None:
     assert (table("passk", 8, 8) == 0).all()
-    assert dead_rows(table("passk", 8, 8)).all()
+    assert zero_advantage_rows(table("passk", 8, 8)).all()
 
 
 def test_look_up_of_rewards() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from passk_fast.advantage import dead_rows, table
+from passk_fast.advantage import table, zero_advantage_rows
 from passk_fast.commands.synthetic import (
     CoinVerifier,
     Lengths,
@@ -18,7 +18,7 @@ from passk_fast.commands.synthetic import (
 )
 from passk_fast.config import BenchConfig
 from passk_fast.errors import ConfigError, DataError
-from passk_fast.rollout.groups import GroupWatch
+from passk_fast.rollout.groups import GroupTracker
 
 
 def test_lengths_have_the_mean_and_spread_asked_for() -> None:
@@ -55,8 +55,8 @@ def test_random_responses_stop_as_sampled_ones_would() -> None:
     engine = SyntheticEngine(lengths, 99, 8, 0, 1)
     cast, texts = prompts(40, 4, 99, 0), [[1, 2, 3, 4]] * 40
     watches = []
-    for dead in (None, dead_rows(table("passk", n, k))):
-        watch = GroupWatch(cast, n, CoinVerifier(0.7), dead_rows=dead)
+    for dead in (None, zero_advantage_rows(table("passk", n, k))):
+        watch = GroupTracker(cast, n, CoinVerifier(0.7), zero_advantage_rows=dead)
         engine.stream(texts, watch, seed=1, prompt_keys=range(40))
         watches.append(watch)
     whole, stopped = watches
@@ -66,7 +66,7 @@ def test_random_responses_stop_as_sampled_ones_would() -> None:
         if not np.isnan(row).any():
             assert row.tolist() == rewards.tolist()
         else:
-            assert dead_rows(table("passk", n, k))[int(rewards.sum())]
+            assert zero_advantage_rows(table("passk", n, k))[int(rewards.sum())]
 
 
 def test_random_weights_need_no_engine() -> None:

@@ -11,9 +11,11 @@ from passk_fast.config.file import (
     config_digest,
     differing_fields,
     dump_toml,
+    flatten,
     help_text,
     load_config,
 )
+from passk_fast.config.renamed import RENAMED
 from passk_fast.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -61,9 +63,12 @@ BAD_FILES = {
         "between 1 and",
     ),
     "[algorithm]\nbalance_coef = -1": ("bad.toml:2", "0 or more"),
-    '[algorithm]\nbalance_coef = 0.1\nprune = "on"': ("bad.toml:3", "without advantage too"),
+    '[algorithm]\nbalance_coef = 0.1\nskip_zero_advantage = "on"': (
+        "bad.toml:3",
+        "without advantage too",
+    ),
     "[algorithm]\nbalance_bias_rate = 0.1": ("bad.toml:2", "the engine knows no bias"),
-    "[algorithm]\nbalance_bias_rate = 0.1\nimportance_cap = 2.0\nmax_logprob_gap = 1.0\n"
+    "[algorithm]\nbalance_bias_rate = 0.1\ntis_clip = 2.0\nmax_logprob_gap = 1.0\n"
     "routing_replay = 'replay'": ("bad.toml", "does not leave to the trainer"),
     "[rollout]\nearly_stop = true\n[algorithm]\nbalance_coef = 0.1": ("early_stop", "balance_coef"),
     "[bench]\ndecode = false\n[algorithm]\nrouting_replay = 'measure'": ("random tokens have no",),
@@ -157,3 +162,15 @@ def test_help_documents_every_section() -> None:
     text = help_text()
     for name in ("--optim.lr", "--algorithm.k", "--data.maze.style", "--parallel.tensor"):
         assert name in text
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_names_the_new_one(tmp_path: Path, old: str, new: str) -> None:
+    section, _, key = old.rpartition(".")
+    file = tmp_path / "old.toml"
+    file.write_text(f"[{section}]\n{key} = 1\n" if section else f"{key} = 1\n")
+    with pytest.raises(ConfigError, match=rf"old\.toml:\d: .*is now called {new}\."):
+        load_config(file)
+    with pytest.raises(ConfigError, match=f"is now called --{new.replace('_', '-')}"):
+        load_config(CONFIGS[0], [f"--{old.replace('_', '-')}", "1"])
+    assert new in dict(flatten(RunConfig()))

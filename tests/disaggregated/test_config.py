@@ -1,4 +1,4 @@
-"""What rollout.ranks asks for, before any process starts."""
+"""What rollout.dedicated_ranks asks for, before any process starts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ def make(tmp_path: Path, parallel: dict[str, int] | None = None, **rollout: Any)
     return RunConfig(
         output_dir=str(tmp_path / "run"),
         device="cpu",
-        algorithm=AlgorithmConfig(importance_cap=2.0),
+        algorithm=AlgorithmConfig(tis_clip=2.0),
         parallel=ParallelConfig(**(parallel or {})),
-        rollout=RolloutConfig(**({"ranks": 2, "lag": 1} | rollout)),
+        rollout=RolloutConfig(**({"dedicated_ranks": 2, "max_off_policy_steps": 1} | rollout)),
     )
 
 
 @pytest.mark.parametrize(
     ("rollout", "message"),
     [
-        ({"lag": 0}, r"each side would idle.*Set rollout\.lag = 1, or rollout\.ranks = 0"),
-        ({"ranks": 3, "tensor": 2}, r"rollout\.ranks \(3\) must be a multiple of rollout\.tensor"),
-        ({"ranks": -1}, r"rollout\.ranks must be 0 or more, got -1"),
+        (
+            {"max_off_policy_steps": 0},
+            r"each side would idle.*Set rollout\.max_off_policy_steps = 1, or rollout\.dedicated_ranks = 0",
+        ),
+        (
+            {"dedicated_ranks": 3, "tensor": 2},
+            r"rollout\.dedicated_ranks \(3\) must be a multiple of rollout\.tensor",
+        ),
+        ({"dedicated_ranks": -1}, r"rollout\.dedicated_ranks must be 0 or more, got -1"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path: Path, rollout: dict[str, Any], message: str) -> None:
@@ -41,7 +47,7 @@ def test_options_that_make_no_sense(tmp_path: Path, rollout: dict[str, Any], mes
 
 def test_the_lag_needs_its_correction_and_an_awake_engine(tmp_path: Path) -> None:
     config = make(tmp_path)
-    with pytest.raises(ConfigError, match=r"algorithm\.importance_cap"):
+    with pytest.raises(ConfigError, match=r"algorithm\.tis_clip"):
         replace(config, algorithm=AlgorithmConfig())
     with pytest.raises(ConfigError, match=r"rollout\.sleep = false"):
         replace(config, device="cuda")
@@ -50,7 +56,7 @@ def test_the_lag_needs_its_correction_and_an_awake_engine(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("parallel", "world", "message"),
     [
-        ({}, 2, r"rollout\.ranks = 2 of 2 ranks leaves none to train"),
+        ({}, 2, r"rollout\.dedicated_ranks = 2 of 2 ranks leaves none to train"),
         ({"tensor": 2}, 3, r"of 3 ranks leaves 1 to train\. World size 1 is not divisible"),
     ],
 )
@@ -82,20 +88,20 @@ def test_processes_are_those_of_both_sides(
 
 def test_gpus_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("passk_fast.commands.main._num_gpus", lambda: 8)
-    config = make(tmp_path, {"tensor": 4}, ranks=3, sleep=False)
+    config = make(tmp_path, {"tensor": 4}, dedicated_ranks=3, sleep=False)
     assert _num_processes(replace(config, device="auto"), None) == 7  # 4 train, 3 sample, 1 idles
 
 
 def test_a_run_may_go_on_in_the_other_layout(tmp_path: Path) -> None:
-    assert config_digest(make(tmp_path)) == config_digest(make(tmp_path, ranks=0))
+    assert config_digest(make(tmp_path)) == config_digest(make(tmp_path, dedicated_ranks=0))
 
 
 def test_bench_knows_one_layout_and_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
-    options = "--rollout.ranks 4 --rollout.tensor 4 --rollout.lag 1 --rollout.no-sleep".split()
+    options = "--rollout.dedicated-ranks 4 --rollout.tensor 4 --rollout.max-off-policy-steps 1 --rollout.no-sleep".split()
     with pytest.raises(SystemExit) as caught:
-        main(["bench", "configs/maze_cpu.toml", *options, "--algorithm.importance-cap", "2"])
+        main(["bench", "configs/maze_cpu.toml", *options, "--algorithm.tis-clip", "2"])
     assert caught.value.code == ExitCode.BAD_CONFIG
-    assert "set rollout.ranks = 0" in capsys.readouterr().err
+    assert "set rollout.dedicated_ranks = 0" in capsys.readouterr().err

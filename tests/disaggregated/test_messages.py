@@ -39,9 +39,9 @@ ORDERS = [
         keys=[17],
         num_rollouts=4,
         seed=2**63 - 1,
-        dead_rows=[True, False, False, False, True],
+        zero_advantage_rows=[True, False, False, False, True],
     ),
-    Sample(prompts=[], prompt_ids=[], keys=[], num_rollouts=1, seed=0, dead_rows=None),
+    Sample(prompts=[], prompt_ids=[], keys=[], num_rollouts=1, seed=0, zero_advantage_rows=None),
     End(code=16),
 ]
 

@@ -19,10 +19,10 @@ from tests.run.test_end_to_end import COMMAND, CONFIG, SMALL, metrics, train
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
 LAG = """
-    --rollout.lag 1 --algorithm.importance-cap 2 --device cpu --algorithm.entropy-coef 0.01
+    --rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --device cpu --algorithm.entropy-coef 0.01
     --checkpoint.every 4
 """.split()
-ONE_AND_ONE = [*LAG, "--nproc", "2", "--rollout.ranks", "1"]
+ONE_AND_ONE = [*LAG, "--nproc", "2", "--rollout.dedicated-ranks", "1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,12 +55,12 @@ def test_a_run_apart_is_the_colocated_run(apart: Path, cache: Path, tmp_path: Pa
     records = metrics(apart)
     assert records == metrics(tmp_path / "one")
     assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
-    assert [record["lag"] for record in records[1:]] == [0, 1, 0, 1]
+    assert [record["off_policy_steps"] for record in records[1:]] == [0, 1, 0, 1]
     # On policy: what the first sync, and the third, left in the engine is what was trained.
     for fresh, late in ((records[1], records[2]), (records[3], records[4])):
         assert fresh["logprob_gap_max"] <= 1e-4 < late["logprob_gap_max"]
     times = [record["time"] for record in read_records(apart / "metrics.jsonl")]
-    assert ["beside" in time for time in times] == [False, False, True, False, True]
+    assert ["overlap_sampling_s" in time for time in times] == [False, False, True, False, True]
 
 
 def test_a_colocated_run_goes_on_apart(apart: Path, cache: Path, tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_a_colocated_run_goes_on_apart(apart: Path, cache: Path, tmp_path: Path)
 MESHES = {
     "tp2-tp2": "--parallel.tensor 2 --rollout.tensor 2",
     "pp2-dp2": """
-        --parallel.pipeline 2 --rollout.early-stop --rollout.verify-processes 1 --rollout.refill 2
-        --algorithm.loss-denominator live_tokens --data.prefer-live 0.5 --algorithm.entropy-coef 0
+        --parallel.pipeline 2 --rollout.early-stop --rollout.verify-processes 1 --rollout.dynamic-sampling 2
+        --algorithm.loss-denominator informative_tokens --data.curriculum 0.5 --algorithm.entropy-coef 0
     """,
 }
 
@@ -84,7 +84,7 @@ MESHES = {
 @pytest.mark.parametrize("mesh", MESHES)
 def test_two_and_two_ranks_do_what_two_do(cache: Path, tmp_path: Path, mesh: str) -> None:
     options = ["--steps", "2", *LAG, *MESHES[mesh].split()]
-    for name, ranks in (("apart", ["4", "--rollout.ranks", "2"]), ("both", ["2"])):
+    for name, ranks in (("apart", ["4", "--rollout.dedicated-ranks", "2"]), ("both", ["2"])):
         done = train(tmp_path / name, cache, *options, "--nproc", *ranks)
         assert done.returncode == 0, done.stdout + done.stderr
     assert metrics(tmp_path / "apart") == metrics(tmp_path / "both")
@@ -118,7 +118,7 @@ def ranks_of(pid: int) -> dict[int, psutil.Process]:
     [(2, "Trainer rank 0 has lost rollout rank 2"), (0, "has lost trainer rank 0")],
 )
 def test_a_killed_rank_ends_both_sides(cache: Path, tmp_path: Path, rank: int, reason: str) -> None:
-    child = start(tmp_path / "run", cache, *LAG, "--nproc", "3", "--rollout.ranks", "2")
+    child = start(tmp_path / "run", cache, *LAG, "--nproc", "3", "--rollout.dedicated-ranks", "2")
     workers = ranks_of(child.pid)
     assert sorted(workers) == [0, 1, 2]
     workers[rank].kill()
@@ -148,7 +148,11 @@ def test_a_signal_to_a_rollout_rank_alone_stops_the_run(cache: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--algorithm.max-dead-steps", "1"], ExitCode.NO_SIGNAL, "No group of 1 steps in a row"),
+        (
+            ["--algorithm.max-zero-advantage-steps", "1"],
+            ExitCode.NO_SIGNAL,
+            "No group of 1 steps in a row",
+        ),
         (["--rollout.kv-cache-gib", "1e-6"], ExitCode.BAD_CONFIG, "rollout.kv_cache_gib = 1e-06"),
     ],
 )

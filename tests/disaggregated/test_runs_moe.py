@@ -11,11 +11,11 @@ from tests.run.test_end_to_end_moe import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
-LAG = "--steps 4 --rollout.lag 1 --algorithm.importance-cap 2 --device cpu --checkpoint.every 4"
+LAG = "--steps 4 --rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --device cpu --checkpoint.every 4"
 LAYOUTS = {
-    "one-and-one": ("2 --rollout.ranks 1", "1", "--algorithm.routing-replay measure"),
+    "one-and-one": ("2 --rollout.dedicated-ranks 1", "1", "--algorithm.routing-replay measure"),
     "ep2-tp2": (
-        "4 --rollout.ranks 2",
+        "4 --rollout.dedicated-ranks 2",
         "2",
         "--parallel.expert 2 --rollout.tensor 2 --algorithm.routing-replay replay",
     ),
@@ -34,7 +34,7 @@ def test_a_mixture_apart_is_the_colocated_run(
     records = metrics(tmp_path / "apart")
     assert records == metrics(tmp_path / "together")
     # Sampled ahead or not: an evaluation comes after every second step.
-    assert [record["lag"] for record in records[1:]] == [0, 1, 0, 1]
+    assert [record["off_policy_steps"] for record in records[1:]] == [0, 1, 0, 1]
     for fresh, late in ((records[1], records[2]), (records[3], records[4])):
         assert fresh["logprob_gap_max"] <= 1e-4 < late["logprob_gap_max"]  # syncs were complete
         assert fresh["routing_differs"] <= 1e-4 < 0.001 < late["routing_differs"]

@@ -27,7 +27,7 @@ from passk_fast.config import (
     RolloutConfig,
     RunConfig,
 )
-from passk_fast.data.types import Draw
+from passk_fast.data.types import SampleRequest
 from passk_fast.disaggregated.bridge import Bridge, join
 from passk_fast.disaggregated.messages import Prepare, Start
 from passk_fast.disaggregated.rollout_server import Server
@@ -87,8 +87,8 @@ def _config(parallel: dict[str, int], ranks: int, tensor: int) -> RunConfig:
         device="cpu",
         model=ModelConfig(path="none"),
         parallel=ParallelConfig(**parallel),
-        rollout=RolloutConfig(ranks=ranks, tensor=tensor, lag=1),
-        algorithm=AlgorithmConfig(importance_cap=2.0),
+        rollout=RolloutConfig(dedicated_ranks=ranks, tensor=tensor, max_off_policy_steps=1),
+        algorithm=AlgorithmConfig(tis_clip=2.0),
     )
 
 
@@ -200,9 +200,13 @@ def _ask(config: RunConfig, bridge: Bridge, model_dir: str) -> dict[str, Any]:
     questions = prompts(13, 4, 50, seed=1)
     dead = np.array([True, True, False, True])  # two wrong ones of three decide
     results = []
-    for first_key, dead_rows in ((0, None), (5, dead)):
-        draw = Draw(
-            prompts=questions, num_rollouts=3, seed=7, first_key=first_key, dead_rows=dead_rows
+    for first_key, zero_advantage_rows in ((0, None), (5, dead)):
+        draw = SampleRequest(
+            prompts=questions,
+            num_rollouts=3,
+            seed=7,
+            first_key=first_key,
+            zero_advantage_rows=zero_advantage_rows,
         )
         groups, stats = remote.sample(draw)
         alone: Any = SyntheticEngine(LENGTHS, 50, 64, 0, 1)

@@ -37,12 +37,12 @@ RUNS = {
     "dense_1_rank": ("maze_cpu.toml", "--nproc 1 --algorithm.minibatches 2"),
     "dense_2_ranks": (
         "maze_cpu.toml",
-        "--nproc 2 --parallel.tensor 2 --rollout.early-stop --rollout.refill 2 "
-        "--algorithm.loss-denominator live_tokens",
+        "--nproc 2 --parallel.tensor 2 --rollout.early-stop --rollout.dynamic-sampling 2 "
+        "--algorithm.loss-denominator informative_tokens",
     ),
     "moe_1_rank": (
         "maze_moe_cpu.toml",
-        "--nproc 1 --loss-head fused --algorithm.entropy-coef 0.01 --algorithm.balance-coef 0.01",
+        "--nproc 1 --lm-head-loss fused --algorithm.entropy-coef 0.01 --algorithm.balance-coef 0.01",
     ),
     "moe_2_ranks": (
         "maze_moe_cpu.toml",

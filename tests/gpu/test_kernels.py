@@ -137,7 +137,7 @@ def test_edge_cases(device: str, change: str) -> None:
     else:
         assert_bars(got, want, device)
     if change == "ratio 100":
-        assert float(got["metrics"]["far_rows"]) == 3
+        assert float(got["metrics"]["softmax_fallback_rows"]) == 3
     if change.startswith("all"):
         assert not got["weight"].any()
         assert not got["hidden"].any()

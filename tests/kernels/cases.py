@@ -21,7 +21,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "dual-clip": {"loss": PolicyLoss(dual_clip=1.2)},
     "reinforce": {"loss": PolicyLoss(objective="reinforce")},
     "cispo": {"loss": PolicyLoss(objective="cispo", clip_low=0.1, clip_high=0.1)},
-    "tis": {"loss": PolicyLoss(importance_cap=1.05)},
+    "tis": {"loss": PolicyLoss(tis_clip=1.05)},
     "importance-mask": {"loss": PolicyLoss(importance_min=0.9, importance_max=1.1)},
     "k1": {"loss": PolicyLoss(kl_coef=0.3, kl_estimator="k1")},
     "k2": {"loss": PolicyLoss(kl_coef=0.3, kl_estimator="k2")},

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import passk_fast.kernels as kernels
-from passk_fast.advantage.table import advantages, dead_rows, table
+from passk_fast.advantage.table import advantages, table, zero_advantage_rows
 from passk_fast.kernels import reference
 from passk_fast.kernels.engines import hole_moves
 from tests.kernels import cases
@@ -25,7 +25,7 @@ def test_group_advantage_is_the_table(n: int, k: int) -> None:
     assert advantage.dtype == torch.float32
     want = advantages("passk", correct.double().numpy(), k)
     torch.testing.assert_close(advantage.double().numpy(), want, rtol=1e-7, atol=0)
-    dead = torch.from_numpy(dead_rows(table("passk", n, k)))[correct.sum(dim=1)]
+    dead = torch.from_numpy(zero_advantage_rows(table("passk", n, k)))[correct.sum(dim=1)]
     assert torch.equal(live, ~dead)
     exact, alive = reference.group_advantage(correct, lookup)
     assert torch.equal(exact, torch.from_numpy(want))

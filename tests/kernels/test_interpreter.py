@@ -79,6 +79,8 @@ def test_whole_loss_family(worker: RankPool, name: str, gemm: str) -> None:
 @pytest.mark.parametrize("change", ["all dead", "all masked", "ratio 100", "logits -200"])
 def test_edge_cases(worker: RankPool, change: str) -> None:
     got = check(worker, SHAPES, {}, change, "fused")
-    assert float(got["hidden"]["metrics"]["far_rows"]) == (3 if change == "ratio 100" else 0)
+    assert float(got["hidden"]["metrics"]["softmax_fallback_rows"]) == (
+        3 if change == "ratio 100" else 0
+    )
     if change.startswith("all"):
         assert not got["hidden"]["weight"].any()

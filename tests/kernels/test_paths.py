@@ -26,7 +26,7 @@ def test_loss_family_equals_float64(name: str) -> None:
     got = cases.from_hidden(kernels.linear_policy_loss, data)
     assert got["metrics"]["backend"] == "torch"
     slow = data["mask"].sum() if "entropy" in name else 0
-    assert got["metrics"]["far_rows"] == slow
+    assert got["metrics"]["softmax_fallback_rows"] == slow
     cases.assert_hidden(got, want["hidden"])
     again = cases.from_logits(kernels.policy_loss, data)
     assert cases.frobenius(again["logits"], want["logits"]["logits"]) <= 2e-6
@@ -67,7 +67,7 @@ def test_edge_cases(change: str) -> None:
     got = cases.from_hidden(kernels.linear_policy_loss, data)
     tolerance = 5e-5 if change == "logits -200" else 3e-6  # float32 logits of that size: 1.5e-5
     cases.assert_hidden(got, want["hidden"], tolerance)
-    assert float(got["metrics"]["far_rows"]) == (3 if change == "ratio 100" else 0)
+    assert float(got["metrics"]["softmax_fallback_rows"]) == (3 if change == "ratio 100" else 0)
 
 
 def test_rows_without_gradient_are_in_no_gemm(monkeypatch: pytest.MonkeyPatch) -> None:

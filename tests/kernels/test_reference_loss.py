@@ -64,10 +64,10 @@ def by_hand(data: dict[str, torch.Tensor], loss: PolicyLoss) -> dict[str, float]
             term, slope = loss.dual_clip * abs(adv), 0.0
             out["dual_clipped"] += 1
         weight = 1.0
-        if loss.importance_cap:
+        if loss.tis_clip:
             raw = math.exp(old - rollout)
-            weight = min(raw, loss.importance_cap)
-            out["tis_truncated"] += raw > loss.importance_cap
+            weight = min(raw, loss.tis_clip)
+            out["tis_truncated"] += raw > loss.tis_clip
         gap = logp - ref
         kl, kl_slope = {
             "k1": (gap, 1.0),
@@ -91,7 +91,7 @@ OPTIONS = [
     PolicyLoss(),
     PolicyLoss(clip_low=0.1, clip_high=0.4),
     PolicyLoss(dual_clip=1.3),
-    PolicyLoss(importance_cap=1.2),
+    PolicyLoss(tis_clip=1.2),
     PolicyLoss(kl_coef=0.3, kl_estimator="k1"),
     PolicyLoss(kl_coef=0.3, kl_estimator="k2"),
     PolicyLoss(kl_coef=0.3, kl_estimator="k3"),
@@ -100,7 +100,7 @@ OPTIONS = [
         clip_low=0.3,
         clip_high=0.5,
         dual_clip=2.0,
-        importance_cap=0.9,
+        tis_clip=0.9,
         kl_coef=0.1,
         kl_estimator="k2",
         entropy_coef=0.02,
@@ -146,7 +146,7 @@ def test_gradient_through_logits_by_finite_differences(loss: PolicyLoss) -> None
 
 
 def test_every_clip_is_exercised_by_the_data() -> None:
-    want = by_hand(tokens(), PolicyLoss(dual_clip=1.3, importance_cap=1.2))
+    want = by_hand(tokens(), PolicyLoss(dual_clip=1.3, tis_clip=1.2))
     for key in ("clipped_low", "clipped_high", "dual_clipped", "tis_truncated"):
         assert want[key] >= 2
 
@@ -253,7 +253,7 @@ def test_empty_and_all_masked_batches() -> None:
 def test_option_without_its_input_is_refused() -> None:
     data = tokens() | {"rollout_logp": None, "reference_logp": None}
     with pytest.raises(ValueError, match="rollout_logp"):
-        policy_loss_from_logprob(**data, denominator=1.0, loss=PolicyLoss(importance_cap=2.0))
+        policy_loss_from_logprob(**data, denominator=1.0, loss=PolicyLoss(tis_clip=2.0))
     with pytest.raises(ValueError, match="reference_logp"):
         policy_loss_from_logprob(**data, denominator=1.0, loss=PolicyLoss(kl_coef=0.1))
     with pytest.raises(ValueError, match="denominator"):

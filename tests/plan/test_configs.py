@@ -77,15 +77,15 @@ def test_more_gpus_and_faster_gpus_take_less_time(prober: Prober) -> None:
     assert h100.bubble == 0.0
 
 
-APART: dict[str, Any] = {"lag": 1, "sleep": False, "gpu_memory_utilization": 0.9}
+APART: dict[str, Any] = {"max_off_policy_steps": 1, "sleep": False, "gpu_memory_utilization": 0.9}
 
 
 def apart(name: str, ranks: int) -> dict[str, Any]:
     """A configuration's sections with `ranks` GPUs that sample alone."""
     config = load_config(CONFIGS / f"{name}.toml")
     return {
-        "rollout": replace(config.rollout, ranks=ranks, **APART),
-        "algorithm": replace(config.algorithm, importance_cap=2.0),
+        "rollout": replace(config.rollout, dedicated_ranks=ranks, **APART),
+        "algorithm": replace(config.algorithm, tis_clip=2.0),
     }
 
 
@@ -113,7 +113,7 @@ def test_sides_on_gpus_of_their_own(prober: Prober) -> None:
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
-        (8, "rollout.ranks = 8 of 8 GPUs leaves none to train"),
+        (8, "rollout.dedicated_ranks = 8 of 8 GPUs leaves none to train"),
         (6, "World size 2 is not divisible"),
     ],
 )
@@ -160,7 +160,7 @@ def test_recompute_is_the_first_change_when_activations_are_too_many(prober: Pro
 def test_a_mesh_that_does_not_divide(prober: Prober) -> None:
     with pytest.raises(ConfigError, match="no effect on a dense model"):
         plan(prober, "qwen2.5_7b", 8, "h100", parallel=ParallelConfig(expert=2))
-    with pytest.raises(ConfigError, match="4 key-value heads do not divide by 8"):
+    with pytest.raises(ConfigError, match="4 key-value heads are not divisible by 8"):
         plan(prober, "qwen2.5_7b", 8, "h100", parallel=ParallelConfig(tensor=8))
     with pytest.raises(ConfigError, match="28 layers do not divide"):
         plan(prober, "qwen2.5_7b", 8, "h100", parallel=ParallelConfig(pipeline=8))

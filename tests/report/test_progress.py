@@ -19,7 +19,13 @@ class Clock:
 
 
 def record(step: int, **more: Any) -> dict[str, Any]:
-    base = {"reward": 0.25, "pass@1": 0.25, "pass@k": 0.5, "entropy": 0.8, "dead_share": 0.354}
+    base = {
+        "reward": 0.25,
+        "pass@1": 0.25,
+        "pass@k": 0.5,
+        "entropy": 0.8,
+        "zero_advantage_share": 0.354,
+    }
     return {"step": step, **base, "response_tokens": 24690, **more}
 
 

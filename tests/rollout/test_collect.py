@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from passk_fast.advantage import dead_rows, table
-from passk_fast.data.types import Draw, Prompt, Rollout
+from passk_fast.advantage import table, zero_advantage_rows
+from passk_fast.data.types import Prompt, Rollout, SampleRequest
 from passk_fast.errors import DataError
 from passk_fast.model.tokenizer import character_tokenizer
 from passk_fast.rollout.collect import (
@@ -21,7 +21,7 @@ from passk_fast.rollout.collect import (
     encode_samples,
     split_evenly,
 )
-from passk_fast.rollout.groups import MISSING, GroupWatch
+from passk_fast.rollout.groups import MISSING, GroupTracker
 from tests.ranks import RankPool
 
 W = "tests.rollout.vllm.workers:"
@@ -40,7 +40,7 @@ class FakeSampler:
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
-        watch: GroupWatch,
+        watch: GroupTracker,
         *,
         seed: int,
         prompt_keys: Sequence[int],
@@ -67,7 +67,7 @@ def test_groups_hold_prompts_rollouts_and_rewards(tokenizer: PreTrainedTokenizer
         return float(prompt.answer == text)
 
     groups, stats = collect_groups(
-        FakeSampler(), Draw(prompts=PROMPTS, num_rollouts=3, seed=0), tokenizer, verify
+        FakeSampler(), SampleRequest(prompts=PROMPTS, num_rollouts=3, seed=0), tokenizer, verify
     )
     assert [group.prompt.id for group in groups] == ["p0", "p1", "p2", "p3", "p4"]
     assert tokenizer.decode(list(groups[2].prompt_ids)) == "hgfe"
@@ -91,7 +91,7 @@ def test_a_verifier_that_fails_counts_as_wrong(tokenizer: PreTrainedTokenizerBas
         return answers[text]
 
     groups, stats = collect_groups(
-        FakeSampler(), Draw(prompts=PROMPTS[:2], num_rollouts=4, seed=0), tokenizer, verify
+        FakeSampler(), SampleRequest(prompts=PROMPTS[:2], num_rollouts=4, seed=0), tokenizer, verify
     )
     # Responses 0, 1 and 3 fail; the first to fail is sampled anew, as response 4, and fails again.
     assert groups[0].rewards.tolist() == [0.0, 0.0, 0.25, 0.0]
@@ -106,7 +106,7 @@ def test_a_failed_sample_is_drawn_anew_once(tokenizer: PreTrainedTokenizerBase) 
         return 1.0
 
     groups, stats = collect_groups(
-        FakeSampler(), Draw(prompts=PROMPTS[:1], num_rollouts=3, seed=0), tokenizer, verify
+        FakeSampler(), SampleRequest(prompts=PROMPTS[:1], num_rollouts=3, seed=0), tokenizer, verify
     )
     assert groups[0].rewards.tolist() == [1.0, 1.0, 1.0]
     assert [r.text for r in groups[0].rollouts] == ["0", "3", "2"]
@@ -124,7 +124,7 @@ def test_a_failed_sample_is_drawn_anew_once(tokenizer: PreTrainedTokenizerBase) 
 )
 def test_bad_prompts_are_named(tokenizer: PreTrainedTokenizerBase, text: str, message: str) -> None:
     prompts = [*PROMPTS, Prompt(id="x", text=text, answer="", task="test")]
-    draw = Draw(prompts=prompts, num_rollouts=1, seed=0)
+    draw = SampleRequest(prompts=prompts, num_rollouts=1, seed=0)
     with pytest.raises(DataError, match=message):
         collect_groups(FakeSampler(), draw, tokenizer, lambda *_: 1.0)
 
@@ -193,7 +193,7 @@ def test_every_rank_has_what_one_rank_would_have(
     prompts = PROMPTS[:count]
     pool.run(W + "start", model_a, tensor)
     (groups, stats), (others, other_stats) = pool.run(
-        W + "collect", Draw(prompts=prompts, num_rollouts=6, seed=7)
+        W + "collect", SampleRequest(prompts=prompts, num_rollouts=6, seed=7)
     )
     ids = [list(group.prompt_ids) for group in groups]
     pool.run(W + "start", model_a, 1)
@@ -221,12 +221,14 @@ def test_every_rank_has_what_one_rank_would_have(
 def test_early_stop_leaves_live_groups_as_they_are(
     pool: RankPool, model_a: str, tensor: int
 ) -> None:
-    dead = dead_rows(table("passk", 8, 6))  # live with three or more wrong responses
+    dead = zero_advantage_rows(table("passk", 8, 6))  # live with three or more wrong responses
     prompts = [Prompt(id=str(i), text="abcd"[: 1 + i % 4], answer="", task="t") for i in range(12)]
     pool.run(W + "start", model_a, tensor)
-    draw = Draw(prompts=prompts, num_rollouts=8, seed=2)
+    draw = SampleRequest(prompts=prompts, num_rollouts=8, seed=2)
     (whole, nothing), _ = pool.run(W + "collect_with_a", draw)
-    (stopped, stats), other = pool.run(W + "collect_with_a", replace(draw, dead_rows=dead))
+    (stopped, stats), other = pool.run(
+        W + "collect_with_a", replace(draw, zero_advantage_rows=dead)
+    )
     assert nothing.aborted == 0 < stats.aborted
     assert other[1] == stats
     for before, after, on_other_rank in zip(whole, stopped, other[0], strict=True):
@@ -244,6 +246,6 @@ def test_early_stop_leaves_live_groups_as_they_are(
 def test_a_bad_prompt_stops_every_rank(pool: RankPool, model_a: str) -> None:
     pool.run(W + "start", model_a, 1)
     prompts = [*PROMPTS, Prompt(id="long", text="a" * 17, answer="", task="test")]
-    draw = Draw(prompts=prompts, num_rollouts=1, seed=0)
+    draw = SampleRequest(prompts=prompts, num_rollouts=1, seed=0)
     for text in pool.run(W + "collect_error", draw, timeout_s=60):
         assert text.startswith("DataError: Prompt 'long' has 17 tokens")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passk_fast.advantage import dead_rows, table
+from passk_fast.advantage import table, zero_advantage_rows
 from passk_fast.data.types import Prompt, Rollout
-from passk_fast.rollout.groups import MISSING, GroupWatch, VerifierPool, reward_of
+from passk_fast.rollout.groups import MISSING, GroupTracker, VerifierPool, reward_of
 
 
 def prompt(i: int) -> Prompt:
@@ -36,10 +36,10 @@ def test_a_live_group_is_never_stopped_and_a_dead_one_as_soon_as_it_is(
     data: st.DataObject, n: int
 ) -> None:
     k = data.draw(st.integers(1, n - 1))
-    dead = dead_rows(table("passk", n, k))
+    dead = zero_advantage_rows(table("passk", n, k))
     rewards = data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n))
     order = data.draw(st.permutations(range(n)))
-    watch = GroupWatch([prompt(0)], n, verdict, dead_rows=dead)
+    watch = GroupTracker([prompt(0)], n, verdict, zero_advantage_rows=dead)
     correct, stopped = 0, False
     for seen, i in enumerate(order, start=1):
         orders = watch.step([((0, i), rollout(str(rewards[i])))])
@@ -60,13 +60,15 @@ def test_a_live_group_is_never_stopped_and_a_dead_one_as_soon_as_it_is(
 
 
 def test_a_group_with_a_fractional_reward_is_never_stopped() -> None:
-    watch = GroupWatch([prompt(0)], 4, verdict, dead_rows=dead_rows(table("passk", 4, 3)))
+    watch = GroupTracker(
+        [prompt(0)], 4, verdict, zero_advantage_rows=zero_advantage_rows(table("passk", 4, 3))
+    )
     for i, text in enumerate(("0.5", "1", "1")):  # from two correct ones on the table is dead
         assert watch.step([((0, i), rollout(text))]).abort == []
 
 
 def test_without_dead_rows_nothing_is_stopped() -> None:
-    watch = GroupWatch([prompt(0)], 3, verdict)
+    watch = GroupTracker([prompt(0)], 3, verdict)
     for i in range(3):
         assert watch.step([((0, i), rollout("1"))]).abort == []
 
@@ -80,7 +82,7 @@ def test_what_is_not_a_reward(value: object) -> None:
 def test_processes_give_the_same_and_end_a_verifier_that_hangs() -> None:
     texts = ["1", "0", "raise", "0.5", "hang", "1"]
     with VerifierPool(verdict, processes=2, timeout_s=2.0) as pool:
-        watch = GroupWatch([prompt(0), prompt(1)], 3, verdict, pool=pool)
+        watch = GroupTracker([prompt(0), prompt(1)], 3, verdict, pool=pool)
         ended = [((i // 3, i % 3), rollout(text)) for i, text in enumerate(texts)]
         orders = watch.step(ended)
         assert orders.waiting

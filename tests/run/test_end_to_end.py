@@ -142,8 +142,8 @@ def test_refill_with_early_stop_resumes_where_it_was(
 ) -> None:
     _, cache, _ = whole
     options = """
-        --rollout.early-stop --rollout.verify-processes 1 --rollout.refill 3
-        --algorithm.loss-denominator live_tokens --data.prefer-live 0.5 --nproc 2
+        --rollout.early-stop --rollout.verify-processes 1 --rollout.dynamic-sampling 3
+        --algorithm.loss-denominator informative_tokens --data.curriculum 0.5 --nproc 2
     """.split()
     runs = [tmp_path / "whole", tmp_path / "resumed", tmp_path / "resumed"]
     for folder, steps in zip(runs, ("4", "2", "4"), strict=True):
@@ -151,8 +151,8 @@ def test_refill_with_early_stop_resumes_where_it_was(
         assert done.returncode == 0, done.stdout + done.stderr
     assert metrics(runs[0]) == metrics(runs[1])
     for record in metrics(runs[0])[1:]:
-        assert 4 <= record["drawn_prompts"] <= 12
-        assert record["live_groups"] == 4 or record["drawn_prompts"] == 12
+        assert 4 <= record["sampled_prompts"] <= 12
+        assert record["informative_groups"] == 4 or record["sampled_prompts"] == 12
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_bench_says_where_the_time_goes(tmp_path: Path, decode: bool) -> None:
     out = tmp_path / "bench.json"
     options = """
         --bench.steps 1 --bench.accuracy 0.5 --bench.response-mean 8 --rollout.early-stop
-        --algorithm.loss-denominator live_tokens --nproc 2 --prompts-per-step 12
+        --algorithm.loss-denominator informative_tokens --nproc 2 --prompts-per-step 12
     """.split()
     more = [] if decode else ["--bench.no-decode"]
     done = call("bench", str(CONFIG), "--out", str(out), *SMALL, *options, *more)
@@ -239,14 +239,19 @@ def test_sampling_ahead_lags_one_step_and_resumes(
     whole: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     folder, cache, _ = whole
-    options = "--rollout.lag 1 --algorithm.importance-cap 2 --device cpu".split()
+    options = "--rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --device cpu".split()
     options += ["--algorithm.entropy-coef", "0.01"]  # every batch moves the weights
     runs = [tmp_path / "whole", tmp_path / "resumed", tmp_path / "resumed"]
     for run, steps in zip(runs, ("4", "2", "4"), strict=True):
         done = train(run, cache, "--steps", steps, *options)
         assert done.returncode == 0, done.stdout + done.stderr
     records = metrics(runs[0])
-    assert [record["lag"] for record in records[1:]] == [0, 1, 0, 1]  # checkpoints at 2 and 4
+    assert [record["off_policy_steps"] for record in records[1:]] == [
+        0,
+        1,
+        0,
+        1,
+    ]  # checkpoints at 2 and 4
     assert records == metrics(runs[1])
     fresh = metrics(folder)
     assert records[1]["reward"] == fresh[1]["reward"]

@@ -52,7 +52,7 @@ def test_a_run_that_replays_equals_one_that_does_not(tmp_path: Path) -> None:
 def test_a_refilled_batch_replays_every_round(tmp_path: Path) -> None:
     """Most groups of a hardly trained model are all wrong; replaying still changes nothing."""
     refill = """
-        --rollout.refill 3 --rollout.early-stop --algorithm.loss-denominator live_tokens
+        --rollout.dynamic-sampling 3 --rollout.early-stop --algorithm.loss-denominator informative_tokens
         --algorithm.entropy-coef 0 --warm-start.steps 60
     """
     found = []
@@ -63,14 +63,14 @@ def test_a_refilled_batch_replays_every_round(tmp_path: Path) -> None:
         )  # fmt: skip
         found.append(comparable(tmp_path / mode))
     off, replayed = found
-    assert any(r["draw_rounds"] > 1 and r["trained_tokens"] > 0 for r in replayed[1:])
+    assert any(r["sampling_rounds"] > 1 and r["trained_tokens"] > 0 for r in replayed[1:])
     assert max(record.pop("routing_differs") for record in replayed[1:]) <= 1e-4
     assert off == replayed
 
 
 def test_samples_of_older_weights_differ(tmp_path: Path) -> None:
     """With a step of lag the trainer's own choice is another one for some tokens."""
-    lag = "--rollout.lag 1 --algorithm.importance-cap 2 --rollout.no-sleep".split()
+    lag = "--rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --rollout.no-sleep".split()
     steps = "--steps 4 --nproc 2 --eval.every 0 --checkpoint.every 0".split()
     train(tmp_path / "run", *steps, *lag, "--algorithm.routing-replay", "replay")
     records = metrics(tmp_path / "run")[1:]

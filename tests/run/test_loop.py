@@ -88,7 +88,7 @@ def step(applied: bool, gap: float = 0.0) -> StepResult:
 
 
 @pytest.mark.parametrize(
-    ("kind", "want"), [("response_tokens", 10.0), ("live_tokens", 7.0), ("sequences", 4.0)]
+    ("kind", "want"), [("response_tokens", 10.0), ("informative_tokens", 7.0), ("sequences", 4.0)]
 )
 def test_denominators(kind: str, want: float) -> None:
     sequences = to_sequences([group([0, 1, 0, 1])], np.array([[0.0, 0.0, 1.0, -2.0]]))
@@ -135,10 +135,10 @@ class Engine:
     ("options", "trained"),
     [
         ({}, 3),
-        ({"prune": "off"}, 8),
+        ({"skip_zero_advantage": "off"}, 8),
         ({"kl_coef": 0.1}, 8),
         ({"entropy_coef": 0.1}, 8),
-        ({"prune": "on"}, 3),
+        ({"skip_zero_advantage": "on"}, 3),
     ],
 )
 def test_only_sequences_with_advantage_are_trained(options: dict[str, Any], trained: int) -> None:
@@ -153,8 +153,8 @@ def test_only_sequences_with_advantage_are_trained(options: dict[str, Any], trai
 
 
 def test_pruning_with_a_kl_term_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"kl_coef.*prune = 'auto'"):
-        AlgorithmConfig(kl_coef=0.1, prune="on")
+    with pytest.raises(ConfigError, match=r"kl_coef.*skip_zero_advantage = 'auto'"):
+        AlgorithmConfig(kl_coef=0.1, skip_zero_advantage="on")
 
 
 def test_non_finite_steps_in_a_row_stop_the_run() -> None:
@@ -169,7 +169,7 @@ def test_non_finite_steps_in_a_row_stop_the_run() -> None:
 
 @pytest.mark.parametrize(("reward", "advice"), [(0.0, "warm-start"), (1.0, "harder prompts")])
 def test_a_task_without_signal_stops_with_advice(reward: float, advice: str) -> None:
-    run = trainer(max_dead_steps=3)
+    run = trainer(max_zero_advantage_steps=3)
     groups = [group([reward] * 4)]
     dead, live = np.zeros((1, 4)), np.array([[1.0, -1.0, 0.0, 0.0]])
     for row in (dead, dead, live, dead, dead):
@@ -206,7 +206,7 @@ def test_metrics_of_stopped_groups_are_bounds() -> None:
     assert record["pass@1"] == 0.5
     assert record["pass@1_high"] == 0.625
     assert record["pass@k"] == record["pass@k_high"] == 0.75  # N = 4, k = 2: c >= 3 decides it
-    assert record["censored_share"] == record["dead_share"] == 0.5
+    assert record["censored_share"] == record["zero_advantage_share"] == 0.5
     assert record["reward"] == pytest.approx(4 / 7)
     assert record["correct_histogram"] == [0, 1, 0, 0, 0]
     assert record["censored_histogram"] == [0, 0, 0, 1, 0]
@@ -250,7 +250,7 @@ def test_early_stop_is_refused_where_it_is_not_exact() -> None:
             algorithm=AlgorithmConfig(**algorithm),
         )
 
-    config(loss_denominator="live_tokens")
+    config(loss_denominator="informative_tokens")
     config(loss_denominator="sequences")
     with pytest.raises(ConfigError, match="would change the denominator"):
         config()
@@ -263,22 +263,22 @@ def test_sampling_ahead_needs_the_importance_correction_and_an_awake_engine() ->
         return RunConfig(
             device=device,  # type: ignore[arg-type]
             model=ModelConfig(path="x"),
-            rollout=RolloutConfig(lag=1, sleep=sleep),
+            rollout=RolloutConfig(max_off_policy_steps=1, sleep=sleep),
             algorithm=AlgorithmConfig(**algorithm),
         )
 
-    config(importance_cap=2.0)
-    config("cuda", sleep=False, importance_cap=2.0)
-    with pytest.raises(ConfigError, match=r"algorithm.importance_cap"):
+    config(tis_clip=2.0)
+    config("cuda", sleep=False, tis_clip=2.0)
+    with pytest.raises(ConfigError, match=r"algorithm.tis_clip"):
         config()
     with pytest.raises(ConfigError, match=r"rollout.sleep = false"):
-        config("cuda", importance_cap=2.0)
+        config("cuda", tis_clip=2.0)
 
 
 def test_rollout_metrics_count_dead_groups() -> None:
     rewards = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=float)
     groups = [group(list(row)) for row in rewards]
     record = trainer()._rollout_metrics(groups, np.zeros_like(rewards))
-    assert record["dead_share"] == 0.75  # N = 4, k = 2: signal at 1 <= c <= 2 only
+    assert record["zero_advantage_share"] == 0.75  # N = 4, k = 2: signal at 1 <= c <= 2 only
     assert record["pass@1"] == 0.5
     assert record["pass@k"] == pytest.approx((0 + 0.5 + 1 + 1) / 4)

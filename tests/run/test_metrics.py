@@ -11,9 +11,9 @@ from passk_fast.data import packing
 from passk_fast.data.types import Prompt, Rollout, RolloutGroup, Sequence
 from passk_fast.model.flops import Work
 from passk_fast.rollout.collect import CollectStats
-from passk_fast.rollout.dynamic_sampling import Drawn
+from passk_fast.rollout.dynamic_sampling import SampledBatch
 from passk_fast.rollout.groups import MISSING
-from passk_fast.run.metrics import Savings, drawn_metrics
+from passk_fast.run.metrics import Savings, sampling_metrics
 
 
 def sequence(prompt: tuple[int, ...], response: int, advantage: float) -> Sequence:
@@ -32,7 +32,7 @@ def test_savings_are_shares_of_training_everything_alone() -> None:
     savings.count(everything, everything[:2], shared=True)
     whole = (4 + 2) + (4 + 3) + (3 + 4) + (3 + 1)
     record = savings.record()
-    assert record["saved_by_pruning"] == pytest.approx(11 / whole)
+    assert record["saved_by_skipping"] == pytest.approx(11 / whole)
     # three prompt tokens once, and each response from the prompt's last token to its last but one
     assert record["work"] == vars(Work(tokens=3 + 2 + 3, scored=5, pairs=6 + (6 + 3) + (9 + 6)))
     assert record["saved_by_sharing"] == pytest.approx((13 - 8) / whole)
@@ -65,18 +65,18 @@ def test_metrics_of_what_was_drawn() -> None:
         prompt = Prompt(id="p", text="", answer="", task="t")
         return RolloutGroup(prompt=prompt, prompt_ids=(1,), rollouts=rollouts, rewards=rewards)
 
-    drawn = Drawn(
+    drawn = SampledBatch(
         indices=[3, 1, 2],
         groups=[group([1, 2]), group([4, 0]), group([3, 3])],
         end=2,
         rounds=2,
         stats=CollectStats(aborted=1, verifier_failures=5),
     )
-    record = drawn_metrics(drawn, np.array([[1.0, -1.0], [0.0, 0.0], [0.5, -0.5]]))
+    record = sampling_metrics(drawn, np.array([[1.0, -1.0], [0.0, 0.0], [0.5, -0.5]]))
     assert record["response_tokens"] == 13
     assert record["response_length"] == 13 / 5
     assert record["truncated_share"] == pytest.approx(1 / 5)
     assert record["aborted_share"] == 1 / 6
-    assert (record["live_groups"], record["surplus_live_groups"]) == (1, 1)
-    assert (record["drawn_prompts"], record["draw_rounds"]) == (3, 2)
+    assert (record["informative_groups"], record["surplus_informative_groups"]) == (1, 1)
+    assert (record["sampled_prompts"], record["sampling_rounds"]) == (3, 2)
     assert record["verifier_failures"] == 5

@@ -162,7 +162,7 @@ def test_every_tensor_is_held_whole_on_both_sides(architecture: str, spec: Spec)
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        (TrainerMesh(world=8, tensor=8), "4 key-value heads do not divide by 8"),
+        (TrainerMesh(world=8, tensor=8), "4 key-value heads are not divisible by 8"),
         (TrainerMesh(world=3, pipeline=3), "4 layers do not divide"),
     ],
 )
@@ -172,9 +172,11 @@ def test_a_mesh_that_does_not_fit_is_named(mesh: TrainerMesh, message: str) -> N
 
 
 def test_ranks_that_do_not_divide_are_named() -> None:
-    with pytest.raises(ConfigError, match="3 trainer ranks do not divide by tensor x pipeline = 2"):
+    with pytest.raises(
+        ConfigError, match="3 trainer ranks are not divisible by tensor x pipeline = 2"
+    ):
         TrainerMesh(world=3, tensor=2)
-    with pytest.raises(ConfigError, match="3 rollout ranks do not divide by 2"):
+    with pytest.raises(ConfigError, match="3 rollout ranks are not divisible by 2"):
         RolloutMesh(world=3, tensor=2)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Rollout
 from passk_fast.errors import ConfigError, DataError
-from passk_fast.rollout.groups import GroupWatch, Orders
+from passk_fast.rollout.groups import GroupTracker, StepActions
 from passk_fast.rollout.vllm.cpu.sampler import SeededDraws, draw_by_seed
 from passk_fast.rollout.vllm.parameters import OpenParameters
 from passk_fast.rollout.vllm.routed_experts import routing_of
@@ -113,7 +113,7 @@ class RolloutEngine:
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
-        watch: GroupWatch,
+        watch: GroupTracker,
         *,
         seed: int,
         prompt_keys: Sequence[int],
@@ -172,10 +172,10 @@ class RolloutEngine:
             self._routing.forget()
 
     def _agreed(
-        self, watch: GroupWatch, ended: list[RequestOutput], seeds: Sequence[int]
-    ) -> Orders:
+        self, watch: GroupTracker, ended: list[RequestOutput], seeds: Sequence[int]
+    ) -> StepActions:
         """The orders of the block's first rank, on all ranks of the block."""
-        orders: Orders | None = None
+        orders: StepActions | None = None
         if self.tensor_rank == 0:
             keys = [_key(output.request_id) for output in ended]
             own = [seeds[p] + n for p, n in keys]

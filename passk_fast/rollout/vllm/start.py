@@ -38,7 +38,7 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
 
     from passk_fast.rollout.vllm.cpu.partial_block_sharing import SharingScheduler
     from passk_fast.rollout.vllm.cpu.sampler import register_norms
-    from passk_fast.rollout.vllm.cpu.scheduler import ShortScheduler
+    from passk_fast.rollout.vllm.cpu.scheduler import FastPathScheduler
     from passk_fast.rollout.vllm.cpu.shared_memory import own_segments
 
     rollout = config.rollout
@@ -65,7 +65,7 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
         # vLLM takes 128 by itself: a prompt shorter than a block is computed for every response.
         options["block_size"] = CPU_BLOCK
         replays = config.algorithm.routing_replay != "off"
-        options["scheduler_cls"] = ShortScheduler if replays else SharingScheduler
+        options["scheduler_cls"] = FastPathScheduler if replays else SharingScheduler
         options["kernel_config"] = {"ir_op_priority": register_norms()}
     else:
         options["gpu_memory_utilization"] = rollout.gpu_memory_utilization

@@ -221,7 +221,7 @@ def balanced(one_rank: RankPool, folders: dict[str, str]) -> Any:
     """(loss and gradients with balancing on one rank, sums and biases of a step)."""
     folder = folders["qwen3_moe"]
     gradients = one_rank.run(
-        f"{W}:gradients", "qwen3_moe", folder, {}, 4096, balance_coef=0.5, prune="off"
+        f"{W}:gradients", "qwen3_moe", folder, {}, 4096, balance_coef=0.5, skip_zero_advantage="off"
     )
     return gradients[0], one_rank.run(f"{E}:balance", "qwen3_moe", folder, {}, 4096, False, **BIAS)[
         0
@@ -231,7 +231,7 @@ def balanced(one_rank: RankPool, folders: dict[str, str]) -> Any:
 BIAS = {
     "balance_coef": 0.5,
     "balance_bias_rate": 0.01,
-    "importance_cap": 2.0,
+    "tis_clip": 2.0,
     "max_logprob_gap": 9.0,
 }
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from passk_fast.advantage import dead_rows, table
-from passk_fast.data.types import Draw, Prompt
+from passk_fast.advantage import table, zero_advantage_rows
+from passk_fast.data.types import Prompt, SampleRequest
 from passk_fast.rollout.collect import split_evenly
 from passk_fast.rollout.vllm.cpu.sampler import SeededDraws
 from tests.ranks import RankPool
@@ -94,8 +94,8 @@ def test_short_scheduling_and_preemption_change_no_response(pool: RankPool, mode
 def test_short_scheduling_where_requests_wait_and_are_aborted(pool: RankPool, model_a: str) -> None:
     prompts = [Prompt(id=str(i), text="abcd"[: 1 + i % 4], answer="", task="t") for i in range(12)]
     pool.run(W + "start", model_a, 1, max_num_seqs=7, max_response_tokens=48)
-    dead = dead_rows(table("passk", 8, 6))
-    draw = Draw(prompts=prompts, num_rollouts=8, seed=2, dead_rows=dead)
+    dead = zero_advantage_rows(table("passk", 8, 6))
+    draw = SampleRequest(prompts=prompts, num_rollouts=8, seed=2, zero_advantage_rows=dead)
     seen = _both_ways(pool, "collect_with_a", draw)
     groups, stats = seen.result
     assert stats.aborted > 0
@@ -115,7 +115,7 @@ def test_responses_copy_the_end_of_their_prompt(
         for i, n in enumerate(lengths)
     ]
     pool.run(W + "start", model_a, 1, max_prompt_tokens=64, max_response_tokens=60, **limits)
-    draw = Draw(prompts=prompts, num_rollouts=6, seed=5)
+    draw = SampleRequest(prompts=prompts, num_rollouts=6, seed=5)
     alone = pool.run(S + "watched", "collect_with_a", draw)[0]
     copied = pool.run(S + "watched", "collect_with_a", draw, tails=True)[0]
     for group, other in zip(alone.result[0], copied.result[0], strict=True):

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from passk_fast.advantage import dead_rows, table
-from passk_fast.data.types import Draw, Prompt, RolloutGroup
+from passk_fast.advantage import table, zero_advantage_rows
+from passk_fast.data.types import Prompt, RolloutGroup, SampleRequest
 from passk_fast.errors import ConfigError
 from passk_fast.model.experts import check_routing, stored_dtype
 from passk_fast.rollout.collect import CollectStats
-from passk_fast.rollout.dynamic_sampling import LiveShare, draw
+from passk_fast.rollout.dynamic_sampling import InformativeShare, draw
 from passk_fast.rollout.vllm.routed_experts import ReturnedRouting
 from tests.moe_model import LAYERS, TOP_K, ReferenceRouter, make_moe_folder
 from tests.ranks import RankPool
@@ -56,7 +56,7 @@ def check_groups(folder: str, groups: list[RolloutGroup]) -> int:
 def test_experts_are_those_of_the_reference(pool: RankPool, folder: str, tensor: int) -> None:
     """At TP1 both engines sample half the prompts, and what they captured travels."""
     pool.run(W + "start", folder, tensor, routing_replay="measure", max_prompt_tokens=48)
-    found = pool.run(W + "collect_with_a", Draw(prompts=PROMPTS, num_rollouts=4, seed=1))
+    found = pool.run(W + "collect_with_a", SampleRequest(prompts=PROMPTS, num_rollouts=4, seed=1))
     (groups, stats), (others, _) = found
     # the first half of the four responses to a long prompt but the first find its block
     assert stats.cached_tokens >= 3 * 32
@@ -75,11 +75,12 @@ def test_experts_survive_aborts_refills_and_a_full_cache(
     """Groups that are stopped hand their blocks on to others; new weights drop what was cached."""
     options = {"max_prompt_tokens": 48, "kv_cache_gib": 0.0005, "max_num_seqs": 3}
     pool.run(W + "start", folder, tensor, routing_replay="replay", **options)
-    dead = dead_rows(table("passk", 6, 2))
+    dead = zero_advantage_rows(table("passk", 6, 2))
     aborted = 0
     for seed in range(3):
         groups, stats = pool.run(
-            W + "collect_with_a", Draw(prompts=PROMPTS, num_rollouts=6, seed=seed, dead_rows=dead)
+            W + "collect_with_a",
+            SampleRequest(prompts=PROMPTS, num_rollouts=6, seed=seed, zero_advantage_rows=dead),
         )[0]
         check_groups(folder, groups)
         aborted += stats.aborted
@@ -92,12 +93,14 @@ def test_experts_come_with_every_round_of_a_refilled_batch(pool: RankPool, folde
     """Rounds follow one another on the same weights, so later ones find what earlier ones cached,
     and groups that are stopped leave places to them."""
     pool.run(W + "start", folder, 1, routing_replay="replay", max_prompt_tokens=48, max_num_seqs=8)
-    dead = dead_rows(table("passk", 4, 2))
+    dead = zero_advantage_rows(table("passk", 4, 2))
     asked = []
 
     def collect(indices: list[int], first: int) -> tuple[list[RolloutGroup], CollectStats]:
         prompts = [PROMPTS[i % len(PROMPTS)] for i in indices]
-        question = Draw(prompts=prompts, num_rollouts=4, seed=5, first_key=first, dead_rows=dead)
+        question = SampleRequest(
+            prompts=prompts, num_rollouts=4, seed=5, first_key=first, zero_advantage_rows=dead
+        )
         groups, stats = pool.run(W + "collect_with_a", question)[0]
         asked.append(len(groups))
         return groups, stats
@@ -114,7 +117,7 @@ def test_experts_come_with_every_round_of_a_refilled_batch(pool: RankPool, folde
         live,
         wanted=6,
         cap=24,
-        share=LiveShare(),
+        share=InformativeShare(),
         multiple=2,
     )
     assert drawn.rounds == len(asked) > 1
@@ -128,10 +131,12 @@ def test_experts_come_with_every_round_of_a_refilled_batch(pool: RankPool, folde
 @pytest.mark.slow
 def test_experts_follow_new_weights(pool: RankPool, folder: str, tmp_path: Path) -> None:
     pool.run(W + "start", folder, 1, routing_replay="replay", max_prompt_tokens=48)
-    pool.run(W + "collect_with_a", Draw(prompts=PROMPTS, num_rollouts=2, seed=0))
+    pool.run(W + "collect_with_a", SampleRequest(prompts=PROMPTS, num_rollouts=2, seed=0))
     other = make_moe_folder(tmp_path / "other", seed=4)
     pool.run(W + "load", other)
-    groups, _ = pool.run(W + "collect_with_a", Draw(prompts=PROMPTS, num_rollouts=2, seed=0))[0]
+    groups, _ = pool.run(
+        W + "collect_with_a", SampleRequest(prompts=PROMPTS, num_rollouts=2, seed=0)
+    )[0]
     assert check_groups(other, groups) > 500
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from passk_fast.config import AlgorithmConfig, ModelConfig, RolloutConfig, RunConfig
-from passk_fast.data.types import Draw, Prompt, Rollout, RolloutGroup
+from passk_fast.data.types import Prompt, Rollout, RolloutGroup, SampleRequest
 from passk_fast.errors import PasskError
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.vllm.engine import RolloutEngine
@@ -76,18 +76,18 @@ def sleep_and_wake() -> None:
     _RUNNING["engine"].wake_up()
 
 
-def collect(draw: Draw) -> tuple[list[RolloutGroup], CollectStats]:
+def collect(draw: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
     engine = _RUNNING["engine"]
     return collect_groups(engine, draw, engine.tokenizer, count_a)
 
 
-def collect_with_a(draw: Draw) -> tuple[list[RolloutGroup], CollectStats]:
+def collect_with_a(draw: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
     """As `collect`, with a reward of 0 or 1."""
     engine = _RUNNING["engine"]
     return collect_groups(engine, draw, engine.tokenizer, has_a)
 
 
-def collect_error(draw: Draw) -> str:
+def collect_error(draw: SampleRequest) -> str:
     return _message(collect, draw)
 
 

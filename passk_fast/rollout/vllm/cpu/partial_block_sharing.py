@@ -12,10 +12,10 @@ from typing import Any
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
-from passk_fast.rollout.vllm.cpu.scheduler import ShortScheduler
+from passk_fast.rollout.vllm.cpu.scheduler import FastPathScheduler
 
 
-class SharingScheduler(ShortScheduler):
+class SharingScheduler(FastPathScheduler):
     """A response begins with all of its prompt but the last token, once another of its prompt runs.
 
     The copy itself is vLLM's, which it makes for models whose caches end within a block. Routed

@@ -34,7 +34,7 @@ class _Decoding:
     """tokens that have not been put out"""
 
 
-class ShortScheduler(Scheduler):
+class FastPathScheduler(Scheduler):
     """Schedules exactly as vLLM's own; models with one kind of layer, full attention."""
 
     running: list[Request]

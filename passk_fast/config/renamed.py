@@ -1,0 +1,13 @@
+"""Configuration keys that were renamed: the old one is an error that names the new one."""
+
+RENAMED = {
+    "loss_head": "lm_head_loss",
+    "loss_head_memory_gib": "lm_head_loss_memory_gib",
+    "rollout.ranks": "rollout.dedicated_ranks",
+    "rollout.lag": "rollout.max_off_policy_steps",
+    "rollout.refill": "rollout.dynamic_sampling",
+    "data.prefer_live": "data.curriculum",
+    "algorithm.prune": "algorithm.skip_zero_advantage",
+    "algorithm.max_dead_steps": "algorithm.max_zero_advantage_steps",
+    "algorithm.importance_cap": "algorithm.tis_clip",
+}
