@@ -162,7 +162,7 @@ def test_a_mesh_that_does_not_divide(prober: Prober) -> None:
         plan(prober, "qwen2.5_7b", 8, "h100", parallel=ParallelConfig(expert=2))
     with pytest.raises(ConfigError, match="4 key-value heads are not divisible by 8"):
         plan(prober, "qwen2.5_7b", 8, "h100", parallel=ParallelConfig(tensor=8))
-    with pytest.raises(ConfigError, match="28 layers do not divide"):
+    with pytest.raises(ConfigError, match="28 layers are not divisible"):
         plan(prober, "qwen2.5_7b", 8, "h100", parallel=ParallelConfig(pipeline=8))
     with pytest.raises(ConfigError, match="not divisible"):
         plan(prober, "qwen2.5_7b", 7, "h100")

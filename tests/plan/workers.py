@@ -89,7 +89,8 @@ def _unique(tensors: list[torch.Tensor]) -> dict[int, int]:
 @contextmanager
 def _activation_of_a_gpu() -> Iterator[None]:
     """What is planned for: SwiGLU of several operators; ours on a CPU keeps its input alone."""
-    from passk_fast.actor import model, swiglu
+    from passk_fast.actor import model
+    from passk_fast.actor.cpu import swiglu
 
     inner = model.transformer_config
 
