@@ -182,7 +182,7 @@ def check(options: argparse.Namespace) -> list[Facts]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the checks on this rank and exit: 0, or BAD_CONFIG where something is wrong."""
-    from passk_fast.commands.train import quiet, report_error
+    from passk_fast.process import quiet, report_error
     from passk_fast.process_group import pick_device, start_process_group
 
     options, limits = parse(sys.argv[1:] if arguments is None else arguments)

@@ -149,7 +149,7 @@ def _write(record: dict[str, Any], out: Path) -> None:
 def main() -> None:
     """`CONFIG MODEL SAMPLES OUT CODE_FOLDER [--key value ...]`, as the command line calls it."""
     from passk_fast.cluster.exit_code_file import write_exit_code
-    from passk_fast.commands.train import quiet, report_error
+    from passk_fast.process import quiet, report_error
     from passk_fast.config.file import load_config
 
     quiet()

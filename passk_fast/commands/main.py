@@ -217,7 +217,7 @@ def _curves(arguments: list[str]) -> ExitCode:
 def _convert(arguments: list[str]) -> ExitCode:
     if len(arguments) != 2:
         raise ConfigError("usage: passk-fast convert RUN_OR_CHECKPOINT OUT")
-    from passk_fast.commands.train import quiet
+    from passk_fast.process import quiet
 
     quiet()
     from passk_fast.commands.convert import convert

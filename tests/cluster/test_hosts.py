@@ -115,7 +115,7 @@ import os, sys, time
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from passk_fast.commands.train import report_error
+from passk_fast.process import report_error
 try:
     dist.init_process_group("gloo", timeout=timedelta(seconds=10))
     for i in range(10**6):
