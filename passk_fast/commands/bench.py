@@ -222,15 +222,17 @@ def report(result: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """torchrun's entry; BENCH_OUT names a file for the JSON."""
     from passk_fast.actor.mesh import make_mesh
-    from passk_fast.process import quiet, report_error
     from passk_fast.config.file import load_config
     from passk_fast.errors import PasskError
+    from passk_fast.process import quiet, report_error
     from passk_fast.process_group import pick_device, start_process_group
+    from passk_fast.versions import check_versions
 
     quiet()
     rank, code = int(os.environ.get("RANK", "0")), 0
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        check_versions()
         config = load_config(arguments[0], arguments[1:])
         if config.bench.decode:
             from passk_fast.rollout.vllm.start import prepare_environment

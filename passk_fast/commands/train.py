@@ -12,6 +12,7 @@ from pathlib import Path
 from passk_fast.config import RunConfig
 from passk_fast.errors import ExitCode, PasskError
 from passk_fast.process import quiet, report_error
+from passk_fast.versions import check_versions
 
 
 def run(config: RunConfig) -> ExitCode:
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise PasskError(
                 "usage: torchrun ... -m passk_fast.commands.train CONFIG [--key value ...]"
             )
+        check_versions()
         config = load_config(arguments[0], arguments[1:])
         check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
         output_dir = Path(config.output_dir)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 from passk_fast.config import DataConfig
 from passk_fast.data.types import Prompt
@@ -71,15 +70,10 @@ def _jsonl_rows(source: Path) -> list[Row]:
     return rows
 
 
-def _quiet_datasets() -> ModuleType:
+def _parquet_rows(source: Path) -> list[Row]:
     import datasets
 
     datasets.disable_progress_bars()
-    return datasets
-
-
-def _parquet_rows(source: Path) -> list[Row]:
-    datasets = _quiet_datasets()
     with tempfile.TemporaryDirectory() as cache:  # `datasets` always writes a copy; not for keeps
         try:
             table = datasets.Dataset.from_parquet(str(source), cache_dir=cache, keep_in_memory=True)
@@ -89,7 +83,9 @@ def _parquet_rows(source: Path) -> list[Row]:
 
 
 def _folder_rows(source: Path) -> list[Row]:
-    datasets = _quiet_datasets()
+    import datasets
+
+    datasets.disable_progress_bars()
     try:
         loaded = datasets.load_from_disk(str(source), keep_in_memory=True)
     except Exception as error:
