@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64
 from passk_fast.advantage.registry import check, find
 from passk_fast.advantage.subsets import Floats
 
-Rewards = Sequence[Sequence[float]] | npt.NDArray[np.float64 | np.float32 | np.int64 | np.bool_]
+Rewards = Sequence[Sequence[float]] | np.ndarray
 """[P, N], as a caller may hold them."""
 
 
