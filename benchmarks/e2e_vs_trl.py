@@ -97,7 +97,7 @@ def reward(text: str, accuracy: float | None) -> float:
 
 def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     """Steps of our trainer; seconds by phase."""
-    from passk_fast.commands.train import quiet
+    from passk_fast.process import quiet
     from passk_fast.rollout.vllm.start import prepare_environment
 
     quiet()
@@ -105,6 +105,7 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from passk_fast.actor.actor import Actor
+    from passk_fast.actor.mesh import make_mesh
     from passk_fast.config import (
         AlgorithmConfig,
         ModelConfig,
@@ -113,7 +114,7 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
         RunConfig,
     )
     from passk_fast.data.types import Prompt
-    from passk_fast.process_group import make_mesh, start_process_group
+    from passk_fast.process_group import start_process_group
     from passk_fast.rollout.vllm.engine import RolloutEngine
     from passk_fast.run.clock import Clock
     from passk_fast.run.engines import Colocated

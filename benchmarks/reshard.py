@@ -259,7 +259,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 def through_engine(parallel: dict[str, Any], repeats: int) -> dict[str, float]:
     """Seconds of a whole weight sync of a small model with a real actor and engine."""
-    from passk_fast.commands.train import quiet
+    from passk_fast.process import quiet
     from passk_fast.rollout.vllm.engine import RolloutEngine
     from passk_fast.rollout.vllm.start import prepare_environment
 
@@ -268,6 +268,7 @@ def through_engine(parallel: dict[str, Any], repeats: int) -> dict[str, float]:
     from transformers import AutoConfig
 
     from passk_fast.actor.actor import Actor
+    from passk_fast.actor.mesh import drop_mesh, make_mesh
     from passk_fast.config import (
         ModelConfig,
         ParallelConfig,
@@ -276,7 +277,6 @@ def through_engine(parallel: dict[str, Any], repeats: int) -> dict[str, float]:
         ShapeConfig,
     )
     from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
-    from passk_fast.process_group import drop_mesh, make_mesh
     from passk_fast.weights.sync import WeightSync
 
     rank, world = dist.get_rank(), dist.get_world_size()

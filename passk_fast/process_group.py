@@ -1,55 +1,18 @@
-"""Ranks, groups and back ends: the one file of ours that touches Megatron's parallel_state.
-
-`Mesh` is where a rank stands in the trainer's mesh (tensor fastest, then context, data, pipeline:
-Megatron's default order) with the groups the rest of the project needs.
-"""
+"""The process group: device, back ends and torchrun's place of this process in the run."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from passk_fast.config import ParallelConfig
 from passk_fast.errors import ConfigError
 from passk_fast.host_memory import keep_freed_memory
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """torch's back ends by device."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mesh:
-    """This rank's place in the trainer's mesh."""
-
-    rank: int
-    world_size: int
-    device: str
-    """ "cpu", "cuda", or "meta" in a plan"""
-    tensor_rank: int
-    tensor_size: int
-    pipeline_rank: int
-    pipeline_size: int
-    virtual_pipeline_size: int
-    context_rank: int
-    context_size: int
-    data_rank: int
-    data_size: int
-    tensor_group: dist.ProcessGroup
-    pipeline_group: dist.ProcessGroup
-    context_group: dist.ProcessGroup
-    data_group: dist.ProcessGroup
-
-    @property
-    def is_last_stage(self) -> bool:
-        return self.pipeline_rank == self.pipeline_size - 1
-
-    @property
-    def torch_device(self) -> torch.device:
-        return torch.device("cpu" if self.device == "cpu" else torch.cuda.current_device())
 
 
 def pick_device(wanted: str) -> str:
@@ -80,66 +43,3 @@ def use_own_gpu(device: str) -> None:
     """With "cuda": the GPU of torchrun's local rank."""
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-
-
-def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:
-    """Build Megatron's groups over the default process group; ConfigError if it does not divide."""
-    from megatron.core import parallel_state as ps
-
-    from passk_fast.actor.cpu.megatron_shim import megatron_scope
-
-    parallel.data(dist.get_world_size())
-    before = set(_groups())
-    with megatron_scope(device):
-        ps.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor,
-            pipeline_model_parallel_size=parallel.pipeline,
-            virtual_pipeline_model_parallel_size=(
-                parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
-            ),
-            context_parallel_size=parallel.context,
-            expert_model_parallel_size=parallel.expert,
-            expert_tensor_parallel_size=parallel.expert_tensor,
-            create_gloo_process_groups=device != "meta",
-        )
-    _MADE.extend(group for group in _groups() if group not in before)
-    return Mesh(
-        rank=dist.get_rank(),
-        world_size=dist.get_world_size(),
-        device=device,
-        tensor_rank=ps.get_tensor_model_parallel_rank(),
-        tensor_size=parallel.tensor,
-        pipeline_rank=ps.get_pipeline_model_parallel_rank(),
-        pipeline_size=parallel.pipeline,
-        virtual_pipeline_size=parallel.virtual_pipeline,
-        context_rank=ps.get_context_parallel_rank(),
-        context_size=parallel.context,
-        data_rank=ps.get_data_parallel_rank(),
-        data_size=ps.get_data_parallel_world_size(),
-        tensor_group=ps.get_tensor_model_parallel_group(),
-        pipeline_group=ps.get_pipeline_model_parallel_group(),
-        context_group=ps.get_context_parallel_group(),
-        data_group=ps.get_data_parallel_group(),
-    )
-
-
-_MADE: list[dist.ProcessGroup] = []
-"""Groups of the mesh that stands; Megatron itself forgets them without ending them."""
-
-
-def _groups() -> list[dist.ProcessGroup]:
-    return list(dist.distributed_c10d._world.pg_map)
-
-
-def drop_mesh() -> None:
-    """End Megatron's groups, so that tests can build another mesh in the same processes.
-
-    Every gloo group has threads of its own, one of which wakes a hundred times a second.
-    """
-    from megatron.core import parallel_state as ps
-
-    ps.destroy_model_parallel()
-    for group in _MADE:
-        if group in dist.distributed_c10d._world.pg_map:
-            dist.destroy_process_group(group)
-    _MADE.clear()

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -43,7 +42,7 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def machine(packages: Iterable[str]) -> dict[str, Any]:
+def machine(packages: Iterable[str]) -> dict[str, object]:
     """Date (UTC), commit, processor, cores this process may use, and versions."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

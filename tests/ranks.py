@@ -17,6 +17,8 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
+from tests.shapes import check_shapes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -145,6 +147,7 @@ class RankPool:
 
 def _worker(pipe: Connection, backend: str, store: str, rank: int, world_size: int) -> None:
     """Serve calls until None arrives."""
+    check_shapes()  # before anything imports passk_fast
     import torch.distributed as dist
 
     dist.init_process_group(

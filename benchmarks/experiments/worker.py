@@ -55,7 +55,7 @@ class Laboratory:
 
     def __init__(self, base: RunConfig) -> None:
         """Builds the warm-started model unless its cache has it; a few minutes the first time."""
-        from passk_fast.commands.train import quiet
+        from passk_fast.process import quiet
         from passk_fast.rollout.vllm.start import prepare_environment
 
         prepare_environment()
@@ -64,7 +64,8 @@ class Laboratory:
 
         from transformers import AutoConfig, AutoTokenizer
 
-        from passk_fast.process_group import make_mesh, start_process_group
+        from passk_fast.actor.mesh import make_mesh
+        from passk_fast.process_group import start_process_group
         from passk_fast.rollout.vllm.engine import RolloutEngine
         from passk_fast.run.build import model_folder
         from passk_fast.run.warm_start import warm_start

@@ -22,6 +22,7 @@ from passk_fast.actor import loss as losses
 from passk_fast.actor.attention import packed_params
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.head import hidden_output, uses_fused_head
+from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.model import build_chunks, padded_vocab, uses_transformer_engine
 from passk_fast.actor.moe.experts import moe_layers
 from passk_fast.actor.moe.router import RouterWatch
@@ -31,7 +32,6 @@ from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.data import packing
 from passk_fast.data.context_parallel import context_part
 from passk_fast.data.types import ContextPart, PackedBatch, RoutedRows, Sequence
-from passk_fast.process_group import Mesh
 from passk_fast.weights.hf import HFReader
 from passk_fast.weights.layout import ModelShape, Spec
 from passk_fast.weights.megatron import Layout, full_tensors, load, named_parameters

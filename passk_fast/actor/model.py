@@ -28,6 +28,7 @@ from passk_fast.actor.attention import PackedAttention
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.cpu.swiglu import Swiglu
 from passk_fast.actor.layers import PackedRotary, RMSNorm
+from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.moe.experts import (
     connect_routers,
     expert_options,
@@ -36,7 +37,6 @@ from passk_fast.actor.moe.experts import (
 )
 from passk_fast.config import ParallelConfig, RunConfig
 from passk_fast.errors import ConfigError
-from passk_fast.process_group import Mesh
 from passk_fast.weights.layout import num_experts
 
 VOCAB_MULTIPLE = 8

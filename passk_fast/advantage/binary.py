@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from jaxtyping import Float64
 
-from passk_fast.advantage.subsets import SMALLEST, some_success
+from passk_fast.advantage.subsets import SMALLEST, Floats, some_success
 
 
-def _two_values(correct_C: np.ndarray) -> np.ndarray:
+def _two_values(correct_C: Floats) -> Floats:
     """The table of a centred estimator from A_correct at c = 1..n - 1: A_wrong = -(c / nn) A."""
     n = len(correct_C) + 1
     c = np.arange(1, n)
@@ -24,7 +25,7 @@ def _two_values(correct_C: np.ndarray) -> np.ndarray:
     return out
 
 
-def grpo(n: int, k: int, *, ddof: float = 0) -> np.ndarray:
+def grpo(n: int, k: int, *, ddof: float = 0) -> Float64[Floats, "{n+1} 2"]:
     """A_i = (r_i - mean) / std, `ddof` 0 (population, the default) or 1 (sample): A_correct =
     sqrt(nn / c), at ddof 1 times sqrt((n - 1) / n).
 
@@ -37,7 +38,7 @@ def grpo(n: int, k: int, *, ddof: float = 0) -> np.ndarray:
     return out * math.sqrt((n - 1) / n) if ddof else out
 
 
-def passk(n: int, k: int) -> np.ndarray:
+def passk(n: int, k: int) -> Float64[Floats, "{n+1} 2"]:
     """Analytic Pass@k: A_correct = sqrt(q / (1 - q)), A_wrong = -(c / nn) A_correct, with
     q = C(nn, k) / C(n, k). Source: Pass@k Training, arXiv 2508.10751, Eq. 11-15.
 
@@ -54,7 +55,7 @@ def passk(n: int, k: int) -> np.ndarray:
     return _two_values(correct)
 
 
-def exceeding(n: int, k: int) -> np.ndarray:
+def exceeding(n: int, k: int) -> Float64[Floats, "{n+1} 2"]:
     """A' = f(c) A_passk, f(c) = 4 / (10 ln(c + 0.5)). Source: arXiv 2508.10751, Eq. 17.
 
     The base of the logarithm is not stated; the natural one is a reading, f(1) = 0.9865. At c = 0
@@ -66,7 +67,7 @@ def exceeding(n: int, k: int) -> np.ndarray:
     return out
 
 
-def combination(n: int, k: int) -> np.ndarray:
+def combination(n: int, k: int) -> Float64[Floats, "{n+1} 2"]:
     """A = (c / n) A_passk + (1 - c / n) A_pass1. Source: arXiv 2508.10751, Eq. 18.
 
     Biased, between GRPO on hard prompts and Pass@k on easy ones; alive for 1 <= c <= n - 1.
@@ -83,7 +84,7 @@ def _most_correct(tau: float, n: int) -> int:
     return math.floor(tau * n + 1e-9)
 
 
-def pass1_no_easy(n: int, k: int, *, tau: float = 0.5) -> np.ndarray:
+def pass1_no_easy(n: int, k: int, *, tau: float = 0.5) -> Float64[Floats, "{n+1} 2"]:
     """A = A_pass1 where c / n <= tau, else 0: Pass@1 without easy problems.
 
     A reading of arXiv 2508.10751, Fig. 18a: the paper prints no formula and no threshold. It has
@@ -94,7 +95,7 @@ def pass1_no_easy(n: int, k: int, *, tau: float = 0.5) -> np.ndarray:
     return out
 
 
-def piecewise(n: int, k: int, *, tau: float = 0.5) -> np.ndarray:
+def piecewise(n: int, k: int, *, tau: float = 0.5) -> Float64[Floats, "{n+1} 2"]:
     """A = A_pass1 where c / n <= tau, else A_passk.
 
     A reading of arXiv 2508.10751, Fig. 18b: the paper prints no formula and no threshold. Biased.
@@ -104,7 +105,7 @@ def piecewise(n: int, k: int, *, tau: float = 0.5) -> np.ndarray:
     return np.concatenate((passk(n, 1)[:cut], passk(n, k)[cut:]))
 
 
-def maxrl(n: int, k: int) -> np.ndarray:
+def maxrl(n: int, k: int) -> Float64[Floats, "{n+1} 2"]:
     """A_i = (r_i - mean) / mean: A_correct = nn / c, A_wrong = -1, and 0 at c = 0.
 
     Source: MaxRL, arXiv 2602.02710. It has no k: (1 / n) sum A grad log pi is unbiased for
@@ -115,7 +116,7 @@ def maxrl(n: int, k: int) -> np.ndarray:
     return _two_values((n - c) / c)
 
 
-def f_grpo(n: int, k: int, *, gamma: float = 1.0) -> np.ndarray:
+def f_grpo(n: int, k: int, *, gamma: float = 1.0) -> Float64[Floats, "{n+1} 2"]:
     """A = (1 - c / n)^gamma A_grpo, gamma >= 0.
 
     Source: F-GRPO, arXiv 2602.06717 (g(x) = (1 - mean reward)^gamma). gamma = 1 is our default.
@@ -126,12 +127,12 @@ def f_grpo(n: int, k: int, *, gamma: float = 1.0) -> np.ndarray:
     return passk(n, 1) * ((1 - np.arange(n + 1) / n) ** gamma)[:, None]
 
 
-def _check_beta(beta: float) -> None:
+def check_beta(beta: float) -> None:
     if not (beta > 0 and math.isfinite(beta)):
         raise ValueError(f"beta must be above 0, got {beta}.")
 
 
-def rs_grpo(n: int, k: int, *, beta: float = 2.0) -> np.ndarray:
+def rs_grpo(n: int, k: int, *, beta: float = 2.0) -> Float64[Floats, "{n+1} 2"]:
     """A_i = (e^{beta r_i} / mean_j e^{beta r_j} - 1) / beta, beta > 0.
 
     Source: RS-GRPO, arXiv 2509.24261, the sample form of the gradient of
@@ -139,7 +140,7 @@ def rs_grpo(n: int, k: int, *, beta: float = 2.0) -> np.ndarray:
     no k. Biased at finite n (a ratio of means). Centred. With x = e^-beta:
     A_correct = nn (1 - x) / ((c + nn x) beta).
     """
-    _check_beta(beta)
+    check_beta(beta)
     c = np.arange(1, n)
     x = math.exp(-beta)
     return _two_values((n - c) * -math.expm1(-beta) / ((c + (n - c) * x) * beta))

@@ -16,6 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
+
+from passk_fast.advantage.subsets import Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +28,17 @@ class GapWeights:
 
     base: float
     """Weight of the lowest reward; 0 makes the estimator shift-invariant."""
-    up_T: np.ndarray
-    """float64 [n - 1], for t = 2..n."""
-    down_T: np.ndarray
-    """float64 [n - 1], for t = 2..n."""
+    up_T: Float64[Floats, " gaps"]
+    """[n - 1], for t = 2..n."""
+    down_T: Float64[Floats, " gaps"]
+    """[n - 1], for t = 2..n."""
 
 
 MakeWeights = Callable[..., GapWeights]
 """(n, k, **options) -> GapWeights."""
 
 
-def table_of(weights: GapWeights) -> np.ndarray:
+def table_of(weights: GapWeights) -> Float64[Floats, "states 2"]:
     """Binary rewards, float64 [n + 1, 2]: row c correct, column 0 wrong, 1 correct."""
     n = len(weights.up_T) + 1
     out = np.zeros((n + 1, 2))
@@ -45,7 +48,9 @@ def table_of(weights: GapWeights) -> np.ndarray:
     return out
 
 
-def advantages_of(weights: GapWeights, rewards_PN: np.ndarray) -> np.ndarray:
+def advantages_of(
+    weights: GapWeights, rewards_PN: Float64[Floats, "P N"]
+) -> Float64[Floats, "P N"]:
     """Real rewards [P, N] -> advantages, float64 [P, N]."""
     order = np.argsort(rewards_PN, axis=1, kind="stable")
     ranked = np.take_along_axis(rewards_PN, order, axis=1)

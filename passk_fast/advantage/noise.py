@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float64
+
+from passk_fast.advantage.subsets import Floats
 
 
-def flip_negatives(rewards_PN: np.ndarray, share: float, seed: int) -> np.ndarray:
+def flip_negatives(
+    rewards_PN: Float64[Floats, "P N"], share: float, seed: int
+) -> Float64[Floats, "P N"]:
     """Rewards [P, N] in which each reward of 0 becomes 1 with probability `share` (a new array).
 
     The paper flips 10, 30 or 50 % of the negatives; that each is drawn on its own is a reading.

@@ -6,11 +6,12 @@ Whether a group is dead is decided by comparing rewards, never by the size of a 
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float64
 
 from passk_fast.advantage import pkpo
-from passk_fast.advantage.binary import _check_beta
+from passk_fast.advantage.binary import check_beta
 from passk_fast.advantage.gaps import GapWeights, advantages_of
-from passk_fast.advantage.subsets import share_within
+from passk_fast.advantage.subsets import Floats, share_within
 
 
 def dr_grpo_weights(n: int, k: int) -> GapWeights:
@@ -55,7 +56,7 @@ def tailrl_weights(n: int, k: int) -> GapWeights:
     return GapWeights(base=0.0, up_T=(t - 1) / (n - t + 1), down_T=-np.ones(n - 1))
 
 
-def grpo(rewards_PN: np.ndarray, k: int, *, ddof: float = 0) -> np.ndarray:
+def grpo(rewards_PN: Float64[Floats, "P N"], k: int, *, ddof: float = 0) -> Float64[Floats, "P N"]:
     """(r_i - mean) / std with `ddof` 0 or 1; 0 in a group whose rewards are all equal."""
     if ddof not in (0, 1):
         raise ValueError(f"ddof must be 0 or 1, got {ddof}.")
@@ -69,7 +70,7 @@ def grpo(rewards_PN: np.ndarray, k: int, *, ddof: float = 0) -> np.ndarray:
     return np.where(live[:, None], relative / np.where(live[:, None], std, 1.0), 0.0)
 
 
-def passk(rewards_PN: np.ndarray, k: int) -> np.ndarray:
+def passk(rewards_PN: Float64[Floats, "P N"], k: int) -> Float64[Floats, "P N"]:
     """max@k analytic: A_i = (e_i - rho_k) / sigma_k for real rewards.
 
     e_i is the mean over k-subsets that hold i of the largest reward, rho_k and sigma_k mean and
@@ -92,9 +93,11 @@ def passk(rewards_PN: np.ndarray, k: int) -> np.ndarray:
     return np.where(live, (1 - k / num) * a / np.where(live, sigma, 1.0), 0.0)
 
 
-def rs_grpo(rewards_PN: np.ndarray, k: int, *, beta: float = 2.0) -> np.ndarray:
+def rs_grpo(
+    rewards_PN: Float64[Floats, "P N"], k: int, *, beta: float = 2.0
+) -> Float64[Floats, "P N"]:
     """(e^{beta r_i} / mean_j e^{beta r_j} - 1) / beta, shifted by the largest reward."""
-    _check_beta(beta)
+    check_beta(beta)
     best = rewards_PN.max(axis=1, keepdims=True)
     live = rewards_PN.min(axis=1, keepdims=True) < best
     weight = np.exp(beta * (rewards_PN - best))

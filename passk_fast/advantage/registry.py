@@ -7,12 +7,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
-
-import numpy as np
 
 from passk_fast.advantage import binary, pkpo, real, sampled
 from passk_fast.advantage.gaps import GapWeights, advantages_of, table_of
+from passk_fast.advantage.subsets import Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +18,10 @@ class Estimator:
     """How one estimator is computed: by gap weights alone, or by a table and a function of real
     rewards (either may be missing). `describe` is the function that holds the documentation."""
 
-    describe: Callable[..., Any]
-    table: Callable[..., np.ndarray] | None = None
+    describe: Callable[..., Floats | GapWeights]
+    table: Callable[..., Floats] | None = None
     """(n, k, **options) -> float64 [n + 1, 2]; None: the estimator is sampled."""
-    real: Callable[..., np.ndarray] | None = None
+    real: Callable[..., Floats] | None = None
     """(rewards [P, N], k, **options) -> float64 [P, N]; None: binary rewards only."""
     uses_k: bool = True
     """False: the estimator has no k; any k between 1 and n gives the same."""
@@ -36,25 +34,25 @@ class Estimator:
 
 
 def _by_gaps(make: Callable[..., GapWeights], *, uses_k: bool = True) -> Estimator:
-    def gap_table(n: int, k: int, **options: Any) -> np.ndarray:
+    def gap_table(n: int, k: int, **options: float) -> Floats:
         return table_of(make(n, k, **options))
 
-    def gap_advantages(rewards_PN: np.ndarray, k: int, **options: Any) -> np.ndarray:
+    def gap_advantages(rewards_PN: Floats, k: int, **options: float) -> Floats:
         return advantages_of(make(rewards_PN.shape[1], k, **options), rewards_PN)
 
     return Estimator(describe=make, table=gap_table, real=gap_advantages, uses_k=uses_k)
 
 
 def _by_table(
-    make: Callable[..., np.ndarray],
-    real_rewards: Callable[..., np.ndarray] | None = None,
+    make: Callable[..., Floats],
+    real_rewards: Callable[..., Floats] | None = None,
     *,
     uses_k: bool = True,
 ) -> Estimator:
     return Estimator(describe=make, table=make, real=real_rewards, uses_k=uses_k)
 
 
-def _by_sampling(draw: Callable[..., np.ndarray]) -> Estimator:
+def _by_sampling(draw: Callable[..., Floats]) -> Estimator:
     return Estimator(describe=draw, real=draw)
 
 
@@ -97,7 +95,7 @@ def find(name: str) -> Estimator:
     return _ESTIMATORS[name]
 
 
-def check(name: str, n: int, k: int, options: Mapping[str, Any]) -> Estimator:
+def check(name: str, n: int, k: int, options: Mapping[str, float]) -> Estimator:
     """The estimator, after checking what holds for all of them.
 
     Raises:

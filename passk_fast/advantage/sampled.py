@@ -8,9 +8,12 @@ groups all have one reward gets 0.
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float64
+
+from passk_fast.advantage.subsets import Floats
 
 
-def _standardised(group_rewards_PG: np.ndarray) -> np.ndarray:
+def _standardised(group_rewards_PG: Float64[Floats, "P G"]) -> Float64[Floats, "P G"]:
     """(R - mean) / population std over the groups, 0 where all are equal."""
     low, high = (f(group_rewards_PG, axis=1, keepdims=True) for f in (np.min, np.max))
     live = high > low
@@ -20,7 +23,7 @@ def _standardised(group_rewards_PG: np.ndarray) -> np.ndarray:
     return np.where(live, deviation / np.where(live, std, 1.0), 0.0)
 
 
-def full(rewards_PN: np.ndarray, k: int) -> np.ndarray:
+def full(rewards_PN: Float64[Floats, "P N"], k: int) -> Float64[Floats, "P N"]:
     """Full sampling (Alg. 1): floor(N / k) groups of k consecutive responses; every member gets
     its group's standardised reward; leftover responses get 0.
 
@@ -36,8 +39,8 @@ def full(rewards_PN: np.ndarray, k: int) -> np.ndarray:
 
 
 def bootstrap(
-    rewards_PN: np.ndarray, k: int, *, seed: int = 0, num_groups: float = 0
-) -> np.ndarray:
+    rewards_PN: Float64[Floats, "P N"], k: int, *, seed: int = 0, num_groups: float = 0
+) -> Float64[Floats, "P N"]:
     """Bootstrap (Alg. 2): `num_groups` (0: N) groups of k distinct responses; A_i = the **sum**
     of the standardised rewards of the groups that hold i.
 

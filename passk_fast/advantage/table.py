@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from jaxtyping import Bool, Float64
 
 from passk_fast.advantage.registry import check, find
+from passk_fast.advantage.subsets import Floats
+
+Rewards = Sequence[Sequence[float]] | np.ndarray
+"""[P, N], as a caller may hold them."""
 
 
 @lru_cache(maxsize=256)
-def _table(estimator: str, n: int, k: int, options: tuple[tuple[str, Any], ...]) -> np.ndarray:
+def _table(estimator: str, n: int, k: int, options: tuple[tuple[str, float], ...]) -> Floats:
     found = check(estimator, n, k, dict(options))
     if found.table is None:
         raise ValueError(
@@ -25,7 +30,7 @@ def _table(estimator: str, n: int, k: int, options: tuple[tuple[str, Any], ...])
     return out
 
 
-def table(estimator: str, n: int, k: int, **options: Any) -> np.ndarray:
+def table(estimator: str, n: int, k: int, **options: float) -> Float64[Floats, "{n+1} 2"]:
     """The estimator's table, float64 [n + 1, 2]: row c correct of n, column 0 wrong, 1 correct.
 
     A response that cannot exist (a correct one at c = 0, a wrong one at c = n) has 0. Read-only.
@@ -39,7 +44,7 @@ def table(estimator: str, n: int, k: int, **options: Any) -> np.ndarray:
     return _table(estimator, n, k, tuple(sorted(options.items())))
 
 
-def _checked(rewards_PN: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+def _checked(rewards_PN: Rewards) -> Float64[Floats, "P N"]:
     """Rewards as finite float64 [P, N]."""
     if not isinstance(rewards_PN, np.ndarray):
         sizes = [len(row) if hasattr(row, "__len__") else -1 for row in rewards_PN]
@@ -63,10 +68,10 @@ def _checked(rewards_PN: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
 
 def advantages(
     estimator: str,
-    rewards_PN: Sequence[Sequence[float]] | np.ndarray,
+    rewards_PN: Rewards,
     k: int,
-    **options: Any,
-) -> np.ndarray:
+    **options: float,
+) -> Float64[Floats, "P N"]:
     """Advantages, float64 [P, N], of rewards [P, N]; binary (0 or 1) ones look up the table.
 
     Real rewards are taken by every estimator but those whose formula counts correct responses.
@@ -82,19 +87,25 @@ def advantages(
     if found.table is not None and is_binary.all():
         correct = rewards.astype(np.int64)
         lookup = table(estimator, rewards.shape[1], k, **options)
-        return lookup[correct.sum(axis=1)[:, None], correct]
+        found_PN: Floats = lookup[correct.sum(axis=1)[:, None], correct]
+        return found_PN
     if found.real is None:
         bad = rewards[~is_binary][0]
         raise ValueError(f"estimator {estimator!r} needs rewards of 0 or 1, got {bad}.")
     return found.real(rewards, int(k), **options)
 
 
-def zero_advantage_rows(estimator_table: np.ndarray) -> np.ndarray:
+def zero_advantage_rows(
+    estimator_table: Float64[Floats, "states 2"],
+) -> Bool[npt.NDArray[np.bool_], " states"]:
     """bool [n + 1]: counts c at which no response has a gradient."""
-    return (estimator_table == 0.0).all(axis=1)
+    no_gradient: npt.NDArray[np.bool_] = (estimator_table == 0.0).all(axis=1)
+    return no_gradient
 
 
-def dead_states(estimator: str, n: int, k: int, **options: Any) -> np.ndarray:
+def dead_states(
+    estimator: str, n: int, k: int, **options: float
+) -> Bool[npt.NDArray[np.bool_], " {n+1}"]:
     """bool [n + 1]: counts c at which no response ever has a gradient, sampled estimators included.
 
     Sampled groups of k are all alike exactly where the analytic estimator is dead: c = 0 or
@@ -106,8 +117,10 @@ def dead_states(estimator: str, n: int, k: int, **options: Any) -> np.ndarray:
     return zero_advantage_rows(table(estimator, n, k, **options))
 
 
-def eta(estimator_table: np.ndarray) -> np.ndarray:
+def eta(estimator_table: Float64[Floats, "states 2"]) -> Float64[Floats, " states"]:
     """Sum of |advantage| over a group, float64 [n + 1] (the paper's eta)."""
     n = len(estimator_table) - 1
     c = np.arange(n + 1)
-    return c * np.abs(estimator_table[:, 1]) + (n - c) * np.abs(estimator_table[:, 0])
+    size: Floats = np.abs(estimator_table)
+    total: Floats = c * size[:, 1] + (n - c) * size[:, 0]
+    return total

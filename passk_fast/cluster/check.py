@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,8 +33,11 @@ _STALE_S = 15.0
 """How long a file of another host may take to be seen: network file systems cache folders."""
 
 
-def gather_json(value: Any) -> list[Any]:
-    """`value` of every rank, in rank order, on every rank. A collective over gloo."""
+T = TypeVar("T")
+
+
+def gather_json(value: T) -> list[T]:
+    """`value` of every rank, plain JSON types, in rank order, on every rank. A collective."""
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([len(data)]))
@@ -113,7 +116,7 @@ def storage(folder: Path, facts: list[Facts], mib: int) -> dict[str, float]:
     is on the first rank of each host; 0 where the folder cannot be written.
     """
     rank = dist.get_rank()
-    token = gather_json(secrets.token_hex(8) if rank == 0 else None)[0]
+    token = gather_json(secrets.token_hex(8) if rank == 0 else "")[0]
     probe = folder / f".preflight-{token}"
     data = hashlib.sha256(token.encode()).digest() * (mib * (1 << 20) // 32)
     result: dict[str, float] = {}
@@ -182,7 +185,7 @@ def check(options: argparse.Namespace) -> list[Facts]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the checks on this rank and exit: 0, or BAD_CONFIG where something is wrong."""
-    from passk_fast.commands.train import quiet, report_error
+    from passk_fast.process import quiet, report_error
     from passk_fast.process_group import pick_device, start_process_group
 
     options, limits = parse(sys.argv[1:] if arguments is None else arguments)

@@ -8,11 +8,13 @@ import shutil
 import socket
 import subprocess
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "vllm", "megatron-core", "triton", "transformers", "numpy")
+from passk_fast.versions import TESTED, package_version
+
+PACKAGES = (*TESTED, "transformers", "numpy")
+"""Packages whose versions must be the same on all ranks."""
 OWN_TO_A_HOST = ("_IFNAME", "_IB_HCA", "_TOPO_FILE", "_DEBUG_FILE")
 """Endings of NCCL_ and GLOO_ variables that may differ between hosts."""
 
@@ -48,16 +50,6 @@ class Facts:
         return asdict(self)
 
 
-def package_version(name: str) -> str:
-    """The installed version; vLLM's CPU build counts as vLLM."""
-    for candidate in (name, f"{name}-cpu"):
-        try:
-            return metadata.version(candidate)
-        except metadata.PackageNotFoundError:
-            continue
-    return "absent"
-
-
 def commit_of(folder: Path) -> str:
     """The commit of a checkout, with "+changes" if it has any; "none" outside of git."""
 
@@ -88,14 +80,11 @@ def driver_version() -> str:
 
 def versions() -> dict[str, str]:
     """Everything that must be the same on all ranks."""
-    import platform
-
     import torch
 
     import passk_fast
 
-    found = {"python": platform.python_version()}
-    found |= {name: package_version(name) for name in PACKAGES}
+    found = {name: package_version(name) for name in PACKAGES}
     found["passk_fast"] = passk_fast.__version__
     found["commit"] = commit_of(Path(passk_fast.__file__).parent)
     found["CUDA"] = torch.version.cuda or "none"

@@ -89,6 +89,7 @@ def own_address(rendezvous: str) -> tuple[str, bool]:
 
 def interface_of(address: str) -> str | None:
     """The network interface that has an address, or None."""
+    name: str
     for name, entries in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == address for entry in entries):
             return name

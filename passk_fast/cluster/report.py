@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from passk_fast.cluster.facts import Facts
+from passk_fast.versions import SWITCH, any_version_wanted, untested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def send_gb_s(ranks: Sequence[Facts]) -> float | None:
 def problems(facts: Sequence[Facts], limits: Limits) -> list[str]:
     """One line for each thing that is wrong; empty when the cluster may train."""
     nodes = by_node(facts)
-    found = _differences(facts)
+    found = _differences(facts) + _untested(nodes)
     found += _clocks(nodes, limits)
     found += _gpus(nodes, limits)
     found += _network(nodes, limits)
@@ -91,6 +92,18 @@ def _differences(facts: Sequence[Facts]) -> list[str]:
                 )
                 found.append(f"{name} differs: {each}.")
     return found
+
+
+def _untested(nodes: dict[int, list[Facts]]) -> list[str]:
+    """Versions outside the tested ranges, host by host; none where the switch allows them."""
+    if any_version_wanted():
+        return []
+    return [
+        f"{ranks[0].host} has versions that were not tested: {'; '.join(wrong)}; "
+        f"{SWITCH}=1 goes on regardless."
+        for ranks in nodes.values()
+        if (wrong := untested(ranks[0].versions))
+    ]
 
 
 def _who(some: Sequence[Facts], everyone: Sequence[Facts]) -> str:

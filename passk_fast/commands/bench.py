@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
+from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.model import DTYPES
 from passk_fast.commands.synthetic import (
     CoinVerifier,
@@ -34,7 +35,6 @@ from passk_fast.commands.synthetic import (
 )
 from passk_fast.config import RunConfig
 from passk_fast.model.flops import ModelFlops, Work
-from passk_fast.process_group import Mesh
 from passk_fast.provenance import cpu_name, versions
 from passk_fast.run.clock import Clock
 from passk_fast.run.engines import Colocated
@@ -221,15 +221,18 @@ def report(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """torchrun's entry; BENCH_OUT names a file for the JSON."""
-    from passk_fast.commands.train import quiet, report_error
+    from passk_fast.actor.mesh import make_mesh
     from passk_fast.config.file import load_config
     from passk_fast.errors import PasskError
-    from passk_fast.process_group import make_mesh, pick_device, start_process_group
+    from passk_fast.process import quiet, report_error
+    from passk_fast.process_group import pick_device, start_process_group
+    from passk_fast.versions import check_versions
 
     quiet()
     rank, code = int(os.environ.get("RANK", "0")), 0
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        check_versions()
         config = load_config(arguments[0], arguments[1:])
         if config.bench.decode:
             from passk_fast.rollout.vllm.start import prepare_environment

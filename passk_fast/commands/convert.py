@@ -21,11 +21,12 @@ def convert(source: str, out: str) -> Path:
     """
     from transformers import AutoConfig
 
+    from passk_fast.actor.mesh import make_mesh
     from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab
     from passk_fast.checkpoint import megatron as checkpoint
     from passk_fast.checkpoint.store import verify_checkpoint
     from passk_fast.config.file import load_config
-    from passk_fast.process_group import make_mesh, start_process_group
+    from passk_fast.process_group import start_process_group
     from passk_fast.weights.hf import write_folder
     from passk_fast.weights.layout import ModelShape
     from passk_fast.weights.megatron import Layout, full_tensors

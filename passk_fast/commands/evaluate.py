@@ -149,13 +149,15 @@ def _write(record: dict[str, Any], out: Path) -> None:
 def main() -> None:
     """`CONFIG MODEL SAMPLES OUT CODE_FOLDER [--key value ...]`, as the command line calls it."""
     from passk_fast.cluster.exit_code_file import write_exit_code
-    from passk_fast.commands.train import quiet, report_error
     from passk_fast.config.file import load_config
+    from passk_fast.process import quiet, report_error
+    from passk_fast.versions import check_versions
 
     quiet()
     path, model, samples, out, code_folder, *overrides = sys.argv[1:]
     rank, code = int(os.environ.get("RANK", "0")), ExitCode.DONE
     try:
+        check_versions()
         config = load_config(path, overrides)
         run(config, Path(model), parse_samples(samples), Path(out))
     except BaseException as error:

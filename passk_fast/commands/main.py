@@ -15,6 +15,7 @@ from pathlib import Path
 from passk_fast import __version__
 from passk_fast.config import RunConfig, require
 from passk_fast.errors import ConfigError, ExitCode, LostRankError, PasskError
+from passk_fast.versions import check_versions
 
 _MAX_CPU_RANKS = 4
 _USAGE = f"""\
@@ -98,6 +99,7 @@ def _train(arguments: list[str]) -> ExitCode:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
         return ExitCode.DONE
+    check_versions(warn=False)
     dry_run = "--dry-run" in arguments
     arguments = [a for a in arguments if a != "--dry-run"]
     wanted = _take(arguments, "--nproc")
@@ -164,6 +166,7 @@ def _eval(arguments: list[str]) -> ExitCode:
     taken = {name: _take(arguments, f"--{name}") for name in ("model", "samples", "out", "nproc")}
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError("usage: passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...]")
+    check_versions(warn=False)
     config = load_config(arguments[0], arguments[1:])
     config = replace(
         config, rollout=replace(config.rollout, dedicated_ranks=0)
@@ -217,7 +220,7 @@ def _curves(arguments: list[str]) -> ExitCode:
 def _convert(arguments: list[str]) -> ExitCode:
     if len(arguments) != 2:
         raise ConfigError("usage: passk-fast convert RUN_OR_CHECKPOINT OUT")
-    from passk_fast.commands.train import quiet
+    from passk_fast.process import quiet
 
     quiet()
     from passk_fast.commands.convert import convert
@@ -258,6 +261,7 @@ def _bench(arguments: list[str]) -> ExitCode:
     out, wanted = _take(arguments, "--out"), _take(arguments, "--nproc")
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError("usage: passk-fast bench CONFIG [--out FILE] [--nproc N] [--key value]")
+    check_versions(warn=False)
     config = load_config(arguments[0], arguments[1:])
     require(
         not config.rollout.dedicated_ranks,

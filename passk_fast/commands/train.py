@@ -5,27 +5,14 @@ torchrun --nproc-per-node 2 -m passk_fast.commands.train configs/maze_cpu.toml -
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import traceback
-import warnings
 from pathlib import Path
 
 from passk_fast.config import RunConfig
-from passk_fast.errors import ExitCode, LostRankError, PasskError
-
-_LOST = ("gloo", "Connection closed by peer", "Timed out", "NCCL", "Broken pipe")
-
-
-def quiet() -> None:
-    """Keep libraries from talking over the progress display."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger().setLevel(logging.WARNING)
-    for name in ("megatron", "torch.distributed", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+from passk_fast.errors import ExitCode, PasskError
+from passk_fast.process import quiet, report_error
+from passk_fast.versions import check_versions
 
 
 def run(config: RunConfig) -> ExitCode:
@@ -35,7 +22,8 @@ def run(config: RunConfig) -> ExitCode:
     prepare_environment()
     import torch.distributed as dist
 
-    from passk_fast.process_group import make_mesh, pick_device, start_process_group
+    from passk_fast.actor.mesh import make_mesh
+    from passk_fast.process_group import pick_device, start_process_group
 
     device = pick_device(config.device)
     if config.rollout.dedicated_ranks:
@@ -58,32 +46,15 @@ def _run_apart(config: RunConfig, device: str) -> ExitCode:
     bridge = join(device, config.timeout_s, config.rollout.dedicated_ranks)
     if bridge.is_rollout:
         from passk_fast.disaggregated.rollout_server import serve
+        from passk_fast.run.signals import StopFlag
 
-        return serve(config, bridge, device)
-    from passk_fast.process_group import make_mesh
+        stop = StopFlag(config.stop_grace_s)
+        stop.install()
+        return serve(config, bridge, device, stop)
+    from passk_fast.actor.mesh import make_mesh
     from passk_fast.run.build import build_run
 
     return build_run(config, make_mesh(config.parallel, device), bridge).train()
-
-
-def _as_user_error(error: BaseException) -> PasskError | None:
-    if isinstance(error, PasskError):
-        return error
-    text = str(error)
-    if isinstance(error, RuntimeError) and any(word in text for word in _LOST):
-        return LostRankError(f"A rank was lost or a collective timed out: {text.splitlines()[0]}")
-    return None
-
-
-def report_error(error: BaseException, rank: int) -> ExitCode:
-    """Print a user's error as one paragraph (once), anything else as a traceback."""
-    known = _as_user_error(error)
-    if known is None:
-        traceback.print_exception(error)
-        return ExitCode.LOST_RANK
-    if rank == 0 or isinstance(known, LostRankError):
-        print(f"error: {known}", file=sys.stderr, flush=True)
-    return known.exit_code
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise PasskError(
                 "usage: torchrun ... -m passk_fast.commands.train CONFIG [--key value ...]"
             )
+        check_versions()
         config = load_config(arguments[0], arguments[1:])
         check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
         output_dir = Path(config.output_dir)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
 from passk_fast.config import RunConfig
-from passk_fast.data.types import SampleRequest
+from passk_fast.data.types import RolloutGroup, SampleRequest
 from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.messages import (
     Answer,
@@ -39,7 +39,6 @@ from passk_fast.rollout.collect import (
     make_groups,
     split_evenly,
 )
-from passk_fast.run.engines import Groups
 from passk_fast.weights.layout import Spec
 from passk_fast.weights.sync import WeightSync
 
@@ -60,7 +59,7 @@ class Remote:
             )
         self._send([Start(model_dir=model_dir)] * bridge.num_rollouts)
 
-    def sample(self, draw: SampleRequest) -> Groups:
+    def sample(self, draw: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
         """The groups, on every trainer rank. Seconds are the first engine's, but `engine_s`."""
         prompt_ids = encode_prompts(
             draw.prompts, self.tokenizer, self.config.rollout.max_prompt_tokens

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ from passk_fast.rollout.collect import encode_samples, samples_of
 from passk_fast.rollout.groups import GroupTracker, VerifierPool
 from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.rollout.vllm.parameters import OpenParameters
-from passk_fast.run.signals import StopFlag
 from passk_fast.tasks import verify
 from passk_fast.weights.layout import ModelShape, Spec
 from passk_fast.weights.megatron import Layout
@@ -43,10 +42,15 @@ _LAST_WORDS_S = 1.0
 """How long the exit code of a trainer that has left may take to be seen on shared storage."""
 
 
-def serve(config: RunConfig, bridge: Bridge, device: str) -> ExitCode:
-    """Serve until the trainer ends; its exit code. LostRankError when it went without a word."""
-    stop = StopFlag(config.stop_grace_s)
-    stop.install()
+class StopSignal(Protocol):
+    """What tells this process to stop (run.signals.StopFlag)."""
+
+    raised: bool
+    """Whether SIGTERM or SIGINT has come."""
+
+
+def serve(config: RunConfig, bridge: Bridge, device: str, stop: StopSignal) -> ExitCode:
+    """Serve until the trainer ends; its exit code. LostRankError when it left without one."""
     server = Server(config, bridge, device, stop)
     try:
         return server.run()
@@ -70,7 +74,7 @@ def _last_words(folder: Path) -> ExitCode | None:
 class Server:
     """One rollout rank."""
 
-    def __init__(self, config: RunConfig, bridge: Bridge, device: str, stop: StopFlag) -> None:
+    def __init__(self, config: RunConfig, bridge: Bridge, device: str, stop: StopSignal) -> None:
         self.config, self.bridge, self.device, self.stop = config, bridge, device, stop
         self._verify = partial(verify, config=config.data)
         self._engine: RolloutEngine | None = None

@@ -26,6 +26,7 @@ from passk_fast.actor.attention import PackedAttention, packed_params
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.head import hidden_output
 from passk_fast.actor.layers import RMSNorm
+from passk_fast.actor.mesh import Mesh, drop_mesh, make_mesh
 from passk_fast.actor.model import (
     layer_spec,
     padded_vocab,
@@ -40,7 +41,6 @@ from passk_fast.data.types import Sequence
 from passk_fast.plan.experts import balance_experts
 from passk_fast.plan.facts import Costs, StageBytes
 from passk_fast.plan.meta import Ledger, fuse_norms
-from passk_fast.process_group import Mesh, drop_mesh, make_mesh
 
 
 @contextmanager

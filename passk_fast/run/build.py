@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
+from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.moe.grouped import grouped_path
 from passk_fast.checkpoint import megatron as checkpoint
 from passk_fast.checkpoint.store import CheckpointStore
@@ -21,7 +22,6 @@ from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.remote_engines import Remote
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
-from passk_fast.process_group import Mesh
 from passk_fast.report.curve import plot_learning_curve
 from passk_fast.report.records import read_records
 from passk_fast.report.sinks import Report

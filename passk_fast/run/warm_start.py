@@ -17,12 +17,12 @@ import torch.distributed as dist
 from passk_fast import __version__
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.lr_schedule import learning_rate
+from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.model import DTYPES
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.data.types import Sequence
 from passk_fast.errors import DivergedError
 from passk_fast.model.tokenizer import encode_checked
-from passk_fast.process_group import Mesh
 from passk_fast.tasks import fresh_solutions
 from passk_fast.weights.hf import write_folder
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from passk_fast.config import DataConfig
 from passk_fast.data.types import Prompt
-from passk_fast.errors import DataError
-from passk_fast.tasks.maze import grid_of
+from passk_fast.errors import ConfigError, DataError
+from passk_fast.tasks.protocol import ChecksPrompts
+from passk_fast.tasks.registry import find_task
 
-TASKS = ("maze", "exact")
+Row = tuple[str, object]
+"""(place in the file, what stands there)"""
 _REQUIRED = ("prompt", "answer", "task")
 
 
-def load_prompts(path: str | Path, tasks: Iterable[str] = TASKS) -> list[Prompt]:
+def load_prompts(path: str | Path, config: DataConfig | None = None) -> list[Prompt]:
     """Prompts of a file or folder with columns `prompt`, `answer`, `task` and optionally `id`.
 
     Raises:
-        DataError: missing or malformed, naming `file:line` (JSONL) or `file: row`.
+        DataError: missing or malformed, naming `file:line` (JSONL) or `file: row`; also where a
+            `task` is neither built in nor the dotted path to one, or cannot judge a prompt.
     """
     source = Path(path)
     if not source.exists():
@@ -35,8 +37,8 @@ def load_prompts(path: str | Path, tasks: Iterable[str] = TASKS) -> list[Prompt]
         raise DataError(
             f"{source}: must be a .jsonl or .parquet file, or a folder saved by `datasets`."
         )
-    known = set(tasks)
-    prompts = [_prompt(where, row, i, known) for i, (where, row) in enumerate(rows)]
+    settings = DataConfig() if config is None else config
+    prompts = [_prompt(where, row, i, settings) for i, (where, row) in enumerate(rows)]
     if not prompts:
         raise DataError(f"{source}: it holds no prompts.")
     first: dict[str, int] = {}
@@ -49,9 +51,9 @@ def load_prompts(path: str | Path, tasks: Iterable[str] = TASKS) -> list[Prompt]
     return prompts
 
 
-def _jsonl_rows(source: Path) -> list[tuple[str, Any]]:
+def _jsonl_rows(source: Path) -> list[Row]:
     """(place, row) of each non-empty line; parsed here, so that an error can name its line."""
-    rows = []
+    rows: list[Row] = []
     try:
         text = source.read_text(encoding="utf-8")
     except OSError as error:
@@ -68,15 +70,10 @@ def _jsonl_rows(source: Path) -> list[tuple[str, Any]]:
     return rows
 
 
-def _quiet_datasets() -> Any:
+def _parquet_rows(source: Path) -> list[Row]:
     import datasets
 
     datasets.disable_progress_bars()
-    return datasets
-
-
-def _parquet_rows(source: Path) -> list[tuple[str, Any]]:
-    datasets = _quiet_datasets()
     with tempfile.TemporaryDirectory() as cache:  # `datasets` always writes a copy; not for keeps
         try:
             table = datasets.Dataset.from_parquet(str(source), cache_dir=cache, keep_in_memory=True)
@@ -85,8 +82,10 @@ def _parquet_rows(source: Path) -> list[tuple[str, Any]]:
     return [(f"{source}: row {i}", row) for i, row in enumerate(table)]
 
 
-def _folder_rows(source: Path) -> list[tuple[str, Any]]:
-    datasets = _quiet_datasets()
+def _folder_rows(source: Path) -> list[Row]:
+    import datasets
+
+    datasets.disable_progress_bars()
     try:
         loaded = datasets.load_from_disk(str(source), keep_in_memory=True)
     except Exception as error:
@@ -97,7 +96,7 @@ def _folder_rows(source: Path) -> list[tuple[str, Any]]:
     return [(f"{source}: row {i}", row) for i, row in enumerate(loaded)]
 
 
-def _prompt(where: str, row: Any, index: int, tasks: set[str]) -> Prompt:
+def _prompt(where: str, row: object, index: int, config: DataConfig) -> Prompt:
     if not isinstance(row, dict):
         raise DataError(f"{where}: must be an object with {', '.join(_REQUIRED)}.")
     for name in _REQUIRED:
@@ -108,21 +107,22 @@ def _prompt(where: str, row: Any, index: int, tasks: set[str]) -> Prompt:
             raise DataError(f"{where}: field {name!r} must be text, got {kind}.")
     if not row["prompt"]:
         raise DataError(f"{where}: field 'prompt' is empty.")
-    if row["task"] not in tasks:
-        raise DataError(
-            f"{where}: field 'task' is {row['task']!r}; known: {', '.join(sorted(tasks))}."
-        )
-    if row["task"] == "maze":
-        grid = "".join(grid_of(row["prompt"]))
-        if grid.count("S") != 1 or grid.count("E") != 1:
-            raise DataError(f"{where}: field 'prompt' holds no maze with one S and one E.")
     identity = row.get("id")
     if identity is not None and (isinstance(identity, bool) or not isinstance(identity, str | int)):
         kind = type(identity).__name__
         raise DataError(f"{where}: field 'id' must be text or a whole number, got {kind}.")
-    return Prompt(
+    prompt = Prompt(
         id=str(index) if identity is None else str(identity),
         text=row["prompt"],
         answer=row["answer"],
         task=row["task"],
     )
+    try:
+        task = find_task(prompt.task, config)
+        if isinstance(task, ChecksPrompts):
+            task.check_prompt(prompt)
+    except ConfigError as error:
+        raise DataError(f"{where}: field 'task': {error}") from error
+    except ValueError as error:
+        raise DataError(f"{where}: {error}.") from None
+    return prompt

@@ -1,4 +1,4 @@
-"""Mazes (arXiv 2508.10751, section 3.1): generator, prompts and verifier.
+"""The task `maze` (arXiv 2508.10751, section 3.1): generator, prompts and verifier.
 
 A text grid n x n of `*` wall, `.` free, `S` start, `E` end; the answer is a string of U D L R.
 Mazes are trees carved by depth-first search, so exactly one simple path joins S and E.
@@ -10,18 +10,21 @@ import random
 import re
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from passk_fast.config import MazeConfig
+from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError
+from passk_fast.seeding import seed_for
+from passk_fast.tasks.answers import last_answer, tagged_answer
 
 MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
 COMPACT_END = ">"
 """Ends a compact prompt; the response is the moves alone."""
 
-_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _WORD = re.compile(r"\b(up|down|left|right)\b", re.IGNORECASE)
 MAX_TRIES_IN_A_ROW = 2000
-"""So many repeats in a row, and a size is taken to have no new maze left."""
+"""After this many repeats in a row a size is taken to have no new maze left."""
 
 _PROSE = """\
 You are in a maze drawn as a text grid: `*` is a wall, `.` is free, `S` is the start and `E` is \
@@ -31,12 +34,6 @@ the end. A move is U (up), D (down), L (left) or R (right) by one cell; walls ca
 
 Think, then give the moves from S to E inside tags, for example <answer>UURD</answer>.
 """
-
-
-def last_answer(text: str) -> str | None:
-    """Content of the last complete `<answer>` tag (any case; of nested ones the inner), or None."""
-    tags = _TAG.findall(text)
-    return tags[-1] if tags else None
 
 
 def carve(size: int, rng: random.Random) -> tuple[str, str]:
@@ -160,7 +157,7 @@ def _lenient_moves(response: str, style: str) -> str:
 def distinct(
     size: int, count: int, rng: random.Random, seen: set[str]
 ) -> Iterator[tuple[str, str]]:
-    """`count` mazes of one size, none in `seen`, which grows by them.
+    """(grid, moves) of `count` mazes of one size, none of them in `seen`, which they are added to.
 
     Raises:
         ConfigError: there seem to be too few distinct mazes of this size.
@@ -174,7 +171,7 @@ def distinct(
             if misses > MAX_TRIES_IN_A_ROW:
                 raise ConfigError(
                     f"data.maze: only {i} of {count} distinct {size}x{size} mazes were found "
-                    f"beside the {excluded} already taken; ask for fewer, or for larger ones."
+                    f"besides the {excluded} already taken; ask for fewer, or for larger ones."
                 )
             grid, moves = carve(size, rng)
         misses = 0
@@ -182,9 +179,94 @@ def distinct(
         yield grid, moves
 
 
-def test_count(config: MazeConfig, size: int) -> int:
+def held_out_count(config: MazeConfig, size: int) -> int:
     """Held-out mazes of a size: the paper has 75 of 7x7 and 100 of the others."""
     return 75 if size == 7 and config.test_per_size == 100 else config.test_per_size
 
 
-test_count.__test__ = False  # type: ignore[attr-defined]  # a count, not a test
+@dataclass(frozen=True)
+class Maze:
+    """The task as a configuration sets it: splits, solutions and verifier."""
+
+    config: MazeConfig
+    seed: int
+    name: str = "maze"
+
+    def verify(self, prompt: Prompt, response: str) -> float:
+        """1.0 if the response solves the maze in the prompt's text, else 0.0."""
+        return verify(prompt.text, response, style=self.config.style, lenient=self.config.lenient)
+
+    def answer_of(self, response: str) -> str:
+        """The content of the last `<answer>` tag, without one the response."""
+        return tagged_answer(response)
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """ValueError unless the prompt holds one maze with one S and one E."""
+        grid = "".join(grid_of(prompt.text))
+        if grid.count("S") != 1 or grid.count("E") != 1:
+            raise ValueError("field 'prompt' holds no maze with one S and one E")
+
+    def _held_out(self) -> list[tuple[int, str, str]]:
+        """(size, grid, moves) of the test split; depends on `test_*` and the seed alone."""
+        rng = random.Random(seed_for(self.seed, "maze-test"))
+        seen: set[str] = set()
+        return [
+            (size, grid, moves)
+            for size in self.config.test_sizes
+            for grid, moves in distinct(size, held_out_count(self.config, size), rng, seen)
+        ]
+
+    def _prompt(self, name: str, grid: str, moves: str) -> Prompt:
+        text = render_prompt(self.config.style, grid)
+        return Prompt(id=name, text=text, answer=moves, task=self.name)
+
+    def test_prompts(self) -> list[Prompt]:
+        """Held-out mazes, all test sizes in turn."""
+        by_size: dict[int, list[Prompt]] = {}
+        for i, (size, grid, moves) in enumerate(self._held_out()):
+            prompt = self._prompt(f"maze-test-{size}-{i}", grid, moves)
+            by_size.setdefault(size, []).append(prompt)
+        longest = max(len(prompts) for prompts in by_size.values())
+        return [p[i] for i in range(longest) for p in by_size.values() if i < len(p)]
+
+    def train_prompts(self) -> list[Prompt]:
+        """Training mazes, none of them held out."""
+        seen = {grid for _, grid, _ in self._held_out()}
+        rng = random.Random(seed_for(self.seed, "maze-train"))
+        mazes = [
+            (size, grid, moves)
+            for size in self.config.train_sizes
+            for grid, moves in distinct(size, self.config.train_per_size, rng, seen)
+        ]
+        return [
+            self._prompt(f"maze-train-{size}-{i}", grid, moves)
+            for i, (size, grid, moves) in enumerate(mazes)
+        ]
+
+    def solutions(self, seed: int) -> Iterator[tuple[str, str]]:
+        """Endless (prompt, solution) texts of fresh mazes, none of them held out.
+
+        Raises:
+            ConfigError: the test split seems to hold every maze of a training size.
+        """
+        held_out = {grid for _, grid, _ in self._held_out()}
+        rng = random.Random(seed_for(seed, "warm-start"))
+        style = self.config.style
+        while True:
+            size = rng.choice(self.config.train_sizes)
+            for _ in range(MAX_TRIES_IN_A_ROW):
+                grid, moves = carve(size, rng)
+                if grid not in held_out:
+                    break
+            else:
+                raise ConfigError(
+                    f"data.maze: the test split seems to hold every {size}x{size} maze, so none is "
+                    "left to train on; lower data.maze.test_per_size, or take larger ones."
+                )
+            yield render_prompt(style, grid), render_solution(style, moves)
+
+    def alphabet(self) -> str:
+        """All characters that prompts and solutions of this style hold, sorted."""
+        style = self.config.style
+        text = render_prompt(style, "*.SE\n") + render_solution(style, "".join(MOVES))
+        return "".join(sorted(set(text)))

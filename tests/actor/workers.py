@@ -126,7 +126,7 @@ def build(
     """An actor with the folder's weights, on a mesh over all ranks."""
     warnings.simplefilter("ignore")
     from passk_fast.actor.actor import Actor
-    from passk_fast.process_group import drop_mesh, make_mesh
+    from passk_fast.actor.mesh import drop_mesh, make_mesh
 
     drop_mesh()
     config = run_config(parallel, micro_batch_tokens, share_prompts, **algorithm)
@@ -220,8 +220,8 @@ def bfloat16_step(kind: str, folder: str, parallel: dict[str, Any]) -> dict[str,
 
     from passk_fast.actor import loss as losses
     from passk_fast.actor.actor import Actor
+    from passk_fast.actor.mesh import drop_mesh, make_mesh
     from passk_fast.config import ModelConfig
-    from passk_fast.process_group import drop_mesh, make_mesh
     from passk_fast.weights.megatron import named_parameters
 
     sequences = make_sequences()
@@ -323,7 +323,7 @@ def reference_kl(kind: str, folder: str) -> tuple[float, float]:
     """KL to the reference before and after a step: zero first, positive then."""
     warnings.simplefilter("ignore")
     from passk_fast.actor.actor import Actor
-    from passk_fast.process_group import drop_mesh, make_mesh
+    from passk_fast.actor.mesh import drop_mesh, make_mesh
 
     drop_mesh()
     config = run_config({}, 4096, kl_coef=0.1, kl_estimator="k3")

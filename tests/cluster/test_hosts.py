@@ -102,10 +102,9 @@ def test_two_hosts_train_as_one_does(hosts: TwoHosts, tmp_path: Path) -> None:
 @pytest.mark.megatron
 @pytest.mark.timeout(900)
 def test_one_host_trains_what_the_other_samples(hosts: TwoHosts, tmp_path: Path) -> None:
-    apart = "--rollout.dedicated-ranks 2 --rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --device cpu".split()
-    one = train(tmp_path / "one", tmp_path / "c", "--steps", "2", "--nproc", "4", *apart)
+    one = train(tmp_path / "one", tmp_path / "c", "--steps", "2", "--nproc", "4", *DISAGGREGATED)
     assert one.returncode == 0, one.stdout + one.stderr
-    codes = hosts.run([*run_arguments(tmp_path, "two"), "--steps", "2", *apart], timeout_s=400)
+    codes = hosts.run([*run_arguments(tmp_path, "two"), "--steps", "2", *DISAGGREGATED], timeout_s=400)
     assert codes == (0, 0), said(hosts)
     assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
 
@@ -115,7 +114,7 @@ import os, sys, time
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from passk_fast.commands.train import report_error
+from passk_fast.process import report_error
 try:
     dist.init_process_group("gloo", timeout=timedelta(seconds=10))
     for i in range(10**6):
@@ -187,8 +186,7 @@ def test_rollout_ranks_end_when_the_trainers_host_is_unplugged(
 ) -> None:
     """Whether they wait for an order, give an answer or take weights: long before ten time-outs."""
     timeout_s = 30
-    apart = "--rollout.dedicated-ranks 2 --rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --device cpu".split()
-    options = ["--steps", "5000", "--timeout-s", str(timeout_s), *apart]
+    options = ["--steps", "5000", "--timeout-s", str(timeout_s), *DISAGGREGATED]
     children = [hosts.start(host, [*run_arguments(tmp_path, "run"), *options]) for host in range(2)]
     file = tmp_path / "run" / "metrics.jsonl"
     wait_until(lambda: file.exists() and len(file.read_text().splitlines()) > 2, children, hosts)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from passk_fast.cluster.facts import Facts, collect, package_version
+from passk_fast.cluster.facts import Facts, collect
 from passk_fast.cluster.report import Limits, parse, problems, table
 
 
@@ -82,6 +82,17 @@ def test_each_fault_gives_its_line(message: str) -> None:
     assert found[0].startswith(message)
 
 
+def test_untested_versions_are_wrong_on_each_host_that_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    facts = cluster({rank: {"versions": {"torch": "2.14.1", "commit": "abc"}} for rank in range(6)})
+    found = problems(facts, Limits())
+    assert [line.split()[0] for line in found] == ["host0", "host1", "host2"]
+    assert "torch 2.14.1 (tested: 2.11 to 2.13)" in found[0]
+    monkeypatch.setenv("PASSK_FAST_ANY_VERSION", "1")
+    assert problems(facts, Limits()) == []
+
+
 def test_hosts_of_different_sizes() -> None:
     facts = cluster()[:5]
     for one in facts:
@@ -135,7 +146,6 @@ def test_own_facts_survive_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
     assert own.environment["NCCL_ALGO"] == "Tree"
     assert own.memory_gib > 0
     assert own.versions["torch"].startswith("2.")
-    assert package_version("no-such-package") == "absent"
 
 
 def test_limits_are_the_options_of_the_command() -> None:

@@ -54,7 +54,7 @@ def held(kind: str, dtype: str, parallel: dict[str, Any]) -> dict[str, int]:
     warnings.simplefilter("ignore")
     from passk_fast.actor.actor import Actor
     from passk_fast.actor.cpu.megatron_shim import megatron_scope
-    from passk_fast.process_group import drop_mesh, make_mesh
+    from passk_fast.actor.mesh import drop_mesh, make_mesh
 
     drop_mesh()
     config = run_config(dtype, parallel)
@@ -119,7 +119,7 @@ def saved(kind: str, dtype: str, parallel: dict[str, Any]) -> int:
     from passk_fast.actor.attention import packed_params
     from passk_fast.actor.cpu.megatron_shim import megatron_scope
     from passk_fast.actor.head import hidden_output
-    from passk_fast.process_group import drop_mesh, make_mesh
+    from passk_fast.actor.mesh import drop_mesh, make_mesh
 
     drop_mesh()
     config = run_config(dtype, parallel)

@@ -20,7 +20,7 @@ def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 25
     from transformers import AutoConfig
 
     from passk_fast.actor.actor import Actor
-    from passk_fast.process_group import drop_mesh, make_mesh
+    from passk_fast.actor.mesh import drop_mesh, make_mesh
     from passk_fast.rollout.vllm.engine import RolloutEngine
     from passk_fast.run.engines import Colocated
 

@@ -96,7 +96,14 @@ GOOD = ROWS[0]
         ({**GOOD, "answer": 2, "id": 1}, "a.jsonl:2: field 'answer' must be text, got int"),
         ({**GOOD, "prompt": ["p"], "id": 1}, "a.jsonl:2: field 'prompt' must be text, got list"),
         ({**GOOD, "prompt": "", "id": 1}, "a.jsonl:2: field 'prompt' is empty"),
-        ({**GOOD, "task": "chess", "id": 1}, "a.jsonl:2: field 'task' is 'chess'; known: exact"),
+        (
+            {**GOOD, "task": "chess", "id": 1},
+            "a.jsonl:2: field 'task': task 'chess' is unknown; known: maze, exact, or the dotted",
+        ),
+        (
+            {**GOOD, "task": "no_such_module:TASK", "id": 1},
+            "a.jsonl:2: field 'task': .* module 'no_such_module' cannot be imported",
+        ),
         ({**GOOD, "task": "maze", "id": 1}, "a.jsonl:2: field 'prompt' holds no maze"),
         ({**GOOD, "id": True}, "a.jsonl:2: field 'id' must be text or a whole number, got bool"),
         ({**GOOD, "id": [1]}, "a.jsonl:2: field 'id' must be text or a whole number, got list"),

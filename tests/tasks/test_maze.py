@@ -190,11 +190,11 @@ def test_what_is_taken_counts_against_the_size() -> None:
     rng = random.Random(0)
     list(maze.distinct(5, 80, rng, seen))
     list(maze.distinct(7, 3, rng, seen))
-    with pytest.raises(ConfigError, match=r"only 4 of 20 distinct 5x5 .* beside the 80 already"):
+    with pytest.raises(ConfigError, match=r"only 4 of 20 distinct 5x5 .* besides the 80 already"):
         list(maze.distinct(5, 20, rng, seen))
 
 
 def test_held_out_counts_are_the_papers() -> None:
-    assert maze.test_count(MazeConfig(), 7) == 75
-    assert maze.test_count(MazeConfig(), 9) == 100
-    assert maze.test_count(MazeConfig(test_per_size=20), 7) == 20
+    assert maze.held_out_count(MazeConfig(), 7) == 75
+    assert maze.held_out_count(MazeConfig(), 9) == 100
+    assert maze.held_out_count(MazeConfig(test_per_size=20), 7) == 20

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +25,9 @@ def test_a_saved_position_continues(num_prompts: int, before: int, after: int) -
     order = PromptOrder(num_prompts, 3)
     order.take(before)
     again = PromptOrder(num_prompts, 3)
-    again.load_state_dict(order.state_dict())
+    again.load_state_dict(json.loads(json.dumps(order.state_dict())))
     assert again.take(after) == order.take(after)
+    assert again.state_dict() == order.state_dict()
 
 
 def test_a_prompt_is_taken_as_often_as_its_chance_says() -> None:
@@ -44,3 +47,10 @@ def test_a_data_set_of_another_size_is_refused() -> None:
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         PromptOrder(0, 0)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    order = PromptOrder(50, 0)
+    first = order.take(50)
+    assert first != order.take(50)
+    assert first != PromptOrder(50, 1).take(50)

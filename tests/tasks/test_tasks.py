@@ -1,4 +1,4 @@
-"""Splits, verifiers by task, the alphabet, and the order of prompts."""
+"""Splits, the built-in verifiers and the alphabet."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from passk_fast import tasks
 from passk_fast.config import DataConfig, MazeConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError
-from passk_fast.tasks import PromptOrder, maze
+from passk_fast.tasks import maze
 
 SMALL = MazeConfig(train_sizes=(7, 9), train_per_size=60, test_sizes=(7, 11), test_per_size=20)
 
@@ -30,8 +28,8 @@ def test_splits_are_distinct_and_disjoint(seed: int) -> None:
     assert (len(train), len(test)) == (120, 40)
     assert len(_grids(train) | _grids(test)) == 160
     assert len({p.id for p in train + test}) == 160
-    verify = tasks.verifier_for("maze", config)
-    assert all(verify(p, maze.render_solution("prose", p.answer)) == 1.0 for p in train + test)
+    task = tasks.find_task("maze", config)
+    assert all(task.verify(p, maze.render_solution("prose", p.answer)) == 1.0 for p in train + test)
 
 
 def test_splits_depend_on_the_seed_alone() -> None:
@@ -62,7 +60,7 @@ def test_a_size_named_twice_keeps_ids_apart() -> None:
 def test_too_small_a_space_is_an_error() -> None:
     settings = MazeConfig(train_sizes=(5,), train_per_size=50, test_sizes=(5,), test_per_size=40)
     config = DataConfig(maze=settings)
-    with pytest.raises(ConfigError, match=r"only 44 of 50 distinct 5x5 .* beside the 40 already"):
+    with pytest.raises(ConfigError, match=r"only 44 of 50 distinct 5x5 .* besides the 40 already"):
         tasks.train_prompts(config)
 
 
@@ -115,20 +113,15 @@ def test_compact_alphabet() -> None:
 )
 def test_exact(response: str, reward: float) -> None:
     prompt = Prompt(id="0", text="?", answer="42 ", task="exact")
-    assert tasks.verifier_for("exact", DataConfig())(prompt, response) == reward
+    assert tasks.verify(prompt, response, config=DataConfig()) == reward
 
 
 def test_verifier_takes_style_and_leniency_from_the_configuration() -> None:
     prompt = Prompt(id="0", text="*****\n*S*E*\n*.*.*\n*...*\n*****", answer="", task="maze")
     for style, lenient, reward in (("compact", True, 1.0), ("compact", False, 0.0)):
         config = DataConfig(maze=MazeConfig(style=style, lenient=lenient))
-        assert tasks.verifier_for("maze", config)(prompt, "RR") == reward
-    assert tasks.verifier_for("maze", DataConfig())(prompt, "<answer>DDRRUU</answer>") == 1.0
-
-
-def test_unknown_task() -> None:
-    with pytest.raises(ConfigError, match="task 'chess' is unknown; known: maze, exact"):
-        tasks.verifier_for("chess", DataConfig())
+        assert tasks.verify(prompt, "RR", config=config) == reward
+    assert tasks.verify(prompt, "<answer>DDRRUU</answer>", config=DataConfig()) == 1.0
 
 
 def test_prompts_from_files(tmp_path: Path) -> None:
@@ -139,35 +132,3 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     assert tasks.train_prompts(only_train) == want
     assert tasks.test_prompts(only_train) == [], "no evaluation without a test file"
     assert tasks.test_prompts(DataConfig(train=str(path), test=str(path))) == want
-
-
-@given(st.integers(1, 30), st.integers(0, 5), st.lists(st.integers(0, 40), max_size=8))
-def test_order_visits_every_prompt_once_an_epoch(num: int, seed: int, takes: list[int]) -> None:
-    order = PromptOrder(num, seed)
-    drawn = [i for count in takes for i in order.take(count)]
-    assert len(drawn) == sum(takes)
-    for start in range(0, len(drawn) - num + 1, num):
-        assert sorted(drawn[start : start + num]) == list(range(num))
-    assert drawn == PromptOrder(num, seed).take(sum(takes))
-
-
-@given(st.integers(1, 30), st.integers(0, 70), st.integers(0, 70))
-def test_order_resumes_where_it_was_saved(num: int, before: int, after: int) -> None:
-    order = PromptOrder(num, 7)
-    order.take(before)
-    state = json.loads(json.dumps(order.state_dict()))
-    resumed = PromptOrder(num, 7)
-    resumed.load_state_dict(state)
-    assert resumed.take(after) == order.take(after)
-    assert resumed.state_dict() == order.state_dict()
-
-
-def test_epochs_and_seeds_differ() -> None:
-    order = PromptOrder(50, 0)
-    assert order.take(50) != order.take(50)
-    assert PromptOrder(50, 0).take(50) != PromptOrder(50, 1).take(50)
-
-
-def test_order_of_nothing() -> None:
-    with pytest.raises(ValueError, match="num_prompts must be at least 1"):
-        PromptOrder(0, 0)

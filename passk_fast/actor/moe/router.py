@@ -15,8 +15,8 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
+from passk_fast.actor.mesh import Mesh
 from passk_fast.data.types import RoutedRows
-from passk_fast.process_group import Mesh
 
 
 class Router(TopKRouter):

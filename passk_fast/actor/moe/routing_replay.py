@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.moe.experts import moe_layers
 from passk_fast.actor.moe.router import Router
 from passk_fast.data.types import PackedBatch
 from passk_fast.errors import ConfigError
 from passk_fast.model.experts import check_routing
-from passk_fast.process_group import Mesh
 
 
 class MicroBatchExperts:

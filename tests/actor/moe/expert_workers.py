@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from passk_fast.actor.actor import Actor
+from passk_fast.actor.mesh import drop_mesh, make_mesh
 from passk_fast.config import ModelConfig, ParallelConfig
-from passk_fast.process_group import drop_mesh, make_mesh
 from tests.actor.workers import build, hf_config, make_sequences, run_config
 
 

@@ -1,0 +1,108 @@
+"""Tasks by name: the built-in ones, and any other by the dotted path to it.
+
+"maze" and "exact" are built in; "my_package.my_module:TASK" is an object with the methods of
+`protocol.Task`, or a function (prompt, response) -> reward, that is imported when first needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from passk_fast.config import DataConfig
+from passk_fast.data.types import Prompt
+from passk_fast.errors import ConfigError
+from passk_fast.tasks.answers import tagged_answer
+from passk_fast.tasks.exact import Exact
+from passk_fast.tasks.maze import Maze
+from passk_fast.tasks.protocol import Task
+
+BUILT_IN: dict[str, Callable[[DataConfig], Task]] = {
+    "maze": lambda config: Maze(config.maze, config.seed),
+    "exact": lambda config: Exact(),
+}
+"""How to make each task of this package."""
+
+
+@dataclass(frozen=True)
+class FunctionTask:
+    """A verifier that is a plain function; answers are read from `<answer>` tags."""
+
+    name: str
+    function: Callable[[Prompt, str], float]
+
+    def verify(self, prompt: Prompt, response: str) -> float:
+        """What the function returns."""
+        return self.function(prompt, response)
+
+    def answer_of(self, response: str) -> str:
+        """As the task `exact` reads it."""
+        return tagged_answer(response)
+
+
+@lru_cache(maxsize=256)
+def find_task(name: str, config: DataConfig) -> Task:
+    """The task of a name or dotted path.
+
+    Raises:
+        ConfigError: unknown, cannot be imported, or not a task.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name](config)
+    if ":" in name:
+        return _imported(name)
+    raise ConfigError(
+        f"task {name!r} is unknown; known: {', '.join(BUILT_IN)}, or the dotted path to one of "
+        "your own, such as 'my_package.my_module:TASK'."
+    )
+
+
+def _imported(path: str) -> Task:
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"task {path!r}: module {module_name!r} cannot be imported: {error}. Is its folder on "
+            "PYTHONPATH, or the package installed?"
+        ) from error
+    found: object = getattr(module, attribute, None)
+    if found is None:
+        raise ConfigError(f"task {path!r}: module {module_name!r} has no {attribute!r}.")
+    if inspect.isclass(found):
+        raise ConfigError(f"task {path!r} is a class: name an object of it.")
+    task = FunctionTask(path, found) if inspect.isroutine(found) else found
+    if not isinstance(task, Task):
+        missing = [name for name in ("name", "verify", "answer_of") if not hasattr(task, name)]
+        raise ConfigError(
+            f"task {path!r} is no task: it has no {' and no '.join(missing)} "
+            "(passk_fast.tasks.protocol.Task), and it is no function (prompt, response) -> reward."
+        )
+    _check_arguments(path, found if isinstance(task, FunctionTask) else task.verify)
+    return task
+
+
+def _check_arguments(path: str, verify: object) -> None:
+    if not callable(verify):
+        raise ConfigError(f"task {path!r}: its `verify` cannot be called.")
+    signature = inspect.signature(verify)
+    try:
+        signature.bind(None, "")
+    except TypeError:
+        raise ConfigError(
+            f"task {path!r}: its verifier takes {signature}, and would be called as "
+            "verify(prompt, response)."
+        ) from None
+
+
+def verify(prompt: Prompt, response: str, *, config: DataConfig) -> float:
+    """The reward that the prompt's own task gives; a mixed data set has several tasks."""
+    return find_task(prompt.task, config).verify(prompt, response)
+
+
+def answer_of(prompt: Prompt, response: str, *, config: DataConfig) -> str:
+    """The answer inside a response, as the prompt's own task reads it."""
+    return find_task(prompt.task, config).answer_of(response)

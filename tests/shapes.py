@@ -1,0 +1,53 @@
+"""Array shapes in signatures are checked while tests run: jaxtyping's import hook with beartype.
+
+Call `check_shapes` before the first import of passk_fast, in every process that runs tests. Only
+modules that import jaxtyping are hooked, and only annotations with a shape are checked: mypy checks
+the other types, and tests hand in stand-ins for engines and samplers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, get_args
+
+from beartype import beartype
+from jaxtyping import AbstractArray, install_import_hook
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def check_shapes() -> None:
+    """Install the import hook."""
+    install_import_hook(hooked_modules(), "tests.shapes.shapes_only")
+
+
+def hooked_modules() -> list[str]:
+    """Names of the modules of passk_fast that import jaxtyping."""
+    spec = importlib.util.find_spec("passk_fast")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    root = Path(spec.submodule_search_locations[0])
+    files = [*root.rglob("*.py"), *(root / "kernels").rglob("*.py")]  # rglob skips links
+    with_shapes = {file for file in files if "from jaxtyping import" in file.read_text()}
+    return sorted(
+        ".".join(("passk_fast", *file.relative_to(root).with_suffix("").parts))
+        for file in with_shapes
+    )
+
+
+def shapes_only(function: Function) -> Function:
+    """`function` with beartype's check of those annotations that have a shape."""
+    hints = {name: hint for name, hint in function.__annotations__.items() if has_shape(hint)}
+    if not hints:
+        return function
+    function.__annotations__ = hints
+    return beartype(function)
+
+
+def has_shape(hint: object) -> bool:
+    """Whether a jaxtyping array stands anywhere in a type."""
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return True
+    return any(has_shape(part) for part in get_args(hint))

@@ -1,0 +1,140 @@
+"""Tasks by name and by dotted path: a task with a verifier is one file outside the package."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from passk_fast.config import DataConfig
+from passk_fast.data.types import Prompt
+from passk_fast.errors import ConfigError, DataError
+from passk_fast.rollout.groups import VerifierPool
+from passk_fast.tasks import Task, find_task, load_prompts, train_prompts, verify
+from passk_fast.tasks.registry import BUILT_IN, answer_of
+
+OWN_TASKS = '''
+class Sums:
+    """Rewards closeness, and reads the last word of a response."""
+
+    name = "sums"
+
+    def verify(self, prompt, response):
+        wanted, got = int(prompt.answer), int(self.answer_of(response))
+        return 1.0 if got == wanted else 0.5 if abs(got - wanted) == 1 else 0.0
+
+    def answer_of(self, response):
+        return response.split()[-1]
+
+    def check_prompt(self, prompt):
+        if "+" not in prompt.text:
+            raise ValueError("field 'prompt' holds no sum")
+
+class OnlyAName:
+    name = "half a task"
+
+def shouts(prompt, response):
+    return float(response.isupper())
+
+def asks_too_much(prompt, response, mood):
+    return 1.0
+
+SUMS = Sums()
+HALF = OnlyAName()
+NUMBER = 3
+'''
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module, outside of the package, that holds OWN_TASKS."""
+    name = f"own_tasks_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(OWN_TASKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def sum_prompt(task: str) -> Prompt:
+    return Prompt(id="0", text="20 + 22?", answer="42", task=task)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_tasks_keep_the_protocol(name: str) -> None:
+    task = find_task(name, DataConfig())
+    assert isinstance(task, Task)
+    assert task.name == name
+    assert task.answer_of("so <answer> RR </answer>") == "RR"
+    assert task.answer_of(" RR\n") == "RR"
+
+
+def test_an_object_by_its_dotted_path(own_tasks: str) -> None:
+    prompt = sum_prompt(f"{own_tasks}:SUMS")
+    rewards = [verify(prompt, f"it is {n}", config=DataConfig()) for n in (42, 43, 7)]
+    assert rewards == [1.0, 0.5, 0.0]
+    assert answer_of(prompt, "it is 43", config=DataConfig()) == "43"
+
+
+def test_a_function_by_its_dotted_path(own_tasks: str) -> None:
+    prompt = sum_prompt(f"{own_tasks}:shouts")
+    assert verify(prompt, "FORTY-TWO", config=DataConfig()) == 1.0
+    assert verify(prompt, "forty-two", config=DataConfig()) == 0.0
+    assert answer_of(prompt, "<answer>A</answer>", config=DataConfig()) == "A"
+    assert find_task(prompt.task, DataConfig()).name == prompt.task
+
+
+def test_a_data_set_may_mix_own_and_built_in_tasks(own_tasks: str, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    rows = [
+        {"prompt": "1 + 1?", "answer": "2", "task": task}
+        for task in ("exact", f"{own_tasks}:SUMS", f"{own_tasks}:shouts")
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = DataConfig(train=str(path))
+    prompts = train_prompts(config)
+    assert [verify(prompt, "3", config=config) for prompt in prompts] == [0.0, 0.5, 0.0]
+
+
+def test_an_own_task_may_refuse_a_prompt_as_it_is_read(own_tasks: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"prompt": "1", "answer": "1", "task": f"{own_tasks}:SUMS"}))
+    with pytest.raises(DataError, match=r"bad\.jsonl:1: field 'prompt' holds no sum\."):
+        load_prompts(path)
+
+
+@pytest.mark.timeout(120)
+def test_own_tasks_run_in_verifier_processes(own_tasks: str) -> None:
+    judge = partial(verify, config=DataConfig())
+    assert pickle.loads(pickle.dumps(judge))(sum_prompt("exact"), "42") == 1.0
+    with VerifierPool(judge, processes=1, timeout_s=60) as pool:
+        paths = ("exact", f"{own_tasks}:SUMS", f"{own_tasks}:shouts")
+        futures = [pool.submit(sum_prompt(path), "42") for path in paths]
+        assert [future.result() for future in futures] == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("chess", "task 'chess' is unknown; known: maze, exact, or the dotted path"),
+        ("no_such_module:TASK", "module 'no_such_module' cannot be imported: No module named"),
+        (":TASK", "cannot be imported"),
+        ("OWN:missing", "has no 'missing'"),
+        ("OWN:Sums", "is a class: name an object of it"),
+        ("OWN:HALF", "has no verify and no answer_of"),
+        ("OWN:NUMBER", "has no name and no verify and no answer_of"),
+        ("OWN:asks_too_much", r"takes \(prompt, response, mood\), and would be called as verify"),
+    ],
+)
+def test_what_is_no_task_is_refused(own_tasks: str, path: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        find_task(path.replace("OWN", own_tasks), DataConfig())
+
+
+def test_a_module_is_imported_only_when_it_is_needed(own_tasks: str) -> None:
+    find_task("exact", DataConfig())
+    assert own_tasks not in sys.modules
+    find_task(f"{own_tasks}:SUMS", DataConfig())
+    assert own_tasks in sys.modules
