@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import queue
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -19,9 +21,15 @@ from megatron.core import dist_checkpointing
 
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
+from passk_fast.patch import Patch
+
+if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+    from megatron.core.optimizer.optimizer import MegatronOptimizer
+    from megatron.core.transformer.module import MegatronModule
 
 
-def _metadata() -> dict[str, Any]:
+def _metadata() -> dict[str, object]:
     """Optimizer state is gathered on data-parallel rank 0, in model space: loadable under any mesh.
 
     A fresh one every time: Megatron keeps the mesh's groups in it.
@@ -29,19 +37,19 @@ def _metadata() -> dict[str, Any]:
     return {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
-def _unwrap(chunk: Any) -> Any:
+def _unwrap(chunk: MegatronModule) -> MegatronModule:
     while hasattr(chunk, "module"):
         chunk = chunk.module
     return chunk
 
 
-def _torch_adams(optimizer: Any) -> list[Any]:
+def _torch_adams(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
     """The parts of Megatron's optimizer that step with torch's Adam (AdamW is one too)."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part for part in parts if isinstance(part.optimizer, torch.optim.Adam)]
 
 
-def _materialize_adam(optimizer: Any) -> None:
+def _materialize_adam(optimizer: MegatronOptimizer) -> None:
     """Give torch's Adam its state before the first step: Megatron's loading reads its `step`."""
     for part in _torch_adams(optimizer):
         inner = part.optimizer
@@ -53,35 +61,49 @@ def _materialize_adam(optimizer: Any) -> None:
                     inner.state[p]["exp_avg_sq"] = torch.zeros_like(p.data)
 
 
-def _load_optimizer(optimizer: Any, state: Any) -> None:
-    """Load, around two places where Megatron expects a fused Adam, which keeps `step` elsewhere:
+@contextmanager
+def steps_kept(part: MegatronOptimizer) -> Iterator[None]:
+    """Megatron's distributed optimizer looks for Adam's `step` among the loaded tensors.
 
-    its distributed optimizer looks for `step` among the loaded tensors, and hands one `step` tensor
-    to all parameters, which torch's Adam would then advance once for each of them.
+    A fused Adam keeps it in the parameter group, torch's Adam in each parameter's state. Inside,
+    the optimizer's loading finds the step that the parameter has.
     """
-    for part in _torch_adams(optimizer):
-        if not hasattr(part, "_set_main_param_and_optimizer_states"):
-            continue
+    load = part._set_main_param_and_optimizer_states
 
-        def keep_step(model_param: Any, tensors: Any, part: Any = part) -> None:
-            group, order = part.model_param_group_index_map[model_param]
-            main = part.optimizer.param_groups[group]["params"][order]
-            step = part.optimizer.state[main]["step"]
-            type(part)._set_main_param_and_optimizer_states(
-                part, model_param, {**tensors, "step": step}
-            )
+    def load_with_step(
+        model_param: torch.nn.Parameter, tensors: Mapping[str, torch.Tensor]
+    ) -> None:
+        group, order = part.model_param_group_index_map[model_param]
+        main = part.optimizer.param_groups[group]["params"][order]
+        load(model_param, {**tensors, "step": part.optimizer.state[main]["step"]})
 
-        part._set_main_param_and_optimizer_states = keep_step
-    optimizer.load_state_dict(state)
-    for part in _torch_adams(optimizer):
-        vars(part).pop("_set_main_param_and_optimizer_states", None)
+    part._set_main_param_and_optimizer_states = load_with_step
+    try:
+        yield
+    finally:
+        del part._set_main_param_and_optimizer_states  # shadowed the class's method
+
+
+def _load_optimizer(optimizer: MegatronOptimizer, state: ShardedStateDict) -> None:
+    """Load; afterwards every parameter has a `step` of its own.
+
+    Megatron hands one `step` tensor to all parameters, which torch's Adam would then advance once
+    for each of them.
+    """
+    adams = _torch_adams(optimizer)
+    with ExitStack() as loading:
+        for part in adams:
+            if hasattr(part, "_set_main_param_and_optimizer_states"):
+                loading.enter_context(steps_kept(part))
+        optimizer.load_state_dict(state)
+    for part in adams:
         for adam_state in part.optimizer.state.values():
             adam_state["step"] = adam_state["step"].clone()
 
 
-def _sharded_state(actor: Actor, *, is_loading: bool) -> dict[str, Any]:
+def _sharded_state(actor: Actor, *, is_loading: bool) -> ShardedStateDict:
     chunks = [_unwrap(chunk) for chunk in actor.chunks]
-    state: dict[str, Any] = {}
+    state: ShardedStateDict = {}
     for i, chunk in enumerate(chunks):
         state["model" if len(chunks) == 1 else f"model{i}"] = chunk.sharded_state_dict(
             metadata=_metadata()
@@ -95,24 +117,34 @@ def _sharded_state(actor: Actor, *, is_loading: bool) -> dict[str, Any]:
     return state
 
 
-def _write_in_process() -> None:
-    """Hand Megatron's writer a plain queue; its own lives in a server process, which costs seconds
-    to start and outlives a run. Saving is synchronous, so nothing leaves this process."""
+@contextmanager
+def results_in_process() -> Iterator[None]:
+    """Megatron's writer starts a server process for its queue, which costs seconds and stays.
+
+    Saving is synchronous, so nothing leaves this process: inside, the writer finds a plain queue.
+    """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    if getattr(filesystem_async, "_results_queue", None) is None:
-        filesystem_async._results_queue = queue.Queue()
+    before = filesystem_async._results_queue
+    filesystem_async._results_queue = queue.Queue()
+    try:
+        yield
+    finally:
+        filesystem_async._results_queue = before
 
 
-def write(actor: Actor, folder: Path, extra: dict[str, Any]) -> None:
+def write(actor: Actor, folder: Path, extra: Mapping[str, object]) -> None:
     """Write model, optimizer and `extra` (JSON values) into an existing folder. A collective."""
-    with megatron_scope(actor.mesh.device), warnings.catch_warnings():
+    with (
+        megatron_scope(actor.mesh.device),
+        warnings.catch_warnings(),
+        results_in_process(),
+    ):
         warnings.simplefilter("ignore")
         state = _sharded_state(actor, is_loading=False)
-        _write_in_process()
         dist_checkpointing.save(state, str(folder), validate_access_integrity=False)
     if actor.mesh.rank == 0:
-        (folder / "state.json").write_text(json.dumps(extra, sort_keys=True, indent=1))
+        (folder / "state.json").write_text(json.dumps(dict(extra), sort_keys=True, indent=1))
     dist.barrier()
 
 
@@ -121,24 +153,52 @@ def read(actor: Actor, folder: Path) -> dict[str, Any]:
     with megatron_scope(actor.mesh.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _materialize_adam(actor.optimizer)
-        state = _sharded_state(actor, is_loading=True)
-        loaded = dist_checkpointing.load(
-            state, str(folder), validate_access_integrity=False, strict="assume_ok_unexpected"
-        )
+        loaded = _load(_sharded_state(actor, is_loading=True), folder)
         chunks = [_unwrap(chunk) for chunk in actor.chunks]
         for i, chunk in enumerate(chunks):
             chunk.load_state_dict(loaded["model" if len(chunks) == 1 else f"model{i}"])
         _load_optimizer(actor.optimizer, loaded["optimizer"])
-    return json.loads((folder / "state.json").read_text())
+    extra: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return extra
 
 
-def read_weights(chunks: list[Any], folder: Path, device: str) -> None:
-    """Load the model alone, without an optimizer, from a verified folder. A collective."""
+def read_weights(chunks: Sequence[MegatronModule], folder: Path, device: str) -> None:
+    """Load the model alone, without an optimizer, from a verified folder. A collective.
+
+    `chunks` are the model's one chunk.
+    """
     with megatron_scope(device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (chunk,) = chunks
         state = {"model": chunk.sharded_state_dict(metadata=_metadata())}
-        loaded = dist_checkpointing.load(
-            state, str(folder), validate_access_integrity=False, strict="assume_ok_unexpected"
-        )
-        chunk.load_state_dict(loaded["model"])
+        chunk.load_state_dict(_load(state, folder)["model"])
+
+
+def _load(state: ShardedStateDict, folder: Path) -> ShardedStateDict:
+    """The tensors that `state` asks for, and what is not a tensor."""
+    return dist_checkpointing.load(
+        state, str(folder), validate_access_integrity=False, strict="assume_ok_unexpected"
+    )
+
+
+_TEST = "tests/checkpoint/test_megatron.py"
+
+PATCHES = (
+    Patch(
+        function="passk_fast.checkpoint.megatron.steps_kept",
+        targets=(
+            "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer"
+            "._set_main_param_and_optimizer_states",
+        ),
+        scope="one optimizer, while a checkpoint is read; ends with it",
+        breaks="Megatron renames the method, or learns where torch's Adam keeps its steps.",
+        test=_TEST,
+    ),
+    Patch(
+        function="passk_fast.checkpoint.megatron.results_in_process",
+        targets=("megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",),
+        scope="while a checkpoint is written; ends with it",
+        breaks="The writer keeps its queue elsewhere: a server process would be left behind.",
+        test=_TEST,
+    ),
+)

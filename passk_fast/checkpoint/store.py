@@ -165,7 +165,8 @@ def _load_manifest(folder: Path) -> dict[str, dict[str, object]]:
         )
     if checkpoint_name(manifest["step"]) != folder.name:
         raise CorruptCheckpointError(f"{folder / MANIFEST} is of step {manifest['step']}.")
-    return manifest["files"]
+    files: dict[str, dict[str, object]] = manifest["files"]
+    return files
 
 
 def verify_checkpoint(folder: Path) -> None:

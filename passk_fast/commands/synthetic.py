@@ -18,6 +18,7 @@ from torch import Tensor
 from passk_fast.config import BenchConfig
 from passk_fast.data.types import Prompt, Rollout
 from passk_fast.errors import DataError
+from passk_fast.rollout.engine_protocol import OpenWeights
 from passk_fast.rollout.groups import GroupTracker, StepActions
 from passk_fast.seeding import seed_for
 
@@ -178,7 +179,7 @@ class SyntheticEngine:
         """Weights are taken and never used: moving them costs what it costs."""
         return self
 
-    def close_parameters(self, opened: Self, *, probe: bool = False) -> None:
+    def close_parameters(self, opened: OpenWeights, *, probe: bool = False) -> None:
         """Nothing to prepare."""
 
     def sleep(self) -> None:

@@ -29,6 +29,10 @@ class RolloutConfig:
     """Reuse the keys and values of a prompt for its N responses."""
     kv_cache_gib: float = 1.0
     """CPU only: memory for keys and values."""
+    cpu_fast_path: bool = True
+    """CPU only: our seeded sampler, schedulers and fused norms instead of vLLM's own parts, which
+    take about twice as long per token. Both sample from the same distribution, but the same seed
+    gives other responses, so the setting is part of what a run computes."""
     gpu_memory_utilization: float = 0.5
     """GPU only: share of device memory that vLLM may hold."""
     sleep: bool = True

@@ -34,11 +34,11 @@ from passk_fast.disaggregated.messages import (
 from passk_fast.errors import DivergedError, ExitCode
 from passk_fast.rollout.collect import (
     CollectStats,
-    decode_samples,
     encode_prompts,
     make_groups,
     split_evenly,
 )
+from passk_fast.rollout.wire import decode_samples
 from passk_fast.weights.layout import Spec
 from passk_fast.weights.sync import WeightSync
 

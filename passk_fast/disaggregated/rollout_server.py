@@ -28,10 +28,12 @@ from passk_fast.disaggregated.messages import (
     encode_answer,
 )
 from passk_fast.errors import ExitCode, LostRankError, PasskError
-from passk_fast.rollout.collect import encode_samples, samples_of
-from passk_fast.rollout.groups import GroupTracker, VerifierPool
+from passk_fast.rollout.collect import samples_of
+from passk_fast.rollout.groups import GroupTracker
+from passk_fast.rollout.verifier_pool import VerifierPool
 from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.rollout.vllm.parameters import OpenParameters
+from passk_fast.rollout.wire import encode_samples
 from passk_fast.tasks import verify
 from passk_fast.weights.layout import ModelShape, Spec
 from passk_fast.weights.megatron import Layout

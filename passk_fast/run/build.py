@@ -26,7 +26,7 @@ from passk_fast.report.curve import plot_learning_curve
 from passk_fast.report.records import read_records
 from passk_fast.report.sinks import Report
 from passk_fast.report.summary import print_summary
-from passk_fast.rollout.groups import VerifierPool
+from passk_fast.rollout.verifier_pool import VerifierPool
 from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.run.clock import Clock
 from passk_fast.run.engines import Colocated

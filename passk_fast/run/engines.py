@@ -16,7 +16,7 @@ from passk_fast.config import RunConfig
 from passk_fast.data.types import Prompt, RolloutGroup, SampleRequest
 from passk_fast.errors import ExitCode
 from passk_fast.rollout.collect import CollectStats, collect_groups
-from passk_fast.rollout.groups import VerifierPool
+from passk_fast.rollout.verifier_pool import VerifierPool
 from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.sync import WeightSync

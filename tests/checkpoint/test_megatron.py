@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,43 @@ def test_one_rank_reads_what_two_wrote(
     got = one_rank.run(run, "qwen2", folders["qwen2"], {}, 0, load=str(tmp_path))[0]
     for name, tensor in want.items():
         assert torch.equal(got[name], tensor), name
+
+
+def test_the_writers_queue_is_a_plain_one_while_writing_alone() -> None:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    from passk_fast.checkpoint.megatron import results_in_process
+
+    before = vars(filesystem_async)["_results_queue"]
+    with results_in_process():
+        assert isinstance(vars(filesystem_async)["_results_queue"], queue.Queue)
+    assert vars(filesystem_async)["_results_queue"] is before
+
+
+def test_loading_keeps_a_parameters_own_step() -> None:
+    from passk_fast.checkpoint.megatron import steps_kept
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    adam = torch.optim.Adam([weight])
+    adam.state[weight]["step"] = torch.tensor(3.0)
+
+    class Part:
+        """What `steps_kept` asks of Megatron's distributed optimizer."""
+
+        optimizer = adam
+        model_param_group_index_map = {weight: (0, 0)}  # noqa: RUF012
+        loaded: dict[str, torch.Tensor]
+
+        def _set_main_param_and_optimizer_states(
+            self, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
+        ) -> None:
+            self.loaded = tensors
+
+        load = property(lambda self: self._set_main_param_and_optimizer_states)
+
+    part = Part()
+    with steps_kept(part):
+        part.load(weight, {"param": torch.ones(1)})
+    assert part.loaded["step"] == 3
+    part.load(weight, {"param": torch.ones(1)})
+    assert "step" not in part.loaded

@@ -12,6 +12,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -363,9 +364,8 @@ def test_space_check_names_path_needed_and_free(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.check_space(0)
-    monkeypatch.setattr(
-        store_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1000)
-    )
+    usage = SimpleNamespace(total=9, used=8, free=1000)
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage)
     store.check_space(1000)
     with pytest.raises(DiskError, match=r"checkpoints: .*\(1001 bytes\).*\(1000 bytes\) are free"):
         store.check_space(1001)

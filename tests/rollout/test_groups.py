@@ -1,4 +1,4 @@
-"""Stopping groups that are decided: never a live one, and with processes as without."""
+"""Decided groups are stopped, informative ones never; with verifier processes or without."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from passk_fast.advantage import table, zero_advantage_rows
 from passk_fast.data.types import Prompt, Rollout
-from passk_fast.rollout.groups import MISSING, GroupTracker, VerifierPool, reward_of
+from passk_fast.rollout.groups import MISSING, GroupTracker, reward_of
+from passk_fast.rollout.verifier_pool import VerifierPool
 
 
 def prompt(i: int) -> Prompt:
@@ -32,45 +33,45 @@ def verdict(prompt: Prompt, text: str) -> float:
 
 
 @given(st.data(), st.integers(2, 12))
-def test_a_live_group_is_never_stopped_and_a_dead_one_as_soon_as_it_is(
+def test_a_group_is_stopped_as_soon_as_its_advantages_must_be_zero(
     data: st.DataObject, n: int
 ) -> None:
     k = data.draw(st.integers(1, n - 1))
-    dead = zero_advantage_rows(table("passk", n, k))
+    zero_rows = zero_advantage_rows(table("passk", n, k))
     rewards = data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n))
     order = data.draw(st.permutations(range(n)))
-    watch = GroupTracker([prompt(0)], n, verdict, zero_advantage_rows=dead)
+    tracker = GroupTracker([prompt(0)], n, verdict, zero_advantage_rows=zero_rows)
     correct, stopped = 0, False
     for seen, i in enumerate(order, start=1):
-        orders = watch.step([((0, i), rollout(str(rewards[i])))])
+        actions = tracker.step([((0, i), rollout(str(rewards[i])))])
         correct += rewards[i]
         left = n - seen
         # brute force: every way the rest can end
-        decided = all(dead[correct + more] for more in range(left + 1))
-        stopped = bool(orders.abort)
+        decided = all(zero_rows[correct + more] for more in range(left + 1))
+        stopped = bool(actions.abort)
         assert stopped == (decided and left > 0)
         if stopped:
-            assert orders.abort == [(0, j) for j in sorted(set(range(n)) - set(order[:seen]))]
-            assert int(np.isnan(watch.rewards[0]).sum()) == left == watch.aborted
-            assert all(watch.rollouts[0][j] is MISSING for _, j in orders.abort)
+            assert actions.abort == [(0, j) for j in sorted(set(range(n)) - set(order[:seen]))]
+            assert int(np.isnan(tracker.rewards[0]).sum()) == left == tracker.aborted
+            assert all(tracker.rollouts[0][j] is MISSING for _, j in actions.abort)
             break
-    if not dead[sum(rewards)]:
+    if not zero_rows[sum(rewards)]:
         assert not stopped
-        assert watch.rewards[0].tolist() == rewards
+        assert tracker.rewards[0].tolist() == rewards
 
 
 def test_a_group_with_a_fractional_reward_is_never_stopped() -> None:
-    watch = GroupTracker(
+    tracker = GroupTracker(
         [prompt(0)], 4, verdict, zero_advantage_rows=zero_advantage_rows(table("passk", 4, 3))
     )
-    for i, text in enumerate(("0.5", "1", "1")):  # from two correct ones on the table is dead
-        assert watch.step([((0, i), rollout(text))]).abort == []
+    for i, text in enumerate(("0.5", "1", "1")):  # from two correct ones on every advantage is zero
+        assert tracker.step([((0, i), rollout(text))]).abort == []
 
 
-def test_without_dead_rows_nothing_is_stopped() -> None:
-    watch = GroupTracker([prompt(0)], 3, verdict)
+def test_without_zero_advantage_rows_nothing_is_stopped() -> None:
+    tracker = GroupTracker([prompt(0)], 3, verdict)
     for i in range(3):
-        assert watch.step([((0, i), rollout("1"))]).abort == []
+        assert tracker.step([((0, i), rollout("1"))]).abort == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), -0.1, 1.1, "1", None, [1.0], 1 + 0j])
@@ -82,16 +83,16 @@ def test_what_is_not_a_reward(value: object) -> None:
 def test_processes_give_the_same_and_end_a_verifier_that_hangs() -> None:
     texts = ["1", "0", "raise", "0.5", "hang", "1"]
     with VerifierPool(verdict, processes=2, timeout_s=2.0) as pool:
-        watch = GroupTracker([prompt(0), prompt(1)], 3, verdict, pool=pool)
+        tracker = GroupTracker([prompt(0), prompt(1)], 3, verdict, pool=pool)
         ended = [((i // 3, i % 3), rollout(text)) for i, text in enumerate(texts)]
-        orders = watch.step(ended)
-        assert orders.waiting
-        assert orders.add == []
-        orders = watch.step([])
-    assert orders.add == [(0, 3), (1, 3)]  # both are sampled anew
-    assert not orders.waiting
-    assert watch.failures == 2
-    assert watch.first_failure == "prompt 'p0': RuntimeError: no verdict"
-    assert watch.rewards[0, :2].tolist() == [1.0, 0.0]
-    assert watch.rewards[1, [0, 2]].tolist() == [0.5, 1.0]
-    assert np.isnan(watch.rewards[[0, 1], [2, 1]]).all()
+        actions = tracker.step(ended)
+        assert actions.waiting
+        assert actions.add == []
+        actions = tracker.step([])
+    assert actions.add == [(0, 3), (1, 3)]  # both are sampled anew
+    assert not actions.waiting
+    assert tracker.failures == 2
+    assert tracker.first_failure == "prompt 'p0': RuntimeError: no verdict"
+    assert tracker.rewards[0, :2].tolist() == [1.0, 0.0]
+    assert tracker.rewards[1, [0, 2]].tolist() == [0.5, 1.0]
+    assert np.isnan(tracker.rewards[[0, 1], [2, 1]]).all()

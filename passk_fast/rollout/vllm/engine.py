@@ -1,42 +1,45 @@
 """The vLLM engine inside the trainer's own processes: samples responses and takes new weights.
 
-Consecutive ranks form tensor-parallel blocks; every block is an engine of its own, so blocks need
-no lock step with each other. All ranks of one block must make the same calls.
+Consecutive ranks form tensor-parallel blocks; every block is an engine of its own, so blocks run
+independently of each other. All ranks of one block must make the same calls.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Rollout
-from passk_fast.errors import ConfigError, DataError
+from passk_fast.errors import ConfigError
+from passk_fast.rollout.engine_protocol import OpenWeights, check_prompt
 from passk_fast.rollout.groups import GroupTracker, StepActions
-from passk_fast.rollout.vllm.cpu.sampler import SeededDraws, draw_by_seed
+from passk_fast.rollout.vllm.cpu.sampler import SeededSampler, use_seeded_sampler
 from passk_fast.rollout.vllm.parameters import OpenParameters
+from passk_fast.rollout.vllm.patches import default_group_kept, eager_helpers
 from passk_fast.rollout.vllm.routed_experts import routing_of
 from passk_fast.rollout.vllm.start import prepare_environment, start_llm
 from passk_fast.seeding import seed_for
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from vllm import LLM, RequestOutput, SamplingParams
     from vllm.outputs import CompletionOutput
 
 
 class RolloutEngine:
-    """One rank's part of a vLLM engine over the default process group."""
+    """One rank's part of a vLLM engine over the default process group: an `Engine`."""
 
     def __init__(
         self, config: RunConfig, model_dir: str, *, rank: int, world_size: int, device: str
     ) -> None:
         """Start vLLM on the weights of `model_dir`. Every rank of the world must call this.
 
-        `device` is "cpu" or "cuda". ConfigError when the ranks do not divide into blocks of
+        `device` is "cpu" or "cuda". ConfigError when the world size is not divisible by
         rollout.tensor, when keys and values do not fit in memory, or when the model cannot hold
         the longest sequence.
         """
@@ -58,19 +61,20 @@ class RolloutEngine:
         self._sleeps = rollout.sleep and device == "cuda"
         self._asleep = False
         self._has_weights = True
+        self._opened: OpenParameters | None = None
         self._streamed_seed: int | None = None
         self.forced_length: Callable[[int, int, int], int] | None = None
-        """Of (seed, prompt key, number of the response): benchmarks set it; end tokens are then
-        tokens like any other."""
+        """Length in tokens of a response, by (seed, prompt key, number of the response). Benchmarks
+        set it; end tokens then end nothing."""
         prepare_environment()
         self.llm: LLM = start_llm(config, model_dir, device)
-        self._draws: SeededDraws | None = None
-        if self._on_cpu:
-            (self._draws,) = self.llm.collective_rpc(draw_by_seed)
-        self.tokenizer: Any = self.llm.get_tokenizer()
+        self._seeded: SeededSampler | None = None
+        if self._on_cpu and rollout.cpu_fast_path:
+            (self._seeded,) = self.llm.collective_rpc(use_seeded_sampler)
+        self.tokenizer: PreTrainedTokenizerBase = self.llm.get_tokenizer()
         mode = config.algorithm.routing_replay if self.tensor_rank == 0 else "off"
         self._routing = routing_of(self.llm, model_dir, mode, on_cpu=self._on_cpu)
-        # vLLM does this in an engine process of its own: a tenth of decoding a small model.
+        # Saves a tenth of decoding a small model; vLLM does it in its own engine process alone.
         gc.collect()
         gc.freeze()
 
@@ -97,7 +101,7 @@ class RolloutEngine:
         if not prompts:
             return []
         keys = range(len(prompts)) if prompt_keys is None else prompt_keys
-        assert len(keys) == len(prompts), "one key a prompt"
+        assert len(keys) == len(prompts), "one key per prompt"
         for key, prompt in zip(keys, prompts, strict=True):
             check_prompt(len(prompt), f"number {key}", self.max_prompt_tokens)
         seeds = [seed_for(seed, "rollout", key) for key in keys]
@@ -105,33 +109,33 @@ class RolloutEngine:
             self._params(num_rollouts, first, temperature, top_p, max_tokens) for first in seeds
         ]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        self._forget_draws()
-        with self._stance():
+        self._forget_requests()
+        with self._eager():
             outputs = self.llm.generate(inputs, params, use_tqdm=False)
         return self._rollouts(outputs, num_rollouts, seeds)
 
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
-        watch: GroupTracker,
+        tracker: GroupTracker,
         *,
         seed: int,
         prompt_keys: Sequence[int],
         temperature: float | None = None,
         top_p: float = 1.0,
     ) -> None:
-        """Sample as `sample` does, handing every response to `watch` as it ends and obeying it.
+        """Sample as `sample` does; pass finished responses to the tracker and apply its actions.
 
         The same seeds give the same responses as `sample`. All first responses are queued before
-        all second ones, so that a group that is decided early leaves its last ones unbegun; on CPU
-        a step earlier, so that the others find the whole prompt in the cache. On the
-        ranks of one tensor-parallel block the first rank's watch decides; the others' are not
-        asked. With algorithm.routing_replay responses carry the experts of their tokens.
+        all second ones, so that a group that is decided early leaves its last ones unstarted; on
+        CPU one step earlier, so that the others find the whole prompt in the cache. In a
+        tensor-parallel block the first rank's tracker decides; the other ranks' are not asked.
+        With algorithm.routing_replay responses carry the experts of their tokens.
         """
         assert self._has_weights, "wake the engine and load weights first"
-        self._forget_draws()
+        self._forget_requests()
         engine = self.llm.llm_engine
-        if seed != self._streamed_seed:  # a batch's hit rate is its own: a resumed run repeats it
+        if seed != self._streamed_seed:  # so that a resumed run repeats a batch's cache hits
             self.llm.reset_prefix_cache()
             self._streamed_seed = seed
         seeds = [seed_for(seed, "rollout", key) for key in prompt_keys]
@@ -147,35 +151,35 @@ class RolloutEngine:
             if self._routing is not None:
                 self._routing.begin(f"{p}.{n}", internal)
 
-        waiting = [(p, n) for n in range(watch.num_rollouts) for p in range(len(prompts))]
-        first = len(prompts) if self._on_cpu else len(waiting)  # the others find its prompt's cache
+        waiting = [(p, n) for n in range(tracker.num_rollouts) for p in range(len(prompts))]
+        first = len(prompts) if self._on_cpu else len(waiting)
         for key in waiting[:first]:
             add(key)
         waiting = waiting[first:]
-        with self._stance():
+        with self._eager():
             busy = bool(prompts)
             while busy:
                 outputs = engine.step() if engine.has_unfinished_requests() else []
                 ended = [output for output in outputs if output.finished]
                 for output in ended:
-                    watch.prompt_tokens += len(output.prompt_token_ids)
-                    watch.cached_tokens += output.num_cached_tokens or 0
-                orders = self._agreed(watch, ended, seeds)
-                engine.abort_request([f"{p}.{n}" for p, n in orders.abort])
-                dropped = set(orders.abort)
-                for key in [*waiting, *orders.add]:
+                    tracker.prompt_tokens += len(output.prompt_token_ids)
+                    tracker.cached_tokens += output.num_cached_tokens or 0
+                actions = self._agreed(tracker, ended, seeds)
+                engine.abort_request([f"{p}.{n}" for p, n in actions.abort])
+                dropped = set(actions.abort)
+                for key in [*waiting, *actions.add]:
                     if key not in dropped:
                         add(key)
                 waiting = []
-                busy = engine.has_unfinished_requests() or orders.waiting
+                busy = engine.has_unfinished_requests() or actions.waiting
         if self._routing is not None:
             self._routing.forget()
 
     def _agreed(
-        self, watch: GroupTracker, ended: list[RequestOutput], seeds: Sequence[int]
+        self, tracker: GroupTracker, ended: list[RequestOutput], seeds: Sequence[int]
     ) -> StepActions:
-        """The orders of the block's first rank, on all ranks of the block."""
-        orders: StepActions | None = None
+        """The actions of the block's first rank, on all of its ranks."""
+        actions: StepActions | None = None
         if self.tensor_rank == 0:
             keys = [_key(output.request_id) for output in ended]
             own = [seeds[p] + n for p, n in keys]
@@ -185,32 +189,36 @@ class RolloutEngine:
                 rollouts = [
                     replace(r, routed_experts=e) for r, e in zip(rollouts, experts, strict=True)
                 ]
-            orders = watch.step(list(zip(keys, rollouts, strict=True)))
+            actions = tracker.step(list(zip(keys, rollouts, strict=True)))
         if self.tensor_size > 1:
             from vllm.distributed.parallel_state import get_tp_group
 
-            orders = get_tp_group().broadcast_object(orders, src=0)
-        assert orders is not None
-        return orders
+            actions = get_tp_group().broadcast_object(actions, src=0)
+        assert actions is not None
+        return actions
 
     def open_parameters(self) -> OpenParameters:
         """This rank's parameters, to be filled; `close_parameters` must follow."""
         assert not self._asleep, "wake the engine before loading weights"
+        opened: OpenParameters
         (opened,) = self.llm.apply_model(partial(OpenParameters, on_cpu=self._on_cpu))
-        self._has_weights = False
+        self._opened, self._has_weights = opened, False
         return opened
 
-    def close_parameters(self, opened: OpenParameters, *, probe: bool = False) -> None:
+    def close_parameters(self, opened: OpenWeights, *, probe: bool = False) -> None:
         """Use the parameters that have been filled; cached prefixes are dropped.
 
         `probe` checks that repacked layers compute with what they were given (DivergedError).
         """
-        opened.close(probe=probe)
+        assert self._opened is not None, "open the parameters first"
+        assert opened is self._opened, "parameters of another engine, or opened earlier"
+        self._opened.close(probe=probe)
+        self._opened = None
         self.llm.reset_prefix_cache()
         self._has_weights = True
 
     def sleep(self) -> None:
-        """GPU with rollout.sleep: free weights, keys and values. Elsewhere nothing happens.
+        """On a GPU with rollout.sleep: free weights, keys and values. Elsewhere nothing happens.
 
         Weights are discarded: after `wake_up`, new weights must come before `sample`.
         """
@@ -226,21 +234,18 @@ class RolloutEngine:
 
     def close(self) -> None:
         """Shut the engine down; the default process group stays, another engine may start."""
-        with _default_group_kept():
+        with default_group_kept():
             self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
 
-    def _forget_draws(self) -> None:
+    def _forget_requests(self) -> None:
         """No request is under way."""
-        if self._draws is not None:
-            self._draws.forget()
+        if self._seeded is not None:
+            self._seeded.forget()
 
-    def _stance(self) -> AbstractContextManager[Any]:
-        """On CPU vLLM compiles one helper with inductor: 20 s of work for nothing measurable."""
-        import torch
-
-        return torch.compiler.set_stance("force_eager") if self._on_cpu else nullcontext()
+    def _eager(self) -> AbstractContextManager[None]:
+        return eager_helpers() if self._on_cpu else nullcontext()
 
     def _params(
         self,
@@ -255,15 +260,15 @@ class RolloutEngine:
         from vllm.sampling_params import RequestOutputKind
 
         greedy = temperature == 0
-        counted = self._draws is not None and not greedy
+        kept = self._seeded is not None and not greedy  # the sampler keeps the log-probs itself
         return SamplingParams(
-            # Greedy responses are all alike: one is sampled and repeated.
+            # Greedy responses are all the same: one is sampled and repeated.
             n=1 if greedy else num_rollouts,
             seed=None if greedy else seed,
             temperature=self._temperature if temperature is None else temperature,
             top_p=1.0 if greedy else top_p,
             max_tokens=self._max_response_tokens if max_tokens is None else max_tokens,
-            logprobs=None if counted else 0,
+            logprobs=None if kept else 0,
             flat_logprobs=True,
             detokenize=False,
             skip_clone=True,
@@ -273,8 +278,10 @@ class RolloutEngine:
     def _rollouts(
         self, outputs: list[RequestOutput], num_rollouts: int, seeds: Sequence[int]
     ) -> list[list[Rollout]]:
-        """vLLM's outputs as Rollouts [P][N]; all texts are decoded in one call. Completion n of an
-        output drew with the output's seed + n."""
+        """vLLM's outputs as Rollouts [P][N]; all texts are decoded in one call.
+
+        Completion n of an output has the seed of the output + n.
+        """
         if not outputs:
             return []
         completions = [
@@ -301,34 +308,10 @@ class RolloutEngine:
     def _logprobs(self, completion: CompletionOutput, seed: int) -> tuple[float, ...]:
         if completion.logprobs is not None:
             return tuple(completion.logprobs.logprobs)
-        assert self._draws is not None
-        return self._draws.logprobs(seed, len(completion.token_ids))
+        assert self._seeded is not None
+        return self._seeded.logprobs(seed, len(completion.token_ids))
 
 
 def _key(request_id: str) -> tuple[int, int]:
     prompt, number = request_id.split(".")
     return int(prompt), int(number)
-
-
-def check_prompt(num_tokens: int, name: str, limit: int) -> None:
-    """DataError unless a prompt has between 1 and `limit` tokens; `name` says which it is."""
-    if num_tokens == 0:
-        raise DataError(f"Prompt {name} has no tokens.")
-    if num_tokens > limit:
-        raise DataError(
-            f"Prompt {name} has {num_tokens} tokens, more than rollout.max_prompt_tokens = "
-            f"{limit}. Raise the limit or leave the prompt out."
-        )
-
-
-@contextmanager
-def _default_group_kept() -> Iterator[None]:
-    """vLLM's shutdown would destroy the default process group, which is the trainer's."""
-    from vllm.distributed import parallel_state
-
-    destroy = parallel_state.destroy_distributed_environment
-    parallel_state.destroy_distributed_environment = lambda: None
-    try:
-        yield
-    finally:
-        parallel_state.destroy_distributed_environment = destroy

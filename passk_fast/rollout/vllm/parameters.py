@@ -1,31 +1,38 @@
 """The engine's parameters in the layout in which vLLM loads them, to be filled from outside.
 
-Most are vLLM's own tensors. Where vLLM keeps another form of a weight (every linear layer on CPU,
-packed; experts in a kernel's order), the layer is given fresh tensors that `close` turns into that
-form, by the steps of vLLM's own reloading.
+Most are vLLM's own tensors. Where vLLM keeps another form of a weight (packed, for every linear
+layer on CPU; in a kernel's order, for experts), the layer gets fresh tensors, which `close` turns
+into that form by the steps of vLLM's own reloading.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from passk_fast.errors import DivergedError
 
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.models.interfaces_base import VllmModelForTextGeneration
+
 _PROBE_ROWS = 4
 
 
 class OpenParameters:
-    """A vLLM model between two uses, with every parameter in load layout. See `targets`."""
+    """vLLM reloads weights from a checkpoint alone; these are filled in place, from anywhere.
 
-    def __init__(self, model: Any, *, on_cpu: bool) -> None:
+    A vLLM model between two uses, with every parameter in load layout: see `targets`.
+    """
+
+    def __init__(self, model: VllmModelForTextGeneration, *, on_cpu: bool) -> None:
         """Opens the model: until `close` it must not run."""
         self._model = model
         self._on_cpu = on_cpu
         self._tied = bool(model.config.tie_word_embeddings)
-        self._staged: list[tuple[str, nn.Module]] = []
+        self._staged: list[tuple[str, LinearBase]] = []
         self.targets: dict[str, Tensor] = {}
         """By vLLM's name. Rows that no weight fills (padding) are zero."""
         for name, module in model.named_modules():
@@ -33,7 +40,7 @@ class OpenParameters:
                 continue
             self._open(name, module)
 
-    def _open(self, prefix: str, module: nn.Module) -> None:
+    def _open(self, prefix: str, module: LinearBase) -> None:
         from vllm.model_executor.model_loader.reload import layerwise
 
         own = dict(module.named_parameters(recurse=False))
@@ -74,7 +81,7 @@ class OpenParameters:
         self._staged = []
 
 
-def _repacked(module: nn.Module, *, on_cpu: bool) -> bool:
+def _repacked(module: LinearBase, *, on_cpu: bool) -> bool:
     """Whether vLLM keeps another form of the module's weights than it loads."""
     from vllm.model_executor.layers.vocab_parallel_embedding import (
         ParallelLMHead,
@@ -88,15 +95,15 @@ def _repacked(module: nn.Module, *, on_cpu: bool) -> bool:
         return isinstance(module, ParallelLMHead) or not isinstance(module, VocabParallelEmbedding)
     backend = getattr(method, "unquantized_backend", None)
     if backend is not None:
-        return backend.name != "TRITON"
+        return str(backend.name) != "TRITON"
     return not type(method).__name__.startswith("Unquantized")
 
 
-def _process(module: nn.Module, *, on_cpu: bool) -> None:
-    """What vLLM does with a layer whose weights have all been loaded, but the loading.
+def _process(module: LinearBase, *, on_cpu: bool) -> None:
+    """What vLLM does with a layer once all of its weights have been loaded.
 
     On CPU vLLM packs experts at the first loading alone: its reloading leaves them unpacked, and
-    the engine samples from noise without a word. Here they are packed every time.
+    the engine samples noise without an error. Here they are packed every time.
     """
     from vllm.model_executor.model_loader.reload import layerwise
 
@@ -115,8 +122,8 @@ def _process(module: nn.Module, *, on_cpu: bool) -> None:
     info.reset()
 
 
-def _compare(name: str, module: Any, weight: Tensor, bias: Tensor | None) -> None:
-    """A repacked linear layer against the weight it was made from."""
+def _compare(name: str, module: LinearBase, weight: Tensor, bias: Tensor | None) -> None:
+    """DivergedError unless a repacked linear layer multiplies like the weight it was made from."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_PROBE_ROWS, weight.shape[1], generator=generator).to(weight.dtype)
     got = module.cpu_linear(x, module.weight, getattr(module, "bias", None)).float()

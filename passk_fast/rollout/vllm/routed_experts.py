@@ -1,13 +1,14 @@
 """The experts that vLLM chose for every token that a response ran through the model.
 
-On a GPU vLLM keeps them itself. Its CPU runner cannot, so there they are kept here, by the place of
-a token's key and value in the cache: what a prefix-cache hit finds was computed with them.
+On a GPU vLLM keeps them itself. Its CPU runner cannot, so there they are kept here, by the slot of
+a token's key and value in the cache: a prefix-cache hit then finds the experts of its tokens too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -15,8 +16,11 @@ from passk_fast.errors import ConfigError
 from passk_fast.model.experts import check_routing, stored_dtype
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig
     from vllm import LLM, RequestOutput
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.cpu_worker import CPUWorker
 
 
 class Routing(Protocol):
@@ -35,7 +39,7 @@ class Routing(Protocol):
 class ReturnedRouting:
     """GPU: vLLM returns the experts of all layers with a response."""
 
-    def __init__(self, hf: Any) -> None:
+    def __init__(self, hf: PretrainedConfig) -> None:
         self._dtype = stored_dtype(hf)
 
     def begin(self, request_id: str, internal_id: str) -> None:
@@ -51,7 +55,8 @@ class ReturnedRouting:
                 f"vLLM returned {have} instead of the experts of {rows} tokens "
                 "(algorithm.routing_replay)."
             )
-        return found[:rows].astype(self._dtype)
+        experts: np.ndarray = found[:rows].astype(self._dtype)
+        return experts
 
     def forget(self) -> None:
         """Nothing is kept."""
@@ -63,7 +68,7 @@ class CachedRouting:
     M x K bytes (twice that above 256 experts) for each of the cache's tokens.
     """
 
-    def __init__(self, llm: LLM, hf: Any) -> None:
+    def __init__(self, llm: LLM, hf: PretrainedConfig) -> None:
         import torch
 
         (self._runner,) = llm.collective_rpc(_model_runner)
@@ -77,8 +82,8 @@ class CachedRouting:
             (spec.num_blocks * self._block + 1, layers, top_k), dtype=dtype
         )
         self._internal: dict[str, str] = {}
-        (bound,) = llm.apply_model(partial(_bind, capture=self._capture))
-        assert bound == layers, f"vLLM has {bound} mixtures of experts in {layers} layers"
+        (bound,) = llm.apply_model(partial(capture_choices, capture=self._capture))
+        assert bound == layers, f"vLLM has {bound} MoE layers in {layers} layers"
 
     def begin(self, request_id: str, internal_id: str) -> None:
         self._internal[request_id] = internal_id
@@ -90,7 +95,8 @@ class CachedRouting:
         blocks = np.asarray(state.block_ids[0], np.int64)
         slots = (blocks[:, None] * self._block + np.arange(self._block)).ravel()[:rows]
         assert len(slots) == rows, "a token without a place in the cache"
-        return self._experts_SMK.numpy()[slots]
+        experts: np.ndarray = self._experts_SMK.numpy()[slots]
+        return experts
 
     def forget(self) -> None:
         self._internal.clear()
@@ -107,12 +113,16 @@ class CachedRouting:
         self._experts_SMK[slot_of_row, layer] = experts.to(self._experts_SMK.dtype)
 
 
-def _model_runner(worker: Any) -> Any:
+def _model_runner(worker: CPUWorker) -> CPUModelRunner:
     return worker.model_runner
 
 
-def _bind(model: Any, capture: Any) -> int:
-    """Call `capture(layer, experts)` whenever a mixture layer has chosen; how many there are."""
+def capture_choices(model: nn.Module, capture: Callable[[int, Tensor], None]) -> int:
+    """vLLM's CPU runner does not return the experts that its routers choose.
+
+    Has `capture(layer, experts)` called whenever an MoE layer has chosen, with int [tokens, K];
+    returns the number of layers. ConfigError where the choice happens inside a kernel.
+    """
     from vllm.model_executor.layers.fused_moe.layer import MoERunner
     from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
@@ -128,7 +138,7 @@ def _bind(model: Any, capture: Any) -> int:
 
 
 def routing_of(llm: LLM, model_dir: str, mode: str, *, on_cpu: bool) -> Routing | None:
-    """Where to ask the engine `llm` of the model in `model_dir` for experts; None: `mode` is "off".
+    """Where to ask the engine `llm` of the model in `model_dir` for experts; `mode` "off": None.
 
     On a GPU `llm` must have been started with `enable_return_routed_experts`. ConfigError for a
     dense model.

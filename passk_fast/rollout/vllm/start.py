@@ -1,10 +1,10 @@
-"""Starting vLLM; what the configuration can mend is said in its words."""
+"""Starting vLLM; errors that a setting can mend name the setting."""
 
 from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _GIB = 1 << 30
 CPU_BLOCK = 32
-"""Tokens of a block of keys and values: the smallest that vLLM's CPU kernels take."""
+"""Tokens per block of keys and values: the smallest that vLLM's CPU kernels take."""
 _ENVIRONMENT = {
     # The engine must run in this process: external_launcher asks for it.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -36,13 +36,11 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
     from vllm import LLM
     from vllm.distributed.parallel_state import destroy_model_parallel
 
-    from passk_fast.rollout.vllm.cpu.partial_block_sharing import SharingScheduler
-    from passk_fast.rollout.vllm.cpu.sampler import register_norms
-    from passk_fast.rollout.vllm.cpu.scheduler import FastPathScheduler
     from passk_fast.rollout.vllm.cpu.shared_memory import own_segments
 
     rollout = config.rollout
-    options: dict[str, Any] = {
+    replays = config.algorithm.routing_replay != "off"
+    options: dict[str, object] = {
         "model": model_dir,
         "dtype": config.model.dtype,
         "seed": config.seed,
@@ -62,21 +60,32 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
         # With seeds, vLLM rewinds a request's generator after a partial prefill, which torch's CPU
         # generator cannot do: prefill every prompt whole.
         options["enable_chunked_prefill"] = False
-        # vLLM takes 128 by itself: a prompt shorter than a block is computed for every response.
+        # vLLM's default is 128: a prompt shorter than a block is computed for every response.
         options["block_size"] = CPU_BLOCK
-        replays = config.algorithm.routing_replay != "off"
-        options["scheduler_cls"] = FastPathScheduler if replays else SharingScheduler
-        options["kernel_config"] = {"ir_op_priority": register_norms()}
+        if rollout.cpu_fast_path:
+            options |= _fast_path(replays=replays)
     else:
         options["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         options["enable_sleep_mode"] = rollout.sleep
-        options["enable_return_routed_experts"] = config.algorithm.routing_replay != "off"
+        options["enable_return_routed_experts"] = replays
     try:
         with own_segments() if device == "cpu" else nullcontext():
             return LLM(**options)
     except (ValueError, RuntimeError) as error:
         destroy_model_parallel()
         raise _explain(error, config, device) from error
+
+
+def _fast_path(*, replays: bool) -> dict[str, object]:
+    """vLLM's options for our scheduler and norms; experts kept by cache slot cannot be copied."""
+    from passk_fast.rollout.vllm.cpu.partial_block_sharing import PartialBlockSharingScheduler
+    from passk_fast.rollout.vllm.cpu.sampler import register_norms
+    from passk_fast.rollout.vllm.cpu.scheduler import FastPathScheduler
+
+    return {
+        "scheduler_cls": FastPathScheduler if replays else PartialBlockSharingScheduler,
+        "kernel_config": {"ir_op_priority": register_norms()},
+    }
 
 
 def _check_head_dim(model_dir: str) -> None:

@@ -15,13 +15,19 @@ class Scheduling:
     """Of one call."""
 
     steps: list[tuple[Any, ...]] = field(default_factory=list)
-    """What each computes, for which requests"""
-    hits: list[int] = field(default_factory=list)
-    """prefix-cache hits, a request, as they end"""
-    preempted: int = 0
-    short: int = 0
-    """tokens that took the short way"""
+    """What each step computes, for which requests."""
+    fast: int = 0
+    """Tokens that took the fast path."""
     result: Any = None
+
+    @property
+    def hits(self) -> list[int]:
+        """Prompt tokens found in the cache, per request, as they start."""
+        return [computed for step in self.steps for _, computed, _ in step[1]]
+
+    @property
+    def preempted(self) -> int:
+        return sum(len(step[6]) for step in self.steps)
 
     @property
     def computed(self) -> int:
@@ -30,13 +36,13 @@ class Scheduling:
 
 
 def watched(
-    name: str, *args: Any, short_way: bool = True, tails: bool = False, **options: Any
+    name: str, *args: Any, fast_path: bool = True, share: bool = False, **options: Any
 ) -> Scheduling:
-    """A function of `workers` from an empty prefix cache; without `short_way` vLLM's own way.
+    """A function of `workers` from an empty prefix cache; without `fast_path` vLLM's own way.
 
-    `tails`: responses copy the begun block of their prompt, as they do outside of tests.
+    `share`: responses copy the partially filled block of their prompt, as they do outside of tests.
     """
-    engine = workers._RUNNING["engine"]
+    engine = workers.engine()
     scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
     seen, names = Scheduling(), dict[str, int]()
 
@@ -45,36 +51,18 @@ def watched(
         seen.steps.append(_plain(scheduled, names))
         return scheduled
 
-    def add(inner: Any, scheduled: Any, short: list[Any]) -> None:
-        seen.short += len(short)
-        inner(scheduled, short)
-
-    def preempt(inner: Any, *inner_args: Any, **rest: Any) -> None:
-        seen.preempted += 1
-        inner(*inner_args, **rest)
-
-    def rollouts(inner: Any, outputs: list[Any], *rest: Any) -> Any:
-        seen.hits += [output.num_cached_tokens for output in outputs]
-        return inner(outputs, *rest)
-
     engine.llm.reset_prefix_cache()
-    assert scheduler._has_short_way
-    scheduler._has_short_way = short_way
-    find = scheduler._tail
-    scheduler._tail = find if tails else lambda request: None
+    assert scheduler.fast_path
+    assert scheduler.share_partial_blocks
+    before = scheduler.fast_path_tokens
+    scheduler.fast_path, scheduler.share_partial_blocks = fast_path, share
     try:
-        with (
-            _replaced(scheduler, "schedule", schedule),
-            _replaced(scheduler, "_add", add),
-            _replaced(scheduler, "_preempt_request", preempt),
-            _replaced(engine, "_rollouts", rollouts),
-        ):
+        with _replaced(scheduler, "schedule", schedule):
             seen.result = getattr(workers, name)(*args, **options)
     finally:
-        scheduler._has_short_way = True
-        del scheduler._tail
-    left = [*scheduler._decoding, *scheduler._prompts, *scheduler._by_prompt]
-    assert not left, "all have ended"
+        scheduler.fast_path = scheduler.share_partial_blocks = True
+    seen.fast = scheduler.fast_path_tokens - before
+    assert scheduler.num_remembered == 0, "all have ended"
     return seen
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from passk_fast.advantage import table, zero_advantage_rows
 from passk_fast.data.types import Prompt, SampleRequest
 from passk_fast.rollout.collect import split_evenly
-from passk_fast.rollout.vllm.cpu.sampler import SeededDraws
+from passk_fast.rollout.vllm.cpu.sampler import NORM_PROVIDER, SeededSampler
 from tests.ranks import RankPool
 from tests.rollout.vllm.scheduling import Scheduling
 
@@ -23,41 +24,33 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def take(draws: SeededDraws, generators: dict[int, torch.Generator], batch: int) -> torch.Tensor:
-    """The seeds of a step, with a draw a row."""
-    seeds_B = draws.seeds(generators, batch)
-    for request in draws._requests:
-        request.logprobs.append(0.0)
-    return seeds_B
-
-
 def test_a_draw_depends_on_the_seed_and_its_number_alone() -> None:
-    alone = SeededDraws()
+    alone = SeededSampler()
     g = generator(7)
-    expected = [int(take(alone, {0: g}, 1)[0]) for _ in range(6)]
+    expected = [int(alone.seeds({0: g}, 1)[0]) for _ in range(6)]
     assert len(set(expected)) == 6
     # The same request among others that come, move to other rows, and go; once it is away itself.
-    draws, mine, others = SeededDraws(), generator(7), [generator(s) for s in range(3)]
-    seen = [int(take(draws, {0: mine}, 1)[0])]
-    seen.append(int(take(draws, {0: others[0], 1: mine}, 2)[1]))
-    take(draws, {0: others[0], 1: others[1]}, 2)
-    seen.append(int(take(draws, {2: mine, 0: others[1]}, 4)[2]))
-    seen += [int(take(draws, {1: mine, 2: others[2]}, 3)[1]) for _ in range(3)]
+    sampler, mine, others = SeededSampler(), generator(7), [generator(s) for s in range(3)]
+    seen = [int(sampler.seeds({0: mine}, 1)[0])]
+    seen.append(int(sampler.seeds({0: others[0], 1: mine}, 2)[1]))
+    sampler.seeds({0: others[0], 1: others[1]}, 2)
+    seen.append(int(sampler.seeds({2: mine, 0: others[1]}, 4)[2]))
+    seen += [int(sampler.seeds({1: mine, 2: others[2]}, 3)[1]) for _ in range(3)]
     assert seen == expected
 
 
 def test_requests_of_the_next_batch_start_anew() -> None:
-    draws, g = SeededDraws(), generator(7)
-    first = [int(take(draws, {0: g}, 1)[0]) for _ in range(3)]
-    draws.forget()
+    sampler, g = SeededSampler(), generator(7)
+    first = [int(sampler.seeds({0: g}, 1)[0]) for _ in range(3)]
+    sampler.forget()
     again = generator(7)
-    assert [int(take(draws, {0: again}, 1)[0]) for _ in range(3)] == first
+    assert [int(sampler.seeds({0: again}, 1)[0]) for _ in range(3)] == first
 
 
 def test_seeds_are_spread_evenly_and_rows_without_generator_are_random() -> None:
-    draws = SeededDraws()
+    sampler = SeededSampler()
     rows = {i: generator(i) for i in range(0, 2000, 2)}
-    taken = np.stack([take(draws, rows, 2000).numpy() for _ in range(10)])
+    taken = np.stack([sampler.seeds(rows, 2000).numpy() for _ in range(10)])
     own = taken[:, ::2] / 2**31
     assert ((own >= 0) & (own < 1)).all()
     assert len(np.unique(own)) > 9990
@@ -69,34 +62,34 @@ def test_seeds_are_spread_evenly_and_rows_without_generator_are_random() -> None
 
 def test_two_requests_of_one_seed_are_refused() -> None:
     with pytest.raises(AssertionError, match="one seed"):
-        SeededDraws().seeds({0: generator(1), 1: generator(1)}, 2)
+        SeededSampler().seeds({0: generator(1), 1: generator(1)}, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.sample
-def test_short_scheduling_and_preemption_change_no_response(pool: RankPool, model_a: str) -> None:
+def test_the_fast_path_and_preemption_change_no_response(pool: RankPool, model_a: str) -> None:
     """Responses cross several blocks; a cache of a few blocks makes vLLM begin some anew."""
     options = {"num_rollouts": 8, "seed": 3}
     limits = {"max_response_tokens": 80}
     pool.run(W + "start", model_a, 1, **limits)
-    short = _both_ways(pool, "sample", PROMPTS, **options)
-    assert max(len(r.token_ids) for group in short.result for r in group) > 64
+    fast = _both_ways(pool, "sample", PROMPTS, **options)
+    assert max(len(r.token_ids) for group in fast.result for r in group) > 64
     # 2 layers, keys and values, 2 heads of 32 float32: 32 KiB a block of 32 tokens.
     pool.run(W + "start", model_a, 1, kv_cache_gib=12 / 2**15, **limits)
     crowded = _both_ways(pool, "sample", PROMPTS, **options)
-    assert short.preempted == 0 < crowded.preempted
-    for group, other in zip(short.result, crowded.result, strict=True):
+    assert fast.preempted == 0 < crowded.preempted
+    for group, other in zip(fast.result, crowded.result, strict=True):
         assert [r.token_ids for r in group] == [r.token_ids for r in other]
 
 
 @pytest.mark.slow
 @pytest.mark.sample
-def test_short_scheduling_where_requests_wait_and_are_aborted(pool: RankPool, model_a: str) -> None:
+def test_the_fast_path_where_requests_wait_and_are_aborted(pool: RankPool, model_a: str) -> None:
     prompts = [Prompt(id=str(i), text="abcd"[: 1 + i % 4], answer="", task="t") for i in range(12)]
     pool.run(W + "start", model_a, 1, max_num_seqs=7, max_response_tokens=48)
-    dead = zero_advantage_rows(table("passk", 8, 6))
-    draw = SampleRequest(prompts=prompts, num_rollouts=8, seed=2, zero_advantage_rows=dead)
-    seen = _both_ways(pool, "collect_with_a", draw)
+    zero_rows = zero_advantage_rows(table("passk", 8, 6))
+    request = SampleRequest(prompts=prompts, num_rollouts=8, seed=2, zero_advantage_rows=zero_rows)
+    seen = _both_ways(pool, "collect_with_a", request)
     groups, stats = seen.result
     assert stats.aborted > 0
     assert any(rollout.finished for group in groups for rollout in group.rollouts)
@@ -105,7 +98,7 @@ def test_short_scheduling_where_requests_wait_and_are_aborted(pool: RankPool, mo
 @pytest.mark.slow
 @pytest.mark.sample
 @pytest.mark.parametrize("limits", [{}, {"max_num_seqs": 5}, {"kv_cache_gib": 12 / 2**15}])
-def test_responses_copy_the_end_of_their_prompt(
+def test_responses_copy_the_partially_filled_block_of_their_prompt(
     pool: RankPool, model_a: str, limits: dict[str, Any]
 ) -> None:
     """Prompts of less than a block, of one and two tokens more than one, and of many tokens."""
@@ -115,9 +108,9 @@ def test_responses_copy_the_end_of_their_prompt(
         for i, n in enumerate(lengths)
     ]
     pool.run(W + "start", model_a, 1, max_prompt_tokens=64, max_response_tokens=60, **limits)
-    draw = SampleRequest(prompts=prompts, num_rollouts=6, seed=5)
-    alone = pool.run(S + "watched", "collect_with_a", draw)[0]
-    copied = pool.run(S + "watched", "collect_with_a", draw, tails=True)[0]
+    request = SampleRequest(prompts=prompts, num_rollouts=6, seed=5)
+    alone = pool.run(S + "watched", "collect_with_a", request)[0]
+    copied = pool.run(S + "watched", "collect_with_a", request, share=True)[0]
     for group, other in zip(alone.result[0], copied.result[0], strict=True):
         assert group.rewards.tolist() == other.rewards.tolist()
         for one, same in zip(group.rollouts, other.rollouts, strict=True):
@@ -131,15 +124,76 @@ def test_responses_copy_the_end_of_their_prompt(
         assert sorted(copied.hits) == sorted(expected)
 
 
+@pytest.mark.slow
+@pytest.mark.sample
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_responses_are_valid_with_and_without_the_fast_path(
+    pool: RankPool, model_a: str, fast_path: bool
+) -> None:
+    """Log-probs are those of transformers; the same seed repeats its responses."""
+    pool.run(W + "start", model_a, 1, cpu_fast_path=fast_path, max_prompt_tokens=48)
+    request = SampleRequest(prompts=_prompts(), num_rollouts=4, seed=7)
+    (groups, stats), _ = pool.run(W + "collect_with_a", request)
+    (again, _), _ = pool.run(W + "collect_with_a", request)
+    assert [group.rollouts for group in again] == [group.rollouts for group in groups]
+    assert stats.cached_tokens > 0
+    model = AutoModelForCausalLM.from_pretrained(model_a, dtype=torch.float32)
+    for group in groups:
+        assert len({rollout.token_ids for rollout in group.rollouts}) == 4
+        for rollout in group.rollouts:
+            expected = _reference_logprobs(model, group.prompt_ids, rollout.token_ids)
+            assert np.allclose(rollout.logprobs, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_greedy_responses_are_the_same_with_and_without_the_fast_path(
+    pool: RankPool, model_a: str
+) -> None:
+    found = []
+    for fast_path in (True, False):
+        pool.run(W + "start", model_a, 1, cpu_fast_path=fast_path)
+        found.append(pool.run(W + "sample", PROMPTS, num_rollouts=1, seed=0, temperature=0.0)[0])
+    for (one,), (other,) in zip(*found, strict=True):
+        assert one.token_ids == other.token_ids
+        assert np.allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_without_the_fast_path_vllms_own_parts_are_used(pool: RankPool, model_a: str) -> None:
+    for fast_path in (True, False):
+        pool.run(W + "start", model_a, 1, cpu_fast_path=fast_path)
+        for names in pool.run(W + "parts"):
+            assert (names["scheduler"] == "PartialBlockSharingScheduler") == fast_path
+            assert (names["sampler"] == "use_seeded_sampler.<locals>.forward") == fast_path
+            assert (NORM_PROVIDER in names["norms"]) == fast_path
+
+
+def _prompts() -> list[Prompt]:
+    """Some of whose blocks of 32 tokens the prefix cache can share."""
+    texts = ["abcdefgh" * 5, "ab", "hgfe", "abcdefgh" * 4 + "a"]
+    return [Prompt(id=str(i), text=text, answer="", task="t") for i, text in enumerate(texts)]
+
+
+def _reference_logprobs(
+    model: PreTrainedModel, prompt: tuple[int, ...], response: tuple[int, ...]
+) -> list[float]:
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+    chosen = torch.tensor(response)[:, None]
+    logprobs: list[float] = logits.log_softmax(-1).gather(1, chosen)[:, 0].tolist()
+    return logprobs
+
+
 def _both_ways(pool: RankPool, name: str, *args: Any, **options: Any) -> Scheduling:
     """Every step, response and prefix-cache hit is that of vLLM's own scheduling."""
-    short = pool.run(S + "watched", name, *args, **options)[0]
-    long = pool.run(S + "watched", name, *args, short_way=False, **options)[0]
-    assert long.short == 0 < short.short
-    assert short.short > 0.5 * sum(step[3] for step in short.steps)
-    assert (short.steps, short.hits, short.preempted) == (long.steps, long.hits, long.preempted)
-    assert _comparable(short.result) == _comparable(long.result)
-    return short
+    fast = pool.run(S + "watched", name, *args, **options)[0]
+    own = pool.run(S + "watched", name, *args, fast_path=False, **options)[0]
+    assert own.fast == 0 < fast.fast
+    assert fast.fast > 0.5 * fast.computed
+    assert fast.steps == own.steps
+    assert _comparable(fast.result) == _comparable(own.result)
+    return fast
 
 
 def _comparable(result: Any) -> Any:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from passk_fast.config import ShapeConfig
 from passk_fast.data.types import Rollout
 from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
-from passk_fast.rollout.vllm.engine import check_prompt
+from passk_fast.rollout.engine_protocol import check_prompt
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.slow

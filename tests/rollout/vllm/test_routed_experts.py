@@ -69,18 +69,18 @@ def test_experts_are_those_of_the_reference(pool: RankPool, folder: str, tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tensor", [pytest.param(1, marks=pytest.mark.sample), 2])
-def test_experts_survive_aborts_refills_and_a_full_cache(
-    pool: RankPool, folder: str, tensor: int
-) -> None:
+def test_experts_survive_aborts_and_a_full_cache(pool: RankPool, folder: str, tensor: int) -> None:
     """Groups that are stopped hand their blocks on to others; new weights drop what was cached."""
     options = {"max_prompt_tokens": 48, "kv_cache_gib": 0.0005, "max_num_seqs": 3}
     pool.run(W + "start", folder, tensor, routing_replay="replay", **options)
-    dead = zero_advantage_rows(table("passk", 6, 2))
+    zero_rows = zero_advantage_rows(table("passk", 6, 2))
     aborted = 0
     for seed in range(3):
         groups, stats = pool.run(
             W + "collect_with_a",
-            SampleRequest(prompts=PROMPTS, num_rollouts=6, seed=seed, zero_advantage_rows=dead),
+            SampleRequest(
+                prompts=PROMPTS, num_rollouts=6, seed=seed, zero_advantage_rows=zero_rows
+            ),
         )[0]
         check_groups(folder, groups)
         aborted += stats.aborted
@@ -89,32 +89,32 @@ def test_experts_survive_aborts_refills_and_a_full_cache(
 
 @pytest.mark.slow
 @pytest.mark.sample
-def test_experts_come_with_every_round_of_a_refilled_batch(pool: RankPool, folder: str) -> None:
+def test_experts_come_with_every_round_of_dynamic_sampling(pool: RankPool, folder: str) -> None:
     """Rounds follow one another on the same weights, so later ones find what earlier ones cached,
     and groups that are stopped leave places to them."""
     pool.run(W + "start", folder, 1, routing_replay="replay", max_prompt_tokens=48, max_num_seqs=8)
-    dead = zero_advantage_rows(table("passk", 4, 2))
+    zero_rows = zero_advantage_rows(table("passk", 4, 2))
     asked = []
 
     def collect(indices: list[int], first: int) -> tuple[list[RolloutGroup], CollectStats]:
         prompts = [PROMPTS[i % len(PROMPTS)] for i in indices]
-        question = SampleRequest(
-            prompts=prompts, num_rollouts=4, seed=5, first_key=first, zero_advantage_rows=dead
+        request = SampleRequest(
+            prompts=prompts, num_rollouts=4, seed=5, first_key=first, zero_advantage_rows=zero_rows
         )
-        groups, stats = pool.run(W + "collect_with_a", question)[0]
+        groups, stats = pool.run(W + "collect_with_a", request)[0]
         asked.append(len(groups))
         return groups, stats
 
-    def live(groups: list[RolloutGroup]) -> np.ndarray:
+    def informative(groups: list[RolloutGroup]) -> np.ndarray:
         rewards = np.stack([group.rewards for group in groups])
         whole = ~np.isnan(rewards).any(axis=1)
-        return whole & ~dead[np.nansum(rewards, axis=1).astype(int)]
+        return whole & ~zero_rows[np.nansum(rewards, axis=1).astype(int)]
 
     order = iter(range(100))
     drawn = draw(
         lambda count: [next(order) for _ in range(count)],
         collect,
-        live,
+        informative,
         wanted=6,
         cap=24,
         share=InformativeShare(),
@@ -124,7 +124,7 @@ def test_experts_come_with_every_round_of_a_refilled_batch(pool: RankPool, folde
     assert sum(asked) == len(drawn.groups) > 6
     assert drawn.stats.aborted > 0
     assert drawn.stats.cached_tokens > 0
-    assert live(drawn.groups[: drawn.end]).sum() == 6
+    assert informative(drawn.groups[: drawn.end]).sum() == 6
     assert check_groups(folder, drawn.groups) > 1000
 
 

@@ -33,10 +33,29 @@ def start(folder: str, tensor: int, *, routing_replay: Any = "off", **rollout: A
         rollout=RolloutConfig(tensor=tensor, **{**limits, **rollout}),
         algorithm=AlgorithmConfig(routing_replay=routing_replay),
     )
-    engine = RolloutEngine(
+    started = RolloutEngine(
         config, folder, rank=dist.get_rank(), world_size=dist.get_world_size(), device="cpu"
     )
-    _RUNNING.update(key=key, engine=engine)
+    _RUNNING.update(key=key, engine=started)
+
+
+def engine() -> RolloutEngine:
+    """The running one."""
+    running: RolloutEngine = _RUNNING["engine"]
+    return running
+
+
+def parts() -> dict[str, Any]:
+    """Names of the parts of vLLM that rollout.cpu_fast_path replaces."""
+    from vllm import ir
+
+    llm = engine().llm
+    (sampler,) = llm.collective_rpc(lambda worker: worker.model_runner.sampler.topk_topp_sampler)
+    return {
+        "scheduler": type(llm.llm_engine.engine_core.engine_core.scheduler).__name__,
+        "sampler": sampler.forward.__qualname__,
+        "norms": ir.ops.rms_norm.get_priority(),
+    }
 
 
 def start_error(folder: str, tensor: int, **rollout: Any) -> str:
@@ -45,8 +64,7 @@ def start_error(folder: str, tensor: int, **rollout: Any) -> str:
 
 
 def sample(prompts: list[list[int]], **options: Any) -> list[list[Rollout]]:
-    result: list[list[Rollout]] = _RUNNING["engine"].sample(prompts, **options)
-    return result
+    return engine().sample(prompts, **options)
 
 
 def sample_error(prompts: list[list[int]], **options: Any) -> str:
@@ -58,37 +76,35 @@ def load(folder: str) -> None:
     _RUNNING["key"] = None
     from transformers import AutoConfig
 
-    engine, reader = _RUNNING["engine"], HFReader(folder)
+    running, reader = engine(), HFReader(folder)
     hf = AutoConfig.from_pretrained(folder)
     tensors = Tensors.of(ModelShape.from_hf(hf, hf.vocab_size))
-    side = rollout_side(tensors, RolloutMesh(world=engine.world_size, tensor=engine.tensor_size))
-    opened = engine.open_parameters()
-    for tensor, param, r0, r1, c0, c1, row, col in side.of_rank(engine.rank).tolist():
+    side = rollout_side(tensors, RolloutMesh(world=running.world_size, tensor=running.tensor_size))
+    opened = running.open_parameters()
+    for tensor, param, r0, r1, c0, c1, row, col in side.of_rank(running.rank).tolist():
         target = opened.targets[side.names[param]]
         matrix = target.view(-1, target.shape[-1] if target.ndim > 1 else 1)
         part = reader.read_part(tensors.name(tensor), r0, r1, c0, c1)
         matrix[row : row + r1 - r0, col : col + c1 - c0].copy_(part)
-    engine.close_parameters(opened, probe=True)
+    running.close_parameters(opened, probe=True)
 
 
 def sleep_and_wake() -> None:
-    _RUNNING["engine"].sleep()
-    _RUNNING["engine"].wake_up()
+    engine().sleep()
+    engine().wake_up()
 
 
-def collect(draw: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
-    engine = _RUNNING["engine"]
-    return collect_groups(engine, draw, engine.tokenizer, count_a)
+def collect(request: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
+    return collect_groups(engine(), request, engine().tokenizer, count_a)
 
 
-def collect_with_a(draw: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
+def collect_with_a(request: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
     """As `collect`, with a reward of 0 or 1."""
-    engine = _RUNNING["engine"]
-    return collect_groups(engine, draw, engine.tokenizer, has_a)
+    return collect_groups(engine(), request, engine().tokenizer, has_a)
 
 
-def collect_error(draw: SampleRequest) -> str:
-    return _message(collect, draw)
+def collect_error(request: SampleRequest) -> str:
+    return _message(collect, request)
 
 
 def count_a(prompt: Prompt, text: str) -> float:

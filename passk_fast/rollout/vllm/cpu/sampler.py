@@ -1,15 +1,18 @@
-"""vLLM on CPU, where a small model's decoding is half Python: the same results with less of it.
+"""Sampling and norms of vLLM on CPU, where half of a small model's decoding time is Python.
 
-Nothing here is used on a GPU. `benchmarks/rollout.py` measures it against vLLM alone.
+Used with rollout.cpu_fast_path alone; `benchmarks/rollout.py` measures it against vLLM's own.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.cpu_worker import CPUWorker
 
 NORM_PROVIDER = "passk_fast_cpu"
 """Name of our norms among vLLM's implementations of its operators."""
@@ -17,9 +20,9 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def register_norms() -> dict[str, list[str]]:
-    """Register vLLM's own fused CPU norms, which it uses on GPUs only; returns their priority.
+    """On CPU vLLM composes a norm of six torch operators; it has fused ones but does not use them.
 
-    Left to itself vLLM composes a norm of six torch operators.
+    Registers them as implementations of its operators; returns the priority to start vLLM with.
     """
     from vllm import ir
 
@@ -68,17 +71,18 @@ class _Request:
     """What one request has drawn."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator  # kept, so that its id stays its own
+        self.generator = generator  # kept, so that no other generator gets its id
         self.seed = generator.initial_seed()
+        self.draws = 0
         self.logprobs: list[float] = []
 
 
-class SeededDraws:
-    """The sampler's draws by seed: the seed of each, and the log-prob of what was drawn.
+class SeededSampler:
+    """Draws tokens with one seed per draw, and keeps the log-prob of each.
 
-    A draw's seed is a hash of the request's seed and of how often that has drawn. vLLM asks every
-    request's generator in turn, and carries log-probs through five layers a token: together more
-    work than the draw.
+    The seed of a draw is a hash of the request's seed and of how many draws the request has made.
+    vLLM asks every request's generator in turn, and carries log-probs through five layers per
+    token: together more work than the draw itself.
     """
 
     def __init__(self) -> None:
@@ -103,13 +107,18 @@ class SeededDraws:
         return tokens_B
 
     def seeds(self, generators: dict[int, torch.Generator], batch: int) -> Tensor:
-        """int64 [batch] in [0, 2**31): the seed of each row; random for rows without generator."""
+        """The seeds of the next draw, int64 [batch] in [0, 2**31).
+
+        Rows without a generator get random ones.
+        """
         rows = [id(generator) for generator in generators.values()]
         if rows != self._rows:
             self._rows, self._requests = rows, [self._of(g) for g in generators.values()]
             self._seeds_B = np.array([request.seed for request in self._requests], np.uint64)
-        draws_B = np.array([len(request.logprobs) for request in self._requests], np.uint64)
-        mixed_B = _mix(_mix(self._seeds_B) + (draws_B + np.uint64(1)) * _GOLDEN) >> np.uint64(33)
+        for request in self._requests:
+            request.draws += 1
+        draws_B = np.array([request.draws for request in self._requests], np.uint64)
+        mixed_B = _mix(_mix(self._seeds_B) + draws_B * _GOLDEN) >> np.uint64(33)
         seeds_B = torch.randint(0, 2**31, (batch,))
         seeds_B[list(generators)] = torch.from_numpy(mixed_B.astype(np.int64))
         return seeds_B
@@ -132,23 +141,28 @@ def _mix(x_B: np.ndarray) -> np.ndarray:
     """SplitMix64's finisher (Steele, Lea, Flood 2014), uint64 [B]."""
     x_B = (x_B ^ (x_B >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x_B = (x_B ^ (x_B >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x_B ^ (x_B >> np.uint64(31))
+    mixed_B: np.ndarray = x_B ^ (x_B >> np.uint64(31))
+    return mixed_B
 
 
-def draw_by_seed(worker: Any) -> SeededDraws:
-    """Let a vLLM worker's sampler on CPU draw with `SeededDraws`; returns them."""
+def use_seeded_sampler(worker: CPUWorker) -> SeededSampler:
+    """vLLM draws row by row from each request's generator, and passes every log-prob on by itself.
+
+    Lets a worker's sampler on CPU draw with a `SeededSampler`, which is returned.
+    """
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
     sampler = worker.model_runner.sampler.topk_topp_sampler
-    inner, draws = sampler.forward, SeededDraws()
+    inner, seeded = sampler.forward, SeededSampler()
 
     def forward(
         logits: Tensor, generators: dict[int, torch.Generator], k: Tensor | None, p: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if not generators:
-            return inner(logits, generators, k, p)
+            tokens, returned = inner(logits, generators, k, p)
+            return tokens, returned
         logprobs = apply_top_k_top_p(logits, k, p).log_softmax(dim=-1, dtype=torch.float32)
-        return draws.draw(logprobs, generators), logprobs
+        return seeded.draw(logprobs, generators), logprobs
 
     sampler.forward = forward
-    return draws
+    return seeded

@@ -1,8 +1,4 @@
-"""CPU only: keeps vLLM's shared-memory segments apart between runs on one machine.
-
-Under torchrun vLLM names the segments of its tensor-parallel groups alike in every job, so two
-runs at once, or one after a killed one, fail on "errno 17". Here names carry a token of the run.
-"""
+"""CPU only: keeps vLLM's shared-memory segments apart between runs on one machine."""
 
 from __future__ import annotations
 
@@ -10,25 +6,30 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
 _FOLDER = Path("/dev/shm")
 
 
 @contextmanager
 def own_segments() -> Iterator[None]:
-    """Engines started inside get segments of their own; all ranks of the world enter together.
+    """vLLM names the segments of its tensor-parallel groups alike in every job under torchrun.
 
-    On leaving, the names are removed, so that a killed process leaves nothing behind: what is
-    mapped stays mapped.
+    Two runs at once, or one after a killed one, would fail with "errno 17". For engines started
+    inside, the names carry a random token of the run; all ranks of the world enter together. On
+    leaving, the names are removed, so that a killed process leaves nothing behind; what is mapped
+    stays mapped.
     """
     from vllm.distributed.device_communicators import cpu_communicator
 
     manager = cpu_communicator._CPUSHMDistributed
-    original: Callable[[Any], str] = manager.make_group_name
+    original: Callable[[CpuCommunicator], str] = manager.make_group_name
     token = _token()
     manager.make_group_name = staticmethod(lambda group: f"{original(group)}-{token}")
     try:
