@@ -102,7 +102,7 @@ def test_two_hosts_train_as_one_does(hosts: TwoHosts, tmp_path: Path) -> None:
 @pytest.mark.megatron
 @pytest.mark.timeout(900)
 def test_one_host_trains_what_the_other_samples(hosts: TwoHosts, tmp_path: Path) -> None:
-    apart = "--rollout.dedicated-ranks 2 --rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --device cpu".split()
+    apart = "--rollout.dedicated-ranks 2 --rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu".split()
     one = train(tmp_path / "one", tmp_path / "c", "--steps", "2", "--nproc", "4", *apart)
     assert one.returncode == 0, one.stdout + one.stderr
     codes = hosts.run([*run_arguments(tmp_path, "two"), "--steps", "2", *apart], timeout_s=400)
@@ -187,7 +187,7 @@ def test_rollout_ranks_end_when_the_trainers_host_is_unplugged(
 ) -> None:
     """Whether they wait for an order, give an answer or take weights: long before ten time-outs."""
     timeout_s = 30
-    apart = "--rollout.dedicated-ranks 2 --rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --device cpu".split()
+    apart = "--rollout.dedicated-ranks 2 --rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu".split()
     options = ["--steps", "5000", "--timeout-s", str(timeout_s), *apart]
     children = [hosts.start(host, [*run_arguments(tmp_path, "run"), *options]) for host in range(2)]
     file = tmp_path / "run" / "metrics.jsonl"
