@@ -26,7 +26,7 @@ from passk_fast.report.records import read_records
 
 CONFIG = Path(__file__).parents[1] / "configs" / "maze_cpu.toml"
 COMMON = [
-    *("--nproc", "2", "--device", "cpu", "--algorithm.tis-clip", "2"),
+    *("--nproc", "2", "--device", "cpu", "--loss.tis-clip", "2"),
     *("--eval.num-prompts", "16", "--eval.every", "0", "--checkpoint.every", "0"),
 ]
 LAYOUTS = {

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from passk_fast.advantage.table import table
-from passk_fast.kernels import group_advantage, linear_policy_loss
+from passk_fast.kernels import LossRows, OutputHead, group_advantage, linear_policy_loss
 
 PROMPTS, ROLLOUTS, PASS_K, RESPONSE = 4, 16, 4, 8
 REWARDED = 7
@@ -63,15 +63,13 @@ def step(model: Any, optimizer: torch.optim.Optimizer, prompts: torch.Tensor) ->
     mask = torch.zeros_like(tokens[:, 1:], dtype=torch.bool)
     mask[:, start - 1 :] = True
     advantages = advantages_PN.flatten()[:, None].expand(mask.shape).flatten().contiguous()
-    loss, _ = linear_policy_loss(
-        hidden,
-        model.lm_head.weight,
-        targets,
-        None,  # strictly on-policy: every ratio is 1
-        advantages,
-        mask.flatten(),
+    rows = LossRows(  # without old log-probs: on-policy, every ratio is 1
+        targets=targets,
+        advantages=advantages,
+        mask=mask.flatten(),
         denominator=float(mask.sum()),
     )
+    loss, _ = linear_policy_loss(OutputHead(hidden=hidden, weight=model.lm_head.weight), rows)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

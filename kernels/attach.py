@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from passk_fast.kernels.shapes import Float
 
 
 class _Attach(torch.autograd.Function):
@@ -52,14 +55,17 @@ def _scale(grad: Tensor, upstream: Tensor) -> Tensor:
     return grad
 
 
+_apply: Callable[..., Tensor] = _Attach.apply
+
+
 def attach(
-    loss: Tensor,
+    loss: Float[Tensor, ""],
     inputs: tuple[Tensor, ...],
     grads: list[Tensor | None],
     main_grad: Tensor | None = None,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """`loss` as a scalar whose backward gives `inputs` the ready `grads` (once, then frees them).
 
     With `main_grad` the last input's gradient is added to that float32 buffer and not returned.
     """
-    return _Attach.apply(loss, grads, main_grad, *inputs)
+    return _apply(loss, grads, main_grad, *inputs)

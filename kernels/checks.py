@@ -103,6 +103,23 @@ def _check_targets(targets: Tensor, rows: int, owner: str) -> None:
         raise ValueError("targets must be contiguous.")
 
 
+def check_row_index(row_index: Tensor | None, rows: int) -> None:
+    """The rows to compute: int64 [L] on the CPU, in 0..rows - 1."""
+    if row_index is None:
+        return
+    index = _tensor("row_index", row_index)
+    if index.device.type != "cpu" or index.dtype != torch.int64 or index.dim() != 1:
+        raise ValueError(
+            f"row_index must be an int64 [L] tensor on the CPU, got {index.dtype} "
+            f"{tuple(index.shape)} on {index.device}."
+        )
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < rows:
+        raise ValueError(
+            f"row_index must hold rows in 0..{rows - 1}, got {int(index.min())} to "
+            f"{int(index.max())}."
+        )
+
+
 def check_rows(targets: Tensor, vocab: int, *, device: torch.device, **rows: Tensor | None) -> None:
     """Vectors [T] on `device`: `mask` bool, the others floating-point; targets in 0..vocab-1.
 

@@ -8,7 +8,7 @@ its epilogue) and "blas" (cuBLAS with float32 output and a row pass); `TUNING` c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class GemmConfig:
     num_warps: int = 4
     warp_specialize: bool = True
 
-    def constants(self) -> dict[str, Any]:
+    def constants(self) -> dict[str, int | bool]:
         """The kernel's compile-time constants."""
         return {
             "BM": self.block_m,
@@ -49,11 +49,13 @@ WEIGHT_GRAD = GemmConfig(num_warps=8, warp_specialize=False)
 SMALL = GemmConfig(16, 16, 16, 2, 1, 4, False)
 """The interpreter's tiles."""
 
-TUNING: tuple[tuple[int, int, str], ...] = ((1024, 8192, "fused"), (0, 0, "blas"))
+FirstGemm = Literal["fused", "blas"]
+
+TUNING: tuple[tuple[int, int, FirstGemm], ...] = ((1024, 8192, "fused"), (0, 0, "blas"))
 """(least H, least local V, back end of the first GEMM): the first row that fits. Not measured."""
 
 
-def first_backend(hidden: int, columns: int, dtype: torch.dtype) -> str:
+def first_backend(hidden: int, columns: int, dtype: torch.dtype) -> FirstGemm:
     """ "fused" or "blas" for a shape; TMA needs 16-byte rows, tensor cores half precision."""
     half = dtype in (torch.bfloat16, torch.float16)
     if not half or hidden % 8:
@@ -70,11 +72,31 @@ def mm_float32(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
+class GemmEngine(Protocol):
+    """The GEMMs of one chunk of n rows x [n, H] against the true columns w [V, H]."""
+
+    def row_bytes(self, width: int, hidden: int, itemsize: int) -> int:
+        """Temporary bytes that a row of a chunk takes."""
+
+    def target_logit(self, x: Tensor, w: Tensor, column: Tensor, owned: Tensor) -> Tensor:
+        """Logit of each row's target, float32 [n]; 0 where this shard does not own it."""
+
+    def first(
+        self, x: Tensor, w: Tensor, inv_tau: Tensor, kappa: Tensor, keep: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """(E [n, V or more] if `keep`, [2, n] row sums of E and E d)."""
+
+    def gradient(
+        self, e: Tensor, x: Tensor, r: Tensor, w: Tensor, dw: Tensor | None, need_dx: bool
+    ) -> Tensor | None:
+        """dX [n, H] (or None), and dw += E^T (r X). Rows with r = 0 are in no GEMM."""
+
+
 class TorchEngine:
     """Plain torch; the path for CPU training. Waits for nothing on a CPU, so it may count rows."""
 
     def row_bytes(self, width: int, hidden: int, itemsize: int) -> int:
-        """Temporary bytes a live row of a chunk takes."""
+        """Temporary bytes that a row of a chunk takes."""
         size = max(4, itemsize)
         return width * (itemsize + 2 * size // Z_BLOCKS) + 3 * hidden * size
 
@@ -122,12 +144,12 @@ class TorchEngine:
 class TritonEngine:
     """Triton kernels, on a GPU or through the interpreter; no host wait."""
 
-    def __init__(self, first: str, interpreted: bool) -> None:
+    def __init__(self, first: FirstGemm, interpreted: bool) -> None:
         self.backend = first
         self.interpreted = interpreted
 
     def row_bytes(self, width: int, hidden: int, itemsize: int) -> int:
-        """Temporary bytes a live row of a chunk takes."""
+        """Temporary bytes that a row of a chunk takes."""
         fused = self.backend == "fused"
         extra = 8 * -(-width // FIRST.block_n) if fused else 4 * width // Z_BLOCKS
         return width * itemsize + extra + 3 * hidden * itemsize
@@ -136,7 +158,7 @@ class TritonEngine:
         return SMALL if self.interpreted else config
 
     def _grid(self, device: torch.device) -> tuple[int]:
-        """One program a multiprocessor; descriptors made in kernels need their scratch memory."""
+        """One program per multiprocessor; descriptors made in kernels need their scratch memory."""
         import triton
 
         triton.set_allocator(
@@ -146,7 +168,14 @@ class TritonEngine:
             return (2,)
         return (torch.cuda.get_device_properties(device).multi_processor_count,)
 
-    def _launch(self, kernel: Any, config: GemmConfig, x: Tensor, *args: Any, **extra: Any) -> None:
+    def _launch(
+        self,
+        kernel: Any,
+        config: GemmConfig,
+        x: Tensor,
+        *args: Tensor | int | None,
+        **extra: bool,
+    ) -> None:
         precision = "ieee" if x.dtype == torch.float32 else "tf32"
         kernel[self._grid(x.device)](
             *args,

@@ -15,191 +15,139 @@ float32 logits and an online maximum. Derivation: docs/kernels.md.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from passk_fast.kernels.attach import attach
-from passk_fast.kernels.backend import pick_backend, row_slopes
-from passk_fast.kernels.checks import check_head, check_main_grad, check_rows
-from passk_fast.kernels.engines import TorchEngine, TritonEngine, first_backend
-from passk_fast.kernels.head_run import Head, Slopes, anchored_pass, logits_pass
-from passk_fast.kernels.loss_rows import LossRows
-from passk_fast.kernels.options import PolicyLoss, merge_clip
+from passk_fast.kernels.backend import Backend, pick_backend, row_slopes
+from passk_fast.kernels.checks import check_main_grad, check_row_index, check_rows
+from passk_fast.kernels.engines import (
+    GemmEngine,
+    TorchEngine,
+    TritonEngine,
+    first_backend,
+)
+from passk_fast.kernels.head_run import HeadRun, Slopes, anchored_pass, logits_pass
+from passk_fast.kernels.inputs import LossReport, LossRows, OutputHead
+from passk_fast.kernels.options import DEFAULT_LOSS, PolicyLoss
 from passk_fast.kernels.row_plan import Chunk
-from passk_fast.kernels.shard import Shard, as_temperature, shard_of
-
-DEFAULT_MEMORY_GIB = 2.6
-"""Temporary memory of a pass: a bfloat16 chunk of 8,192 rows at V = 151,936, H = 5120, TP = 1."""
+from passk_fast.kernels.shapes import Float, Int
+from passk_fast.kernels.shard import Shard, as_temperature
 
 
 def linear_policy_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    old_logp: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
+    head: OutputHead,
+    rows: LossRows,
+    loss: PolicyLoss = DEFAULT_LOSS,
     *,
-    denominator: float,
-    clip_low: float | None = None,
-    clip_high: float | None = None,
-    temperature: float | Tensor = 1.0,
-    loss: PolicyLoss | None = None,
-    rollout_logp: Tensor | None = None,
-    reference_logp: Tensor | None = None,
-    sequence_index: Tensor | None = None,
-    group: Any = None,
-    vocab: int | None = None,
-    sequence_parallel: bool = False,
-    live: Tensor | None = None,
-    memory_gib: float = DEFAULT_MEMORY_GIB,
+    main_grad: Float[Tensor, "V H"] | None = None,
     filter_eps: float = 0.0,
-    main_grad: Tensor | None = None,
     keep_rows: bool = False,
-    first_gemm: str = "auto",
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[Float[Tensor, ""], LossReport]:
     """Policy loss of packed tokens from hidden states, without logits of T x V.
 
     Args:
-        hidden: [T, H] bfloat16, float32 or float64; this rank's [T / tp, H] with
-            `sequence_parallel`.
-        weight: [V, H], this rank's columns of the output layer: rank r of `group` holds columns
-            r V to (r + 1) V - 1 of the padded vocabulary.
-        targets: int [T], in 0..vocab-1 (a target outside gives NaN on a GPU, an error on a CPU).
-        old_logp: [T], the trainer's log-probs before the update; None: strictly on-policy, ratio 1.
-        advantages, mask: [T] floating-point, [T] bool.
-        denominator: the step's global denominator.
-        clip_low, clip_high: override those of `loss`; without `loss` they are 0.2 and 0.28.
-        temperature: logits are divided by it; a number or [T].
-        rollout_logp, reference_logp, sequence_index: [T], for the options of `loss` that need them.
-        group: tensor-parallel process group. vocab: true vocabulary size; columns from it on are
-            padding. Every other [T] input is the same on all ranks.
-        live: int64 [L] on the CPU: the rows to compute (`live_rows`, made when the batch was
-            packed). None: found here on a CPU; on a GPU all rows are then computed, since counting
-            would wait for the device.
-        memory_gib: bound of temporary memory; the chunk size follows from it.
+        head: hidden states and the output layer.
+        rows: the rows of the loss, T of them.
+        loss: options.
+        main_grad: float32 [V, H] to which backward adds the weight's gradient instead of returning
+            it.
         filter_eps: skip the gradient of rows with |c| (1 - p_y) / tau < filter_eps, where that
             product bounds every entry of the row's dLoss/dlogits; 0 is off.
-        main_grad: float32 [V, H] to which backward adds dW instead of returning it.
-        keep_rows: add metrics "logp" and "entropy", float64 [T], NaN in rows not computed, and
-            "counted", bool [T], the rows that the metrics are over.
-        first_gemm: "auto", "fused" or "blas": the first GEMM's back end under Triton.
+        keep_rows: report log-probs, entropies and which rows counted.
 
     Returns:
-        (loss, metrics). Gradients of hidden and weight are ready when it returns; backward scales
-        them, once. Metrics are float64 sums over the rows computed (see `MAX_METRICS`), with
-        "backend": "triton", "interpreter" or "torch", "softmax_fallback_rows" (done through float32 logits
-        with an online maximum) and "filtered_rows".
+        (loss, report): a float32 loss (float64 with float64 inputs). Gradients of hidden and weight
+        are ready when it returns; backward scales them, once.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type, shape, device or range; names it.
+        TypeError, ValueError: a field is of the wrong type, shape, device or range; names it.
     """
+    if not filter_eps >= 0:
+        raise ValueError(f"filter_eps must be 0 or more, got {filter_eps}.")
+    hidden, weight = head.hidden, head.weight
     need = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight)]
     with torch.no_grad():
-        head = _head(
-            hidden, weight, targets, old_logp if old_logp is not None else rollout_logp,
-            temperature, group, vocab, sequence_parallel, memory_gib, first_gemm, need,
-        )  # fmt: skip
+        anchor = rows.rollout_logp if rows.old_logp is None else rows.old_logp
+        run = _start(head, rows.targets, anchor, need)
         check_main_grad(main_grad, weight)
-        rows = LossRows(
-            old_logp=old_logp,
-            advantages=advantages,
-            mask=mask,
-            denominator=denominator,
-            loss=merge_clip(loss, clip_low, clip_high),
-            rollout_logp=rollout_logp,
-            reference_logp=reference_logp,
-            sequence_index=sequence_index,
-        )
-        rows.check(targets, head.shard.vocab, hidden.device)
-        step = _Step(head, rows, filter_eps, live)
-        metrics = step.run(any(need))
-        value = (metrics["loss_sum"] / denominator).to(
-            torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        )
+        rows.check(loss, run.shard.vocab, hidden.device)
+        step = _Step(run, rows, loss, filter_eps)
+        report = step.run(any(need))
+        value = report.metrics["loss_sum"] / rows.denominator
+        value = value.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         if keep_rows:
-            metrics["logp"] = head.logp[:-1]
-            metrics["entropy"] = head.entropy[:-1]
-            metrics["counted"] = step.counted
+            logp, entropy = run.logp[:-1], run.entropy[:-1]
+            report = replace(report, logp=logp, entropy=entropy, counted=step.counted)
     if not any(need):
-        return value, metrics
-    grads = [None if head.grad_hidden is None else head.grad_hidden[:-1], head.grad_weight]
-    return attach(value, (hidden, weight), grads, main_grad if need[1] else None), metrics
+        return value, report
+    grads = [None if run.grad_hidden is None else run.grad_hidden[:-1], run.grad_weight]
+    return attach(value, (hidden, weight), grads, main_grad if need[1] else None), report
 
 
 class _Step:
     """The loss of one call: which rows, their slopes, and the metrics."""
 
-    def __init__(self, head: Head, rows: LossRows, filter_eps: float, live: Tensor | None) -> None:
-        if not filter_eps >= 0:
-            raise ValueError(f"filter_eps must be 0 or more, got {filter_eps}.")
-        self.head, self.loss, self.filter_eps = head, rows.loss, filter_eps
-        whole = self.loss.every_masked_row or self.loss.ratio == "sequence"
+    def __init__(self, head: HeadRun, rows: LossRows, loss: PolicyLoss, filter_eps: float) -> None:
+        self.head, self.loss, self.filter_eps = head, loss, filter_eps
+        whole = loss.every_masked_row or loss.ratio == "sequence"
         mask = rows.mask
         # Rows outside count for nothing; NaN advantages stay in, so that they are seen.
         self.counted = mask if whole else mask & (rows.advantages != 0)
-        self.index = self._index(live)
-        if live is not None:
+        given = rows.row_index
+        self.index = self._index(given)
+        if given is not None:
             listed = torch.zeros(len(mask) + 1, dtype=torch.bool, device=mask.device)
-            listed[live.to(mask.device, non_blocking=True)] = True
+            listed[given.to(mask.device, non_blocking=True)] = True
             self.counted = self.counted & listed[:-1]
         head.counted = self.counted
         self.rows = replace(rows, mask=self.counted)
         self.filtered = torch.zeros((), dtype=torch.float64, device=mask.device)
 
-    def _index(self, live: Tensor | None) -> Tensor:
+    def _index(self, given: Tensor | None) -> Tensor:
         """CPU int64 [L], the rows to compute."""
-        if live is not None:
-            if live.device.type != "cpu" or live.dtype != torch.int64 or live.dim() != 1:
-                raise ValueError("live must be an int64 [L] tensor on the CPU.")
-            if len(live) and not 0 <= int(live.min()) <= int(live.max()) < self.head.num_rows:
-                raise ValueError(f"live must hold rows in 0..{self.head.num_rows - 1}.")
-            return live
+        if given is not None:
+            return given
         if self.counted.device.type == "cpu":
             return self.counted.nonzero()[:, 0]
         return torch.arange(self.head.num_rows)
 
-    def run(self, gradient: bool) -> dict[str, Any]:
-        """All passes over the rows; the metrics."""
-        head, loss = self.head, self.loss
+    def run(self, gradient: bool) -> LossReport:
+        """All passes over the rows."""
         slopes: Slopes | None = self._chunk_slopes if gradient else None
-        if loss.ratio == "sequence" and gradient:
+        if self.loss.ratio == "sequence" and gradient:
             # A sequence's ratio needs all its tokens first: log-probs, then the pass with slopes.
             self._passes(None)
             slopes = self._known_slopes(self._row_slopes()[0])
-        far = self._passes(slopes)
-        metrics: dict[str, Any]
+        fallback = self._passes(slopes)
         _, metrics = self._row_slopes()
-        metrics["softmax_fallback_rows"] = far
-        metrics["filtered_rows"] = self.filtered
-        metrics["backend"] = head.backend
-        return metrics
+        more = {"softmax_fallback_rows": fallback, "filtered_rows": self.filtered}
+        return LossReport(metrics=metrics | more, backend=self.head.backend)
 
     def _passes(self, slopes: Slopes | None) -> Tensor:
-        """The anchored pass and, for rows out of its reach, the one through logits."""
+        """The anchored pass and, for rows out of its reach, the one through logits; how many."""
         head = self.head
         if self.loss.entropy_coef:
             logits_pass(head, self.index, slopes)
             return self.counted.sum().double()
         anchored_pass(head, self.index, slopes)
-        far = head.far[:-1]
-        if int(head.fallback_count):
-            logits_pass(head, far.nonzero()[:, 0].cpu(), slopes)
-        return far.sum().double()
+        fallback = head.fallback_rows()
+        if fallback is not None:
+            logits_pass(head, fallback, slopes)
+        return head.fallback[:-1].sum().double()
 
     def _row_slopes(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Slopes of all rows, from what the passes have found, and their metrics."""
         head = self.head
-        return row_slopes(head.logp[:-1], head.entropy[:-1], self.rows, head.backend)
+        return row_slopes(head.logp[:-1], head.entropy[:-1], self.rows, self.loss, head.backend)
 
     def _chunk_slopes(
         self, chunk: Chunk, logp: Tensor, entropy: Tensor, good: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         counted = good & self.counted[chunk.rows]
         rows = self.rows.at(chunk.rows, counted)
-        slope, _ = row_slopes(logp, entropy, rows, self.head.backend)
+        slope, _ = row_slopes(logp, entropy, rows, self.loss, self.head.backend)
         return self._filter(chunk, slope, logp, counted), self._bonus(counted)
 
     def _known_slopes(self, whole: Tensor) -> Slopes:
@@ -229,59 +177,45 @@ class _Step:
 
 
 def token_logprob(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    head: OutputHead,
+    targets: Int[Tensor, " T"],
     *,
-    temperature: float | Tensor = 1.0,
-    group: Any = None,
-    vocab: int | None = None,
-    sequence_parallel: bool = False,
-    live: Tensor | None = None,
-    memory_gib: float = DEFAULT_MEMORY_GIB,
-    first_gemm: str = "auto",
-) -> tuple[Tensor, Tensor]:
+    row_index: Int[Tensor, " L"] | None = None,
+) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
     """Log-prob of each target and entropy of each row, nats, one GEMM, without gradient.
 
-    Arguments as in `linear_policy_loss`; rows outside `live` are NaN. A log-prob below -80 takes
-    the slow path.
+    Args:
+        head: hidden states and the output layer.
+        targets: as `LossRows.targets`.
+        row_index: the rows to compute, as `LossRows.row_index`; the others are NaN. None: all.
+
+    A log-prob below -80 is computed again through float32 logits.
 
     Returns:
         (logp [T], entropy [T]), float32, or float64 where the inputs are; equal on every rank.
+
+    Raises:
+        TypeError, ValueError: a field is of the wrong type, shape, device or range; names it.
     """
     with torch.no_grad():
-        head = _head(
-            hidden, weight, targets, None, temperature, group, vocab, sequence_parallel,
-            memory_gib, first_gemm, [False, False],
-        )  # fmt: skip
-        check_rows(targets, head.shard.vocab, device=hidden.device)
-        index = torch.arange(head.num_rows) if live is None else live
-        anchored_pass(head, index, None)
-        if int(head.fallback_count):
-            logits_pass(head, head.far[:-1].nonzero()[:, 0].cpu(), None)
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    return head.logp[:-1].to(dtype), head.entropy[:-1].to(dtype)
+        run = _start(head, targets, None, [False, False])
+        check_rows(targets, run.shard.vocab, device=head.hidden.device)
+        check_row_index(row_index, run.num_rows)
+        anchored_pass(run, torch.arange(run.num_rows) if row_index is None else row_index, None)
+        fallback = run.fallback_rows()
+        if fallback is not None:
+            logits_pass(run, fallback, None)
+    dtype = torch.float64 if head.hidden.dtype == torch.float64 else torch.float32
+    return run.logp[:-1].to(dtype), run.entropy[:-1].to(dtype)
 
 
-def _head(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    anchor: Tensor | None,
-    temperature: float | Tensor,
-    group: Any,
-    vocab: int | None,
-    sequence_parallel: bool,
-    memory_gib: float,
-    first_gemm: str,
-    need: list[bool],
-) -> Head:
+def _start(head: OutputHead, targets: Tensor, anchor: Tensor | None, need: list[bool]) -> HeadRun:
     """Check the inputs, choose the back end and the chunk, and allocate the results."""
-    check_head(hidden, weight)
+    shard = head.check()
+    hidden, weight = head.hidden, head.weight
     if hidden.dtype == torch.float16:
         raise TypeError("hidden must be bfloat16, float32 or float64: E needs their range.")
-    shard = shard_of(weight.shape[0], group, vocab)
-    parts = shard.size if sequence_parallel else 1
+    parts = shard.size if head.sequence_parallel else 1
     rows = hidden.shape[0] * parts
     if tuple(targets.shape) != (rows,):
         raise ValueError(
@@ -290,7 +224,7 @@ def _head(
         )
     device = hidden.device
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    tau = as_temperature(temperature, rows, device)
+    tau = as_temperature(head.temperature, rows, device)
     inv_tau = (
         tau.to(wide).reciprocal()
         if isinstance(tau, Tensor)
@@ -298,9 +232,9 @@ def _head(
     )
     start = torch.zeros(rows, dtype=wide, device=device) if anchor is None else anchor.to(wide)
     start = torch.where(torch.isfinite(start), start, 0.0)
-    engine, backend = _engine(hidden, weight, first_gemm)
+    engine, backend = _engine(head)
     nan = torch.full((rows + 1,), torch.nan, dtype=torch.float64, device=device)
-    return Head(
+    return HeadRun(
         hidden=hidden.detach(),
         weight=weight.detach(),
         targets=targets,
@@ -310,20 +244,19 @@ def _head(
         parts=parts,
         engine=engine,
         backend=backend,
-        chunk_rows=chunk_rows(engine, weight, shard, memory_gib),
+        chunk_rows=chunk_rows(engine, weight, shard, head.memory_gib),
         logp=nan,
         entropy=nan.clone(),
-        far=torch.zeros(rows + 1, dtype=torch.bool, device=device),
+        fallback=torch.zeros(rows + 1, dtype=torch.bool, device=device),
         counted=torch.ones(rows, dtype=torch.bool, device=device),
         grad_hidden=hidden.new_zeros((hidden.shape[0] + 1, hidden.shape[1])) if need[0] else None,
         grad_weight=torch.zeros(weight.shape, dtype=wide, device=device) if need[1] else None,
     )
 
 
-def _engine(hidden: Tensor, weight: Tensor, first_gemm: str) -> tuple[Any, str]:
-    """The GEMM engine and the name of the back end that the metrics report."""
-    if first_gemm not in ("auto", "fused", "blas"):
-        raise ValueError(f"first_gemm must be auto, fused or blas, got {first_gemm!r}.")
+def _engine(head: OutputHead) -> tuple[GemmEngine, Backend]:
+    """The GEMM engine and the name of the back end that is reported."""
+    hidden, weight, first = head.hidden, head.weight, head.first_gemm
     backend = pick_backend(hidden)
     if backend == "triton" and hidden.dtype != torch.bfloat16:
         backend = "torch"  # tensor cores would round float32 to TF32
@@ -332,15 +265,15 @@ def _engine(hidden: Tensor, weight: Tensor, first_gemm: str) -> tuple[Any, str]:
     if backend == "interpreter":
         if hidden.dtype != torch.float32 or hidden.shape[1] % 4:
             return TorchEngine(), "torch"  # the interpreter's bfloat16 products are wrong
-        return TritonEngine("fused" if first_gemm == "auto" else first_gemm, True), backend
-    best = first_backend(hidden.shape[1], weight.shape[0], hidden.dtype)
+        return TritonEngine("fused" if first == "auto" else first, True), backend
     if hidden.shape[1] % 8 or weight.stride(0) % 8:
         return TorchEngine(), "torch"  # TMA needs rows of whole 16 bytes
-    return TritonEngine(best if first_gemm == "auto" else first_gemm, False), backend
+    best = first_backend(hidden.shape[1], weight.shape[0], hidden.dtype)
+    return TritonEngine(best if first == "auto" else first, False), backend
 
 
-def chunk_rows(engine: Any, weight: Tensor, shard: Shard, memory_gib: float) -> int:
-    """Rows of a chunk, so that temporaries stay within `memory_gib` (two chunks are open under TP).
+def chunk_rows(engine: GemmEngine, weight: Tensor, shard: Shard, memory_gib: float) -> int:
+    """Rows per chunk, so that temporaries stay within `memory_gib` (two chunks are open under TP).
 
     ValueError when not even one row fits.
     """

@@ -7,147 +7,121 @@ sharded vocabulary: row statistics, one all-gather of [T, 4], row mathematics, g
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from passk_fast.kernels.attach import attach
-from passk_fast.kernels.backend import pick_backend, row_slopes, torch_loss
-from passk_fast.kernels.checks import check_logits
+from passk_fast.kernels.backend import pick_backend, row_slopes
+from passk_fast.kernels.inputs import LossReport, LossRows, OutputLogits
 from passk_fast.kernels.logit_rows import (
+    LogitInput,
     logit_gradient,
     logit_rows,
     row_block,
     row_grid,
-    tau_arguments,
 )
-from passk_fast.kernels.loss_rows import LossRows
-from passk_fast.kernels.options import PolicyLoss, merge_clip
-from passk_fast.kernels.shard import Shard, as_temperature, shard_of
+from passk_fast.kernels.options import DEFAULT_LOSS, PolicyLoss
+from passk_fast.kernels.shapes import Float
+from passk_fast.kernels.shard import as_temperature
+from passk_fast.kernels.token_loss import policy_loss_from_logprob
 from passk_fast.kernels.torch_logprob import token_logprob_from_logits
 
 
 def policy_loss(
-    logits: Tensor,
-    targets: Tensor,
-    old_logp: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
+    output: OutputLogits,
+    rows: LossRows,
+    loss: PolicyLoss = DEFAULT_LOSS,
     *,
-    denominator: float,
-    clip_low: float | None = None,
-    clip_high: float | None = None,
-    temperature: float | Tensor = 1.0,
-    loss: PolicyLoss | None = None,
-    rollout_logp: Tensor | None = None,
-    reference_logp: Tensor | None = None,
-    sequence_index: Tensor | None = None,
-    group: Any = None,
-    vocab: int | None = None,
     inplace: bool = False,
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[Float[Tensor, ""], LossReport]:
     """Policy loss of packed tokens from logits.
 
     Args:
-        logits: [T, V_local] with contiguous rows, any float type; the row stride is free.
+        output: the logits [T, V_local] and what they are of.
+        rows: the rows of the loss; `row_index` is not read, all rows in the mask are computed.
+        loss: options.
         inplace: allow the gradient to overwrite the logits (the Triton path then makes no tensor
             of T x V; the torch path ignores it).
-        Others as in `linear_policy_loss`.
 
     Returns:
-        (loss, metrics), float32 loss (float64 with float64 logits). Differentiable in `logits`,
-        once. Metrics are float64 sums over the rows in `mask`, and "backend".
+        (loss, report): a float32 loss (float64 with float64 logits), differentiable in the logits,
+        once; metrics over the rows in the mask.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type, shape, device or range; names it.
+        TypeError, ValueError: a field is of the wrong type, shape, device or range; names it.
     """
-    check_logits(logits, targets)
-    shard = shard_of(logits.shape[1], group, vocab)
-    rows = LossRows(
-        old_logp=old_logp,
-        advantages=advantages,
-        mask=mask,
-        denominator=denominator,
-        loss=merge_clip(loss, clip_low, clip_high),
-        rollout_logp=rollout_logp,
-        reference_logp=reference_logp,
-        sequence_index=sequence_index,
+    logits = output.logits
+    shard = output.check(rows.targets)
+    rows.check(loss, shard.vocab, logits.device)
+    of = LogitInput(
+        logits=logits,
+        targets=rows.targets,
+        temperature=as_temperature(output.temperature, logits.shape[0], logits.device),
+        shard=shard,
+        backend=pick_backend(logits),
     )
-    rows.check(targets, shard.vocab, logits.device)
-    tau = as_temperature(temperature, logits.shape[0], logits.device)
-    backend = pick_backend(logits)
-    if backend == "torch":
-        value, metrics = _by_torch(logits, targets, rows, tau, shard)
-        return value, {**metrics, "backend": backend}
+    if of.backend == "torch":
+        value, metrics = _by_torch(of, rows, loss)
+        return value, LossReport(metrics=metrics, backend=of.backend)
     need = torch.is_grad_enabled() and logits.requires_grad
     with torch.no_grad():
         grad = (logits.detach() if inplace else torch.empty_like(logits)) if need else None
-        fused = shard.size == 1 and rows.loss.ratio == "token"
-        run = _fused if fused else _sharded
-        logp, entropy = run(logits.detach(), grad, targets, rows, tau, shard, backend)
-        _, found = row_slopes(logp, entropy, rows, backend)
-        value = (found["loss_sum"] / denominator).float()
+        run = _fused if shard.size == 1 and loss.ratio == "token" else _sharded
+        logp, entropy = run(replace(of, logits=logits.detach()), grad, rows, loss)
+        _, metrics = row_slopes(logp, entropy, rows, loss, of.backend)
+        value = (metrics["loss_sum"] / rows.denominator).float()
     if grad is not None:
         value = attach(value, (logits,), [grad])
-    return value, {**found, "backend": backend}
+    return value, LossReport(metrics=metrics, backend=of.backend)
 
 
-def _by_torch(
-    logits: Tensor, targets: Tensor, rows: LossRows, temperature: float | Tensor, shard: Shard
-) -> tuple[Tensor, dict[str, Any]]:
+def _by_torch(of: LogitInput, rows: LossRows, loss: PolicyLoss) -> tuple[Tensor, dict[str, Tensor]]:
     """The torch path, through autograd."""
     logp, entropy = token_logprob_from_logits(
-        logits, targets, temperature=temperature, group=shard.group, vocab=shard.vocab
+        of.logits,
+        of.targets,
+        temperature=of.temperature,
+        group=of.shard.group,
+        vocab=of.shard.vocab,
     )
-    return torch_loss(logp, entropy, rows)
+    return policy_loss_from_logprob(logp, entropy, rows, loss)
 
 
 def _fused(
-    logits: Tensor,
-    grad: Tensor | None,
-    targets: Tensor,
-    rows: LossRows,
-    temperature: float | Tensor,
-    shard: Shard,
-    backend: str,
+    of: LogitInput, grad: Tensor | None, rows: LossRows, loss: PolicyLoss
 ) -> tuple[Tensor, Tensor]:
     """(logp, entropy) float64 [T]; everything in one kernel."""
     from passk_fast.kernels.triton.logits import fused_kernel
     from passk_fast.kernels.triton.rows import option_constants
 
+    logits = of.logits
     count, width = logits.shape
     logp = torch.zeros(count, dtype=torch.float64, device=logits.device)
     entropy = torch.zeros_like(logp)
     scale = torch.full((1,), rows.denominator, dtype=torch.float64, device=logits.device)
-    pointer, scalar, per_row = tau_arguments(temperature, logits)
-    old, rollout, reference = rows.old_logp, rows.rollout_logp, rows.reference_logp
+    pointer, scalar, per_row = of.tau_arguments
     if count:
         fused_kernel[row_grid(count, logits.device)](
-            logits, grad, targets, old, rows.advantages, rows.mask, rollout, reference, pointer,
-            logp, entropy, scale, logits.stride(0), 0 if grad is None else grad.stride(0), count,
-            shard.num_columns, width, scalar, PER_ROW_TAU=per_row, GRADIENT=grad is not None,
-            **option_constants(rows.loss, old, rollout, reference),
-            BLOCK=row_block(width, logits.device), num_warps=8,
+            logits, grad, of.targets, rows.old_logp, rows.advantages, rows.mask,
+            rows.rollout_logp, rows.reference_logp, pointer, logp, entropy, scale,
+            logits.stride(0), 0 if grad is None else grad.stride(0), count, of.shard.num_columns,
+            width, scalar, PER_ROW_TAU=per_row, GRADIENT=grad is not None,
+            **option_constants(loss, rows), BLOCK=row_block(width, logits.device), num_warps=8,
         )  # fmt: skip
     return logp, entropy
 
 
 def _sharded(
-    logits: Tensor,
-    grad: Tensor | None,
-    targets: Tensor,
-    rows: LossRows,
-    temperature: float | Tensor,
-    shard: Shard,
-    backend: str,
+    of: LogitInput, grad: Tensor | None, rows: LossRows, loss: PolicyLoss
 ) -> tuple[Tensor, Tensor]:
     """(logp, entropy) float64 [T]; statistics, one collective, slopes, gradient."""
-    found = logit_rows(logits, targets, rows.mask, temperature, shard, backend)
+    found = logit_rows(of, rows.mask)
     if grad is not None:
-        slope, _ = row_slopes(found.logp, found.entropy, rows, backend)
+        slope, _ = row_slopes(found.logp, found.entropy, rows, loss, of.backend)
         bonus = None
-        if rows.loss.entropy_coef:
-            bonus = rows.mask.double() * (rows.loss.entropy_coef / rows.denominator)
-        logit_gradient(found, logits, targets, slope, bonus, temperature, shard, backend, out=grad)
+        if loss.entropy_coef:
+            bonus = rows.mask.double() * (loss.entropy_coef / rows.denominator)
+        logit_gradient(found, slope, bonus, out=grad)
     return found.logp, found.entropy

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from passk_fast.kernels.logit_rows import logit_gradient, logit_rows
+from passk_fast.kernels.backend import Backend
+from passk_fast.kernels.engines import GemmEngine, mm_float32
+from passk_fast.kernels.logit_rows import LogitInput, logit_gradient, logit_rows
 from passk_fast.kernels.row_plan import Chunk, plan_chunks
-from passk_fast.kernels.shard import Shard
+from passk_fast.kernels.shard import Shard, Work
 
 ANCHOR_REACH = 80.0
 """|anchor - logp| from which a row is done again with an online maximum."""
@@ -28,7 +29,7 @@ Slopes = Callable[[Chunk, Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"
 
 
 @dataclass
-class Head:
+class HeadRun:
     """Inputs that stay the same over a pass, and the results."""
 
     hidden: Tensor
@@ -40,20 +41,20 @@ class Head:
     shard: Shard
     parts: int
     """1, or the number of ranks that hold parts of the rows (sequence parallel)."""
-    engine: Any
-    backend: str
+    engine: GemmEngine
+    backend: Backend
     chunk_rows: int
     logp: Tensor
     """float64 [T + 1]; the last slot takes what padding rows write."""
     entropy: Tensor
-    far: Tensor
-    """bool [T + 1]: counted rows that the anchor did not reach."""
+    fallback: Tensor
+    """bool [T + 1]: counted rows that the anchor did not reach, which need a real softmax."""
     counted: Tensor
     """bool [T]: rows whose result matters."""
     grad_hidden: Tensor | None = None
     grad_weight: Tensor | None = None
-    fallback_count: Any = None
-    """`HostCount` of `far`, on its way to the host since the last chunk's statistics."""
+    fallback_count: HostCount | None = None
+    """Of `fallback`, on its way to the host since the last chunk's statistics."""
 
     @property
     def num_rows(self) -> int:
@@ -74,7 +75,13 @@ class Head:
             self.hidden.device,
         )
 
-    def gather(self, chunk: Chunk) -> tuple[Tensor, Any]:
+    def fallback_rows(self) -> Tensor | None:
+        """CPU int64 [L] of `fallback` after an anchored pass; None where there are none."""
+        if self.fallback_count is None or not int(self.fallback_count):
+            return None
+        return self.fallback[:-1].nonzero()[:, 0].cpu()
+
+    def gather(self, chunk: Chunk) -> tuple[Tensor, Work]:
         """The chunk's hidden states [n, H], a copy, and the handle of their all-gather."""
         part = self.hidden.index_select(0, chunk.local)
         if self.parts == 1:
@@ -96,7 +103,7 @@ class HostCount:
     after it: the last chunk's gradient GEMMs keep the device busy meanwhile."""
 
     def __init__(self, count: Tensor) -> None:
-        self._event: Any = None
+        self._event: torch.cuda.Event | None = None
         self._value = count
         if count.device.type == "cuda":
             self._value = torch.empty(count.shape, dtype=count.dtype, pin_memory=True)
@@ -118,17 +125,17 @@ class _Open:
     x: Tensor
     e: Tensor | None
     stats: Tensor
-    work: Any
+    work: Work
     z: Tensor
     kappa: Tensor
     column: Tensor
     owned: Tensor
 
 
-def anchored_pass(head: Head, index: Tensor, slopes: Slopes | None) -> None:
+def anchored_pass(head: HeadRun, index: Tensor, slopes: Slopes | None) -> None:
     """Log-probs, entropies and (with `slopes`) gradients of the rows `index` (CPU int64 [L])."""
     chunks = head.chunks(index)
-    head.fallback_count = 0
+    head.fallback_count = None
     depth = 2 if head.shard.size > 1 and len(chunks) > 1 else 1
     waiting: list[_Open] = []
     ahead = head.gather(chunks[0]) if chunks else None
@@ -145,7 +152,7 @@ def anchored_pass(head: Head, index: Tensor, slopes: Slopes | None) -> None:
         _finish(head, left, slopes, last=i + 1 == len(waiting))
 
 
-def _first(head: Head, chunk: Chunk, x: Tensor, *, keep: bool) -> _Open:
+def _first(head: HeadRun, chunk: Chunk, x: Tensor, *, keep: bool) -> _Open:
     """Target logits, kappa, the first GEMM, and the start of the all-reduce of its row sums."""
     owned, column = head.shard.owned(head.targets[chunk.rows])
     z = head.engine.target_logit(x, head.weight, column, owned)
@@ -161,7 +168,7 @@ def _first(head: Head, chunk: Chunk, x: Tensor, *, keep: bool) -> _Open:
     return _Open(chunk, x, e, stats, work, z, kappa, column, owned)
 
 
-def _finish(head: Head, at: _Open, slopes: Slopes | None, *, last: bool) -> None:
+def _finish(head: HeadRun, at: _Open, slopes: Slopes | None, *, last: bool) -> None:
     """From row sums to log-probs, slopes and gradients of one chunk."""
     if at.work is not None:
         at.work.wait()
@@ -178,9 +185,9 @@ def _finish(head: Head, at: _Open, slopes: Slopes | None, *, last: bool) -> None
     entropy = log_sum - moment / total
     head.logp[chunk.slots] = logp
     head.entropy[chunk.slots] = entropy
-    head.far[chunk.slots] = ~near & chunk.valid & head.counted[chunk.rows]
+    head.fallback[chunk.slots] = ~near & chunk.valid & head.counted[chunk.rows]
     if last:
-        head.fallback_count = HostCount(head.far[:-1].sum())
+        head.fallback_count = HostCount(head.fallback[:-1].sum())
     if slopes is None:
         return
     good = near & chunk.valid
@@ -205,7 +212,7 @@ def _subtract_sum(at: _Open, value: Tensor) -> None:
     at.e[row, at.column] = torch.where(at.owned, value, at.e[row, at.column])
 
 
-def logits_pass(head: Head, index: Tensor, slopes: Slopes | None) -> None:
+def logits_pass(head: HeadRun, index: Tensor, slopes: Slopes | None) -> None:
     """The same through float32 logits, whose maximum is found online: any ratio, entropy bonus.
 
     Three GEMMs too, and two more passes over a chunk's logits; chunks are smaller, as logits are
@@ -218,22 +225,23 @@ def logits_pass(head: Head, index: Tensor, slopes: Slopes | None) -> None:
         _logits_chunk(head, chunk, x, slopes)
 
 
-def _logits_chunk(head: Head, chunk: Chunk, x: Tensor, slopes: Slopes | None) -> None:
-    from passk_fast.kernels.engines import mm_float32
-
-    targets = head.targets[chunk.rows]
-    temperature = 1.0 / head.inv_tau[chunk.rows]
+def _logits_chunk(head: HeadRun, chunk: Chunk, x: Tensor, slopes: Slopes | None) -> None:
     z = mm_float32(x, head.weight.T)
-    rows = logit_rows(z, targets, chunk.valid, temperature, head.shard, head.backend)
+    of = LogitInput(
+        logits=z,
+        targets=head.targets[chunk.rows],
+        temperature=1.0 / head.inv_tau[chunk.rows],
+        shard=head.shard,
+        backend=head.backend,
+    )
+    rows = logit_rows(of, chunk.valid)
     logp, entropy = rows.logp.double(), rows.entropy.double()
     head.logp[chunk.slots] = logp
     head.entropy[chunk.slots] = entropy
     if slopes is None:
         return
     slope, bonus = slopes(chunk, logp, entropy, chunk.valid)
-    dz = logit_gradient(
-        rows, z, targets, slope, bonus, temperature, head.shard, head.backend, out=z
-    ).to(x.dtype)
+    dz = logit_gradient(rows, slope, bonus, out=z).to(x.dtype)
     dz = dz[:, : head.shard.num_columns]
     if head.grad_weight is not None:
         head.grad_weight[: head.shard.num_columns] += mm_float32(dz.T, x)

@@ -6,20 +6,21 @@ no chunks, every masked row computed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from passk_fast.kernels.checks import check_group, check_head, check_logits, check_rows
-from passk_fast.kernels.options import MAX_METRICS, PolicyLoss, merge_clip
-from passk_fast.kernels.shard import Shard, shard_of
+from passk_fast.kernels.checks import check_group
+from passk_fast.kernels.inputs import LossReport, LossRows, OutputHead, OutputLogits
+from passk_fast.kernels.options import DEFAULT_LOSS, PolicyLoss
+from passk_fast.kernels.shapes import Bool, Float, Int
+from passk_fast.kernels.shard import Shard
 from passk_fast.kernels.token_loss import policy_loss_from_logprob
 from passk_fast.kernels.torch_logprob import token_logprob_from_logits
 
 __all__ = [
-    "MAX_METRICS",
-    "PolicyLoss",
     "group_advantage",
     "linear_policy_loss",
     "policy_loss",
@@ -29,8 +30,10 @@ __all__ = [
 ]
 
 
-def group_advantage(correct: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Advantages, float64 [P, N], and which groups have any, bool [P].
+def group_advantage(
+    correct: Bool[Tensor, "P N"], table: Float[Tensor, "counts 2"]
+) -> tuple[Float[Tensor, "P N"], Bool[Tensor, " P"]]:
+    """Advantages, float64, and which groups are informative.
 
     Args:
         correct: bool [P, N].
@@ -73,88 +76,55 @@ class _Gathered(torch.autograd.Function):
         return (grad if ctx.shard.size == 1 else ctx.shard.scatter_sum(grad)[0]), None
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, group: Any, vocab: int | None, sequence_parallel: bool
-) -> Tensor:
+_replicated: Callable[..., Tensor] = _Replicated.apply
+_gathered: Callable[..., Tensor] = _Gathered.apply
+
+
+def _logits(head: OutputHead) -> OutputLogits:
     """This shard's logits [T, V_local] in float64."""
-    shard = shard_of(weight.shape[0], group, vocab)
-    enter = _Gathered if sequence_parallel else _Replicated
-    return enter.apply(hidden.double(), shard) @ weight.double().T
+    shard = head.check()
+    enter = _gathered if head.sequence_parallel else _replicated
+    return OutputLogits(
+        logits=enter(head.hidden.double(), shard) @ head.weight.double().T,
+        temperature=head.temperature,
+        group=head.group,
+        vocab=head.vocab,
+    )
 
 
 def policy_loss(
-    logits: Tensor,
-    targets: Tensor,
-    old_logp: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    denominator: float,
-    clip_low: float | None = None,
-    clip_high: float | None = None,
-    temperature: float | Tensor = 1.0,
-    loss: PolicyLoss | None = None,
-    rollout_logp: Tensor | None = None,
-    reference_logp: Tensor | None = None,
-    sequence_index: Tensor | None = None,
-    group: Any = None,
-    vocab: int | None = None,
-) -> tuple[Tensor, dict[str, Any]]:
-    """(loss, metrics) in float64; see `passk_fast.kernels.policy_loss`."""
-    check_logits(logits, targets)
-    rows = {"old_logp": old_logp, "advantages": advantages, "mask": mask}
-    check_rows(targets, vocab or logits.shape[1], device=logits.device, **rows)
+    output: OutputLogits, rows: LossRows, loss: PolicyLoss = DEFAULT_LOSS
+) -> tuple[Float[Tensor, ""], LossReport]:
+    """(loss, report) in float64; see `passk_fast.kernels.policy_loss`."""
+    shard = output.check(rows.targets)
+    rows.check(loss, shard.vocab, output.logits.device)
     logp, entropy = token_logprob_from_logits(
-        logits.double(), targets, temperature=temperature, group=group, vocab=vocab
+        output.logits.double(),
+        rows.targets,
+        temperature=output.temperature,
+        group=output.group,
+        vocab=output.vocab,
     )
-    return policy_loss_from_logprob(
-        logp,
-        entropy,
-        old_logp=logp.detach() if old_logp is None else old_logp,
-        rollout_logp=rollout_logp,
-        reference_logp=reference_logp,
-        advantages=advantages,
-        mask=mask,
-        denominator=denominator,
-        loss=merge_clip(loss, clip_low, clip_high),
-        sequence_index=sequence_index,
-    )
+    value, metrics = policy_loss_from_logprob(logp, entropy, rows, loss)
+    return value, LossReport(metrics=metrics, backend="reference")
 
 
 def linear_policy_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    old_logp: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    group: Any = None,
-    vocab: int | None = None,
-    sequence_parallel: bool = False,
-    **options: Any,
-) -> tuple[Tensor, dict[str, Any]]:
-    """(loss, metrics) in float64; see `passk_fast.kernels.linear_policy_loss`."""
-    check_head(hidden, weight)
-    logits = _logits(hidden, weight, group, vocab, sequence_parallel)
-    return policy_loss(
-        logits, targets, old_logp, advantages, mask, group=group, vocab=vocab, **options
-    )
+    head: OutputHead, rows: LossRows, loss: PolicyLoss = DEFAULT_LOSS
+) -> tuple[Float[Tensor, ""], LossReport]:
+    """(loss, report) in float64; see `passk_fast.kernels.linear_policy_loss`."""
+    return policy_loss(_logits(head), rows, loss)
 
 
 def token_logprob(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    temperature: float | Tensor = 1.0,
-    group: Any = None,
-    vocab: int | None = None,
-    sequence_parallel: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """(logp [T], entropy [T]) in float64, differentiable."""
-    check_head(hidden, weight)
-    logits = _logits(hidden, weight, group, vocab, sequence_parallel)
+    head: OutputHead, targets: Int[Tensor, " T"]
+) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+    """(logp, entropy) in float64, differentiable."""
+    output = _logits(head)
     return token_logprob_from_logits(
-        logits, targets, temperature=temperature, group=group, vocab=vocab
+        output.logits,
+        targets,
+        temperature=output.temperature,
+        group=output.group,
+        vocab=output.vocab,
     )

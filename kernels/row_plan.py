@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from passk_fast.kernels.shapes import Bool, Float, Int
 from passk_fast.kernels.shard import Shard
 
 
@@ -26,11 +27,17 @@ class Chunk:
     """The same, with the number of local rows where not valid."""
 
 
-def live_rows(mask: Tensor, advantages: Tensor) -> Tensor:
+def informative_rows(
+    mask: Bool[Tensor, " T"], advantages: Float[Tensor, " T"]
+) -> Int[Tensor, " L"]:
     """int64 [L]: rows in `mask` with a non-zero advantage, ascending; call it on CPU tensors.
 
-    Made when a batch is packed and passed as `live`, it lets the kernels drop the other rows on a
-    GPU without waiting for the device. Example: mask [1, 1, 0], advantages [0., 2., 3.] give [1].
+    Made when a batch is packed and passed as `LossRows.row_index`, it lets the kernels drop the
+    other rows on a GPU without waiting for the device. Example: mask [1, 1, 0], advantages
+    [0., 2., 3.] give [1].
+
+    Raises:
+        ValueError: a tensor is not on the CPU.
     """
     if mask.device.type != "cpu" or advantages.device.type != "cpu":
         raise ValueError("mask and advantages must be CPU tensors: counting on a GPU waits for it.")

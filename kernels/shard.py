@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from passk_fast.kernels.shapes import Group
+
+Work = dist.Work | None
+"""Handle of a collective that may still run; None when it is done."""
 
 
 @dataclass(frozen=True)
 class Shard:
     """This rank's columns: `num_columns` true ones, the first of which is column `first`."""
 
-    group: Any
+    group: Group
     first: int
     num_columns: int
     vocab: int
@@ -27,18 +31,21 @@ class Shard:
         owned = (local >= 0) & (local < self.num_columns)
         return owned, local.masked_fill(~owned, 0)
 
-    def sum(self, values: Tensor, *, async_op: bool = False) -> Any:
+    def sum(self, values: Tensor, *, async_op: bool = False) -> Work:
         """SUM all-reduce in place; returns the work handle (None at one rank)."""
         if self.size == 1:
             return None
-        return dist.all_reduce(values, op=dist.ReduceOp.SUM, group=self.group, async_op=async_op)
+        work: Work = dist.all_reduce(
+            values, op=dist.ReduceOp.SUM, group=self.group, async_op=async_op
+        )
+        return work
 
     def max(self, values: Tensor) -> None:
         """MAX all-reduce in place."""
         if self.size > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
 
-    def gather(self, part: Tensor, *, async_op: bool = False) -> tuple[Tensor, Any]:
+    def gather(self, part: Tensor, *, async_op: bool = False) -> tuple[Tensor, Work]:
         """Every rank's `part` [n, ...], stacked in rank order [size * n, ...], and the handle."""
         whole = part.new_empty((self.size * part.shape[0], *part.shape[1:]))
         work = dist.all_gather_into_tensor(
@@ -46,7 +53,7 @@ class Shard:
         )
         return whole, work
 
-    def scatter_sum(self, whole: Tensor, *, async_op: bool = False) -> tuple[Tensor, Any]:
+    def scatter_sum(self, whole: Tensor, *, async_op: bool = False) -> tuple[Tensor, Work]:
         """This rank's slice [n, ...] of the sum over ranks of `whole` [size * n, ...]."""
         part = whole.new_empty((whole.shape[0] // self.size, *whole.shape[1:]))
         work = dist.reduce_scatter_tensor(
@@ -55,7 +62,7 @@ class Shard:
         return part, work
 
 
-def shard_of(local_width: int, group: Any, vocab: int | None) -> Shard:
+def shard_of(local_width: int, group: Group, vocab: int | None) -> Shard:
     """Place a shard of `local_width` columns in the vocabulary; ValueError when `vocab` is out."""
     size = 1 if group is None else dist.get_world_size(group)
     rank = 0 if group is None else dist.get_rank(group)

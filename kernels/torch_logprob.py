@@ -5,11 +5,13 @@ Everything is separable by token, in packed order: T tokens, V vocabulary column
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from passk_fast.kernels.shapes import Float, Group, Int
 from passk_fast.kernels.shard import Shard, as_temperature, shard_of
 
 CHUNK_ELEMENTS = 1 << 22
@@ -33,7 +35,7 @@ def _row_max(logits: Tensor, shard: Shard, dtype: torch.dtype) -> Tensor:
     return row_max
 
 
-def _of_rows(temperature: float | Tensor, rows: slice) -> Any:
+def _of_rows(temperature: float | Tensor, rows: slice) -> float | Tensor:
     """The temperature of a block of rows, to be broadcast over columns."""
     return temperature[rows, None] if isinstance(temperature, Tensor) else temperature
 
@@ -91,9 +93,9 @@ class _TokenLogprob(torch.autograd.Function):
         grad_logits = torch.zeros_like(logits)
         if not shard.num_columns:
             return grad_logits, None, None, None
-        dead = grad_logp == 0
+        flat = grad_logp == 0
         if grad_entropy is not None:
-            dead &= grad_entropy == 0
+            flat &= grad_entropy == 0
         owned, column = shard.owned(targets)
         at_target = grad_logp.masked_fill(~owned, 0.0)
         for rows in _row_blocks(logits, shard.num_columns):
@@ -107,19 +109,22 @@ class _TokenLogprob(torch.autograd.Function):
                 grad.mul_(tilt.add_(grad_logp[rows, None]))
             grad.scatter_add_(1, column[rows, None], at_target[rows, None])
             # A row without upstream gradient gets exactly zero, whatever its logits hold.
-            grad.div_(_of_rows(temperature, rows)).masked_fill_(dead[rows, None], 0.0)
+            grad.div_(_of_rows(temperature, rows)).masked_fill_(flat[rows, None], 0.0)
             grad_logits[rows, : shard.num_columns] = grad.to(logits.dtype)
         return grad_logits, None, None, None
 
 
+_apply: Callable[..., tuple[Tensor, Tensor]] = _TokenLogprob.apply
+
+
 def token_logprob_from_logits(
-    logits: Tensor,
-    targets: Tensor,
+    logits: Float[Tensor, "T V"],
+    targets: Int[Tensor, " T"],
     *,
-    temperature: float | Tensor = 1.0,
-    group: Any = None,
+    temperature: float | Float[Tensor, " T"] = 1.0,
+    group: Group = None,
     vocab: int | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
     """Log-probability of each target and entropy of each row, in nats; both differentiable.
 
     Args:
@@ -147,4 +152,4 @@ def token_logprob_from_logits(
         )
     shard = shard_of(logits.shape[1], group, vocab)
     temperature = as_temperature(temperature, logits.shape[0], logits.device)
-    return _TokenLogprob.apply(logits, targets.long(), temperature, shard)
+    return _apply(logits, targets.long(), temperature, shard)

@@ -6,17 +6,27 @@ learning rate (but for the arms that say so) and evaluation; runs differ in arm 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from passk_fast.advantage import eta, table
-from passk_fast.config import AlgorithmConfig, OptimConfig, RunConfig, ScheduleConfig
+from passk_fast.config import (
+    AlgorithmConfig,
+    OptimConfig,
+    PolicyLoss,
+    RunConfig,
+    ScheduleConfig,
+)
 from passk_fast.config.file import load_config
 
 CONFIG = Path(__file__).with_name("study.toml")
 SEEDS = (0, 1, 2)
 EXTRA = ("passk_k8_lr", "grpo_lr", "noise30", "no_easy")
+
+
+LOSSES = {"entropy": {"entropy_coef": 3e-3}}
+"""Options of the loss section by arm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +37,7 @@ class Arm:
     title: str
     questions: tuple[str, ...]
     algorithm: dict[str, Any]
+    loss: dict[str, float] = field(default_factory=dict)
     lr_factor: float = 1.0
     extra: bool = False
     """Runs after all others: the first to be missing where time is short."""
@@ -36,7 +47,8 @@ class Arm:
         lr = base.optim.lr * self.lr_factor
         optim: OptimConfig = replace(base.optim, lr=lr)
         algorithm: AlgorithmConfig = replace(base.algorithm, **self.algorithm)
-        return replace(base, seed=seed, algorithm=algorithm, optim=optim)
+        loss: PolicyLoss = replace(base.loss, **self.loss)
+        return replace(base, seed=seed, algorithm=algorithm, loss=loss, optim=optim)
 
 
 def base_config() -> RunConfig:
@@ -108,7 +120,7 @@ def arms(base: RunConfig) -> list[Arm]:
         ),
         ("noise10", "Pass@1, 10 % noise rewards", "baseline", {**grpo, "flip_negatives": 0.1}, 1.0),
         ("noise30", "Pass@1, 30 % noise rewards", "baseline", {**grpo, "flip_negatives": 0.3}, 1.0),
-        ("entropy", "Pass@1, entropy bonus 0.003", "baseline", {**grpo, "entropy_coef": 3e-3}, 1.0),
+        ("entropy", "Pass@1, entropy bonus 0.003", "baseline", grpo, 1.0),
         (
             "pkpo_k8",
             "PKPO (sloo_minus_one), k = 8",
@@ -131,6 +143,7 @@ def arms(base: RunConfig) -> list[Arm]:
             title=title,
             questions=tuple(q.split()),
             algorithm=algorithm,
+            loss=LOSSES.get(name, {}),
             lr_factor=factor,
             extra=name in EXTRA,
         )

@@ -145,6 +145,7 @@ class Laboratory:
         result = {
             "seed": config.seed,
             "algorithm": asdict(config.algorithm),
+            "loss": asdict(config.loss),
             "lr": config.optim.lr,
             "commit": self.commit,
             "steps": steps,

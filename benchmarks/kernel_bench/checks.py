@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_bench.peers import Provider, Run
-from benchmarks.kernel_bench.problems import CLIP_HIGH, CLIP_LOW, Problem
-from passk_fast.kernels import reference
+from benchmarks.kernel_bench.problems import LOSS, Problem
+from passk_fast.kernels import OutputHead, OutputLogits, reference
 
 
 def relative(got: Tensor, want: Tensor) -> float:
@@ -21,26 +21,15 @@ def relative(got: Tensor, want: Tensor) -> float:
     return (error / (norm or 1.0)) ** 0.5
 
 
-def _options(problem: Problem) -> dict[str, Any]:
-    return {
-        "denominator": problem.denominator,
-        "clip_low": CLIP_LOW,
-        "clip_high": CLIP_HIGH,
-    }
-
-
-def _rows(problem: Problem) -> tuple[Any, ...]:
-    return problem.targets, problem.old_logp, problem.advantages, problem.mask
-
-
 def head_answer(problem: Problem) -> dict[str, Tensor]:
     """float64 loss, log-probs, entropies and gradients from the exact inputs."""
     x = problem.hidden.detach().double().requires_grad_()
     w = problem.weight.detach().double().requires_grad_()
-    loss, _ = reference.linear_policy_loss(x, w, *_rows(problem), **_options(problem))
+    head = OutputHead(hidden=x, weight=w)
+    loss, _ = reference.linear_policy_loss(head, problem.rows(), LOSS)
     loss.backward()
     with torch.no_grad():
-        logp, entropy = reference.token_logprob(x, w, problem.targets)
+        logp, entropy = reference.token_logprob(head, problem.targets)
     assert x.grad is not None
     assert w.grad is not None
     return {
@@ -52,7 +41,7 @@ def head_answer(problem: Problem) -> dict[str, Tensor]:
 def logits_answer(problem: Problem, logits: Tensor) -> dict[str, Tensor]:
     """float64 loss and gradient from the exact logits."""
     z = logits.detach().double().requires_grad_()
-    loss, _ = reference.policy_loss(z, *_rows(problem), **_options(problem))
+    loss, _ = reference.policy_loss(OutputLogits(logits=z), problem.rows(), LOSS)
     loss.backward()
     assert z.grad is not None
     return {"loss": loss.detach(), "logits": z.grad}
@@ -94,8 +83,8 @@ def errors(
         found[f"d{name}_relative"] = relative(got[name], want[name])
         same.append(torch.equal(got[name], again[name]))
         if name != "weight":
-            dead = want[name].abs().amax(dim=1) == 0
-            found["dead_rows_zero"] = not bool(got[name][dead].any())
+            idle = want[name].abs().amax(dim=1) == 0
+            found["idle_rows_zero"] = not bool(got[name][idle].any())
     if same:
         found["bitwise_repeat"] = all(same)
     return found

@@ -15,12 +15,18 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from benchmarks.kernel_bench.problems import CLIP_HIGH, CLIP_LOW, Problem, policy_from_logp
+from benchmarks.kernel_bench.problems import (
+    CLIP_HIGH,
+    CLIP_LOW,
+    LOSS,
+    Problem,
+    policy_from_logp,
+)
 from passk_fast import kernels
 
 Logp = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
@@ -68,16 +74,12 @@ def add_wheels(folder: Path | None) -> list[str]:
 # ---- from hidden states ----------------------------------------------------------------------
 
 
-def _ours(first_gemm: str) -> Callable[[], Run]:
+def _ours(first_gemm: Literal["fused", "blas"]) -> Callable[[], Run]:
     def make() -> Run:
         def run(problem: Problem, leaves: dict[str, Tensor]) -> Result:
-            loss, metrics = kernels.linear_policy_loss(
-                leaves["hidden"], leaves["weight"], problem.targets, problem.old_logp,
-                problem.advantages, problem.mask, denominator=problem.denominator,
-                clip_low=CLIP_LOW, clip_high=CLIP_HIGH, live=problem.live, keep_rows=True,
-                first_gemm=first_gemm,
-            )  # fmt: skip
-            return Result(loss, metrics["logp"], metrics["entropy"], metrics["backend"])
+            head = kernels.OutputHead(**leaves, first_gemm=first_gemm)
+            loss, report = kernels.linear_policy_loss(head, problem.rows(), LOSS, keep_rows=True)
+            return Result(loss, report.logp, report.entropy, report.backend)
 
         return run
 
@@ -85,13 +87,13 @@ def _ours(first_gemm: str) -> Callable[[], Run]:
 
 
 def _by_logp(load: Callable[[], Logp], compact: bool) -> Callable[[], Run]:
-    """The policy loss on a peer's log-probs, of all rows or of the live ones."""
+    """The policy loss on a peer's log-probs, of all rows or of those with a gradient."""
 
     def make() -> Run:
         function = load()
 
         def run(problem: Problem, leaves: dict[str, Tensor]) -> Result:
-            rows = problem.live_device if compact else None
+            rows = problem.index_device if compact else None
             x, targets = leaves["hidden"], problem.targets
             if rows is not None:
                 x, targets = x[rows], targets[rows]
@@ -214,7 +216,7 @@ def _liger_ppo(compact: bool) -> Callable[[], Run]:
         )  # fmt: skip
 
         def run(problem: Problem, leaves: dict[str, Tensor]) -> Result:
-            rows = problem.live_device if compact else slice(None)
+            rows = problem.index_device if compact else slice(None)
             mask = problem.mask[rows]
             old = None if problem.old_logp is None else problem.old_logp[rows, None]
             loss = function(
@@ -222,7 +224,7 @@ def _liger_ppo(compact: bool) -> Callable[[], Run]:
                 mask[:, None].float(), problem.advantages[rows], old_per_token_logps=old,
             )[0]  # fmt: skip
             # Its own denominator is the number of masked rows it was given.
-            rows_given = len(problem.live) if compact else problem.denominator
+            rows_given = len(problem.index) if compact else problem.denominator
             return Result(loss * (rows_given / problem.denominator))
 
         return run
@@ -271,12 +273,11 @@ def head_providers() -> list[Provider]:
 # ---- log-probs alone ---------------------------------------------------------------------------
 
 
-def _ours_logprob(first_gemm: str) -> Callable[[], Run]:
+def _ours_logprob(first_gemm: Literal["fused", "blas"]) -> Callable[[], Run]:
     def make() -> Run:
         def run(problem: Problem, leaves: dict[str, Tensor]) -> Result:
-            logp, entropy = kernels.token_logprob(
-                leaves["hidden"], leaves["weight"], problem.targets, first_gemm=first_gemm
-            )
+            head = kernels.OutputHead(**leaves, first_gemm=first_gemm)
+            logp, entropy = kernels.token_logprob(head, problem.targets)
             return Result(logp=logp, entropy=entropy)
 
         return run
@@ -313,11 +314,9 @@ def logprob_providers() -> list[Provider]:
 
 def _ours_logits() -> Run:
     def run(problem: Problem, leaves: dict[str, Tensor]) -> Result:
-        loss, metrics = kernels.policy_loss(
-            leaves["logits"], problem.targets, problem.old_logp, problem.advantages, problem.mask,
-            denominator=problem.denominator, clip_low=CLIP_LOW, clip_high=CLIP_HIGH, inplace=True,
-        )  # fmt: skip
-        return Result(loss, backend=metrics["backend"])
+        logits = kernels.OutputLogits(logits=leaves["logits"])
+        loss, report = kernels.policy_loss(logits, problem.rows(), LOSS, inplace=True)
+        return Result(loss, backend=report.backend)
 
     return run
 

@@ -1,6 +1,6 @@
 """Problems of the kernel benchmark: language-model-like rows, in three regimes.
 
-dense       every row live, equal sequences
+dense       every row has a gradient, equal sequences
 rl          15 % of each sequence masked, groups of 32 with accuracies Beta(.6, 1.4) under Pass@8,
             log-normal lengths, old_logp = logp + N(0, .05)
 on-policy   as rl, without old log-probs: every ratio is 1
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from passk_fast.advantage.table import table
-from passk_fast.kernels import live_rows
+from passk_fast.kernels import LossRows, PolicyLoss, informative_rows
 
 REGIMES = ("dense", "rl", "on-policy")
 ROLLOUTS, PASS_K = 32, 8
 LOGIT_SCALE = 4.0
 """Standard deviation of the logits: an entropy of 3 to 4 nats at V = 151,936."""
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
+LOSS = PolicyLoss(clip_low=CLIP_LOW, clip_high=CLIP_HIGH)
 CHUNK = 1024
 
 
@@ -36,7 +37,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Problem:
-    """Inputs of one policy loss, on the device; `live` on the host, `live_device` beside it."""
+    """Inputs of one policy loss, on the device; `index` (rows with a gradient) on the host too."""
 
     hidden: Tensor
     weight: Tensor
@@ -45,14 +46,25 @@ class Problem:
     advantages: Tensor
     mask: Tensor
     denominator: float
-    live: Tensor
-    live_device: Tensor
+    index: Tensor
+    index_device: Tensor
     sequence_length: int
     """Rows of a sequence where all are equally long (dense), else 0."""
 
     @property
     def live_fraction(self) -> float:
-        return len(self.live) / len(self.targets)
+        return len(self.index) / len(self.targets)
+
+    def rows(self) -> LossRows:
+        """The rows of the loss, as the kernels take them."""
+        return LossRows(
+            targets=self.targets,
+            advantages=self.advantages,
+            mask=self.mask,
+            denominator=self.denominator,
+            old_logp=self.old_logp,
+            row_index=self.index,
+        )
 
 
 def make_problem(
@@ -74,7 +86,7 @@ def make_problem(
         targets[rows] = torch.multinomial(log_prob.exp(), 1)[:, 0]
         logp[rows] = log_prob.gather(1, targets[rows, None])[:, 0]
     advantages, mask, length = _rows(shape.rows, regime)
-    live = live_rows(mask, advantages)
+    index = informative_rows(mask, advantages)
     old = None if regime == "on-policy" else logp + 0.05 * torch.randn(shape.rows, device=device)
     return Problem(
         hidden=hidden,
@@ -84,8 +96,8 @@ def make_problem(
         advantages=advantages.to(device),
         mask=mask.to(device),
         denominator=float(mask.sum()),
-        live=live,
-        live_device=live.to(device),
+        index=index,
+        index_device=index.to(device),
         sequence_length=length,
     )
 
@@ -135,7 +147,7 @@ def rows_only(shape: Shape, regime: str, device: str, seed: int = 0) -> Problem:
     torch.manual_seed(seed)
     targets = torch.randint(0, shape.vocab, (shape.rows,), device=device)
     advantages, mask, length = _rows(shape.rows, regime)
-    live = live_rows(mask, advantages)
+    index = informative_rows(mask, advantages)
     expected = TARGET_LOGIT - _log_sum(shape.vocab)
     old = expected + 0.05 * torch.randn(shape.rows, device=device)
     empty = torch.empty(0, device=device)
@@ -147,8 +159,8 @@ def rows_only(shape: Shape, regime: str, device: str, seed: int = 0) -> Problem:
         advantages=advantages.to(device),
         mask=mask.to(device),
         denominator=float(mask.sum()),
-        live=live,
-        live_device=live.to(device),
+        index=index,
+        index_device=index.to(device),
         sequence_length=length,
     )
 

@@ -17,18 +17,20 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from passk_fast.kernels import engines
+from passk_fast.kernels.inputs import LossRows
 from passk_fast.kernels.logit_rows import ROW_BLOCK
 from passk_fast.kernels.options import PolicyLoss
 
+Constant: TypeAlias = int | float | bool | str
 SHARED_LIMIT = 227 * 1024
 TARGET = ("cuda", 90, 32)
 POINTERS = {
     "mask_ptr": "*i1",
     "owned_ptr": "*i1",
-    "live_ptr": "*i1",
+    "informative_ptr": "*i1",
     "correct_ptr": "*i1",
     "target_ptr": "*i64",
     "column_ptr": "*i64",
@@ -46,7 +48,7 @@ class Entry:
 
     name: str
     kernel: Any
-    constants: dict[str, Any]
+    constants: dict[str, Constant]
     num_warps: int = 8
     num_stages: int = 3
     absent: tuple[str, ...] = ()
@@ -118,20 +120,34 @@ def entries() -> Iterator[Entry]:
     yield Entry("rescale", logits.rescale_kernel, {"BLOCK": 4096}, 4)
 
 
-def _option_sets() -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
+def _option_sets() -> Iterator[tuple[str, dict[str, Constant], tuple[str, ...]]]:
+    import torch
+
     from passk_fast.kernels.triton.rows import option_constants
 
-    some: Any = object()
+    some = torch.zeros(1)
+
+    def given(old: bool = True, rollout: bool = False, reference: bool = False) -> LossRows:
+        """Rows that have these vectors."""
+        return LossRows(
+            targets=some.long(),
+            advantages=some,
+            mask=some.bool(),
+            denominator=1.0,
+            old_logp=some if old else None,
+            rollout_logp=some if rollout else None,
+            reference_logp=some if reference else None,
+        )
+
     every = PolicyLoss(
         dual_clip=3.0, tis_clip=2.0, importance_min=0.1, kl_coef=0.1, entropy_coef=0.01
     )
     plain = ("rollout_ptr", "reference_ptr")
-    yield "clip", option_constants(PolicyLoss(), some, None, None), plain
-    on_policy = option_constants(PolicyLoss(), None, None, None)
-    yield "on-policy", on_policy, ("old_ptr", *plain)
-    cispo = option_constants(PolicyLoss(objective="cispo"), some, some, None)
+    yield "clip", option_constants(PolicyLoss(), given()), plain
+    yield "on-policy", option_constants(PolicyLoss(), given(old=False)), ("old_ptr", *plain)
+    cispo = option_constants(PolicyLoss(objective="cispo"), given(rollout=True))
     yield "cispo", cispo, ("reference_ptr",)
-    yield "all", option_constants(every, some, some, some), ()
+    yield "all", option_constants(every, given(rollout=True, reference=True)), ()
 
 
 def _type(name: str, entry: Entry) -> str:

@@ -1,4 +1,4 @@
-"""The Triton kernel of K0: one program a group."""
+"""The Triton kernel of K0: one program per group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def group_kernel(
-    correct_ptr, table_ptr, advantage_ptr, live_ptr, rollouts, stride_p, stride_n,
+    correct_ptr, table_ptr, advantage_ptr, informative_ptr, rollouts, stride_p, stride_n,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """advantage[p, i] = table[count of correct[p], correct[p, i]]."""
@@ -22,5 +22,5 @@ def group_kernel(
     right_value = tl.load(table_ptr + 2 * count + 1)
     advantage = tl.where(correct != 0, right_value, wrong_value)
     tl.store(advantage_ptr + prompt * rollouts + i, advantage, mask=i < rollouts)
-    live = ((count > 0) & (right_value != 0)) | ((count < rollouts) & (wrong_value != 0))
-    tl.store(live_ptr + prompt, live)
+    informative = ((count > 0) & (right_value != 0)) | ((count < rollouts) & (wrong_value != 0))
+    tl.store(informative_ptr + prompt, informative)

@@ -99,7 +99,7 @@ def fused_kernel(
     first_row = tl.program_id(0).to(tl.int64)
     for index in range(0, tl.cdiv(num_rows - tl.program_id(0), tl.num_programs(0))):
         row = first_row + index * tl.num_programs(0)
-        live = tl.load(mask_ptr + row).to(tl.int1)
+        counted = tl.load(mask_ptr + row).to(tl.int1)
         logp = tl.load(denominator_ptr) * 0.0
         entropy = logp
         slope = logp
@@ -111,7 +111,7 @@ def fused_kernel(
         if PER_ROW_TAU:
             inv_tau = 1.0 / tl.load(tau_ptr + row).to(tl.float32)
         row_ptr = logits_ptr + row * stride
-        if live:
+        if counted:
             row_max, total, moment = row_statistics(row_ptr, num_columns, inv_tau, BLOCK)
             known = (target >= 0) & (target < num_columns)
             z_y = tl.load(row_ptr + target, mask=known, other=float("nan")).to(tl.float32)
@@ -123,13 +123,12 @@ def fused_kernel(
             old = logp
             if HAS_OLD:
                 old = tl.load(old_ptr + row).to(tl.float64)
-            rollout = load_masked(rollout_ptr, row, live, HAS_ROLLOUT)
-            reference = load_masked(reference_ptr, row, live, KL > 0)
+            rollout = load_masked(rollout_ptr, row, counted, HAS_ROLLOUT)
+            reference = load_masked(reference_ptr, row, counted, KL > 0)
             advantage = tl.load(advantage_ptr + row).to(tl.float64)
             _, slope, _, _, _, _, _, _, _, _ = token_terms(
                 logp, entropy, old, advantage, rollout, reference, OBJECTIVE, KL, CLIP_LOW,
-                CLIP_HIGH, DUAL, CAP, MIN_WEIGHT, MAX_WEIGHT, KL_COEF, ENTROPY_COEF, HAS_OLD,
-                HAS_ROLLOUT,
+                CLIP_HIGH, DUAL, CAP, MIN_WEIGHT, MAX_WEIGHT, KL_COEF, ENTROPY_COEF, HAS_ROLLOUT,
             )  # fmt: skip
             slope = slope / tl.load(denominator_ptr)
             bonus = ENTROPY_COEF / tl.load(denominator_ptr)
@@ -137,7 +136,7 @@ def fused_kernel(
         tl.store(entropy_ptr + row, entropy)
         if GRADIENT:
             row_out = out_ptr + row * out_stride
-            if live & ((slope != 0.0) | (bonus != 0.0)):
+            if counted & ((slope != 0.0) | (bonus != 0.0)):
                 row_gradient(
                     row_ptr, row_out, num_columns, width, target, slope.to(tl.float32),
                     bonus.to(tl.float32), row_max, log_sum.to(tl.float32), entropy.to(tl.float32),

@@ -15,43 +15,48 @@ Sequence-level ratios do not come here: they need sums over sequences (token_los
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from passk_fast.kernels.loss_rows import LossRows
+from passk_fast.kernels.inputs import LossRows
+from passk_fast.kernels.metrics import TOKEN_METRICS
 from passk_fast.kernels.options import PolicyLoss
 
-METRICS = (
-    "loss_sum",
-    "tokens",
-    "entropy_sum",
-    "ppo_kl_sum",
-    "kl_sum",
-    "ratio_sum",
-    "clipped_low",
-    "clipped_high",
-    "dual_clipped",
-    "tis_weight_sum",
-    "tis_truncated",
-    "importance_masked",
-    "logprob_gap_sum",
-    "logprob_gap_max",
-)
-NUM_METRICS = tl.constexpr(len(METRICS))
+METRICS = tuple(metric.name for metric in TOKEN_METRICS)
 BLOCK_ROWS = 256
 
 
-def option_constants(
-    loss: PolicyLoss, old: Tensor | None, rollout: Tensor | None, reference: Tensor | None
-) -> dict[str, Any]:
-    """The options as compile-time constants of `token_terms`."""
+def _slot(name: str) -> tl.constexpr:
+    """Where a metric stands in a block's partial results."""
+    return tl.constexpr(METRICS.index(name))
+
+
+LOSS_SUM = _slot("loss_sum")
+TOKENS = _slot("tokens")
+ENTROPY_SUM = _slot("entropy_sum")
+PPO_KL_SUM = _slot("ppo_kl_sum")
+KL_SUM = _slot("kl_sum")
+RATIO_SUM = _slot("ratio_sum")
+CLIPPED_LOW = _slot("clipped_low")
+CLIPPED_HIGH = _slot("clipped_high")
+DUAL_CLIPPED = _slot("dual_clipped")
+TIS_WEIGHT_SUM = _slot("tis_weight_sum")
+TIS_TRUNCATED = _slot("tis_truncated")
+IMPORTANCE_MASKED = _slot("importance_masked")
+LOGPROB_GAP_SUM = _slot("logprob_gap_sum")
+LOGPROB_GAP_MAX = _slot("logprob_gap_max")
+
+
+def option_constants(loss: PolicyLoss, rows: LossRows) -> dict[str, int | float | bool]:
+    """The options as compile-time constants of `token_terms`, with which vectors are given."""
+    kl = 0
+    if rows.reference_logp is not None:
+        kl = ("k1", "k2", "k3").index(loss.kl_estimator) + 1
     return {
         "OBJECTIVE": ("clip", "reinforce", "cispo").index(loss.objective),
-        "KL": 0 if reference is None else ("k1", "k2", "k3").index(loss.kl_estimator) + 1,
+        "KL": kl,
         "CLIP_LOW": 1 - loss.clip_low,
         "CLIP_HIGH": 1 + loss.clip_high,
         "DUAL": float(loss.dual_clip),
@@ -60,34 +65,17 @@ def option_constants(
         "MAX_WEIGHT": float(loss.importance_max),
         "KL_COEF": float(loss.kl_coef),
         "ENTROPY_COEF": float(loss.entropy_coef),
-        "HAS_OLD": old is not None,
-        "HAS_ROLLOUT": rollout is not None,
+        "HAS_OLD": rows.old_logp is not None,
+        "HAS_ROLLOUT": rows.rollout_logp is not None,
     }
 
 
 @triton.jit
-def token_terms(
-    logp,
-    entropy,
-    old,
-    advantage,
-    rollout,
-    reference,
-    OBJECTIVE: tl.constexpr,
-    KL: tl.constexpr,
-    CLIP_LOW: tl.constexpr,
-    CLIP_HIGH: tl.constexpr,
-    DUAL: tl.constexpr,
-    CAP: tl.constexpr,
-    MIN_WEIGHT: tl.constexpr,
-    MAX_WEIGHT: tl.constexpr,
-    KL_COEF: tl.constexpr,
-    ENTROPY_COEF: tl.constexpr,
-    HAS_OLD: tl.constexpr,
-    HAS_ROLLOUT: tl.constexpr,
-):
-    """(loss, slope, ratio, low, high, dual, weight, truncated, outside, kl); all inputs float64."""
-    ratio = tl.exp(logp - old)
+def policy_term(
+    logp, ratio, advantage, OBJECTIVE: tl.constexpr, CLIP_LOW: tl.constexpr,
+    CLIP_HIGH: tl.constexpr, DUAL: tl.constexpr,
+):  # fmt: skip
+    """(term, slope, low, high, dual) of the objective, without its importance weight."""
     too_high = ratio > CLIP_HIGH
     too_low = ratio < CLIP_LOW
     dual = (advantage < 0) & (ratio < 0)  # never
@@ -112,9 +100,18 @@ def token_terms(
         bound = tl.where(high, CLIP_HIGH, tl.where(low, CLIP_LOW, ratio))
         slope = -advantage * bound
         term = slope * logp
+    return term, slope, low, high, dual
+
+
+@triton.jit
+def importance_weight(
+    old, rollout, ratio, CAP: tl.constexpr, MIN_WEIGHT: tl.constexpr, MAX_WEIGHT: tl.constexpr,
+    HAS_ROLLOUT: tl.constexpr,
+):  # fmt: skip
+    """(weight, truncated, outside): 1 and no flags without a sampler's log-probs."""
     weight = ratio * 0.0 + 1.0
     weight = tl.where(weight == 1.0, weight, 1.0)  # ratio may be inf
-    truncated = (advantage < 0) & (ratio < 0)
+    truncated = ratio < 0  # never
     outside = truncated
     if HAS_ROLLOUT:
         raw = tl.exp(old - rollout)
@@ -126,125 +123,140 @@ def token_terms(
         if MAX_WEIGHT > 0:
             outside = outside | (raw > MAX_WEIGHT)
         weight = tl.where(outside, 0.0, weight)
-    loss = tl.where(weight == 0.0, 0.0, weight * term)
-    slope = tl.where(weight == 0.0, 0.0, weight * slope)
-    kl = weight * 0.0
+    return weight, truncated, outside
+
+
+@triton.jit
+def kl_term(logp, reference, zero, KL: tl.constexpr):
+    """(KL estimate, its slope in logp); both the float64 `zero` without a reference."""
+    kl = zero
+    slope = zero
     if KL > 0:
         gap = logp - reference
         if KL == 1:
             kl = gap
-            kl_slope = weight * 0.0 + 1.0
+            slope = zero + 1.0
         elif KL == 2:
             kl = 0.5 * gap * gap
-            kl_slope = gap
+            slope = gap
         else:
             kl = tl.exp(-gap) - 1.0 + gap
-            kl_slope = 1.0 - tl.exp(-gap)
-        if KL_COEF > 0:
-            loss += KL_COEF * kl
-            slope += KL_COEF * kl_slope
+            slope = 1.0 - tl.exp(-gap)
+    return kl, slope
+
+
+@triton.jit
+def token_terms(
+    logp, entropy, old, advantage, rollout, reference,
+    OBJECTIVE: tl.constexpr, KL: tl.constexpr, CLIP_LOW: tl.constexpr, CLIP_HIGH: tl.constexpr,
+    DUAL: tl.constexpr, CAP: tl.constexpr, MIN_WEIGHT: tl.constexpr, MAX_WEIGHT: tl.constexpr,
+    KL_COEF: tl.constexpr, ENTROPY_COEF: tl.constexpr, HAS_ROLLOUT: tl.constexpr,
+):  # fmt: skip
+    """(loss, slope, ratio, low, high, dual, weight, truncated, outside, kl); all inputs float64."""
+    ratio = tl.exp(logp - old)
+    term, slope, low, high, dual = policy_term(
+        logp, ratio, advantage, OBJECTIVE, CLIP_LOW, CLIP_HIGH, DUAL
+    )
+    weight, truncated, outside = importance_weight(
+        old, rollout, ratio, CAP, MIN_WEIGHT, MAX_WEIGHT, HAS_ROLLOUT
+    )
+    loss = tl.where(weight == 0.0, 0.0, weight * term)
+    slope = tl.where(weight == 0.0, 0.0, weight * slope)
+    kl, kl_slope = kl_term(logp, reference, weight * 0.0, KL)
+    if KL_COEF > 0:
+        loss += KL_COEF * kl
+        slope += KL_COEF * kl_slope
     if ENTROPY_COEF > 0:
         loss -= ENTROPY_COEF * entropy
     return loss, slope, ratio, low, high, dual, weight, truncated, outside, kl
 
 
 @triton.jit
-def load_masked(pointer, offset, live, PRESENT: tl.constexpr):
-    """A float64 value where the pointer is present and the row live, else 0."""
-    value = live.to(tl.float64) * 0.0
+def load_masked(pointer, offset, counted, PRESENT: tl.constexpr):
+    """A float64 value where the pointer is present and the row counts, else 0."""
+    value = counted.to(tl.float64) * 0.0
     if PRESENT:
-        value = tl.load(pointer + offset, mask=live, other=0.0).to(tl.float64)
+        value = tl.load(pointer + offset, mask=counted, other=0.0).to(tl.float64)
     return value
 
 
 @triton.jit
-def _count(hit, live):
-    return tl.sum(tl.where(hit & live, 1.0, 0.0).to(tl.float64), 0)
+def count_rows(hit, counted):
+    """How many rows that count have `hit`, float64."""
+    return tl.sum(tl.where(hit & counted, 1.0, 0.0).to(tl.float64), 0)
+
+
+@triton.jit
+def sum_rows(value, counted):
+    """Sum of `value` over the rows that count."""
+    return tl.sum(tl.where(counted, value, 0.0), 0)
 
 
 @triton.jit
 def row_kernel(
-    logp_ptr,
-    entropy_ptr,
-    old_ptr,
-    advantage_ptr,
-    mask_ptr,
-    rollout_ptr,
-    reference_ptr,
-    slope_ptr,
-    partial_ptr,
-    num_rows,
-    denominator_ptr,
-    OBJECTIVE: tl.constexpr,
-    KL: tl.constexpr,
-    CLIP_LOW: tl.constexpr,
-    CLIP_HIGH: tl.constexpr,
-    DUAL: tl.constexpr,
-    CAP: tl.constexpr,
-    MIN_WEIGHT: tl.constexpr,
-    MAX_WEIGHT: tl.constexpr,
-    KL_COEF: tl.constexpr,
-    ENTROPY_COEF: tl.constexpr,
-    HAS_OLD: tl.constexpr,
-    HAS_ROLLOUT: tl.constexpr,
-    METRIC_COUNT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logp_ptr, entropy_ptr, old_ptr, advantage_ptr, mask_ptr, rollout_ptr, reference_ptr,
+    slope_ptr, partial_ptr, num_rows, denominator_ptr,
+    OBJECTIVE: tl.constexpr, KL: tl.constexpr, CLIP_LOW: tl.constexpr, CLIP_HIGH: tl.constexpr,
+    DUAL: tl.constexpr, CAP: tl.constexpr, MIN_WEIGHT: tl.constexpr, MAX_WEIGHT: tl.constexpr,
+    KL_COEF: tl.constexpr, ENTROPY_COEF: tl.constexpr, HAS_OLD: tl.constexpr,
+    HAS_ROLLOUT: tl.constexpr, METRIC_COUNT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Slopes [T] float64 and this block's metrics [METRIC_COUNT] float64."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = row < num_rows
-    live = tl.load(mask_ptr + row, mask=live, other=0).to(tl.int1) & live
-    logp = load_masked(logp_ptr, row, live, True)
-    entropy = load_masked(entropy_ptr, row, live, True)
-    advantage = load_masked(advantage_ptr, row, live, True)
-    rollout = load_masked(rollout_ptr, row, live, HAS_ROLLOUT)
-    reference = load_masked(reference_ptr, row, live, KL > 0)
+    inside = row < num_rows
+    counted = tl.load(mask_ptr + row, mask=inside, other=0).to(tl.int1) & inside
+    logp = load_masked(logp_ptr, row, counted, True)
+    entropy = load_masked(entropy_ptr, row, counted, True)
+    advantage = load_masked(advantage_ptr, row, counted, True)
+    rollout = load_masked(rollout_ptr, row, counted, HAS_ROLLOUT)
+    reference = load_masked(reference_ptr, row, counted, KL > 0)
     old = logp
     if HAS_OLD:
-        old = load_masked(old_ptr, row, live, True)
+        old = load_masked(old_ptr, row, counted, True)
     loss, slope, ratio, low, high, dual, weight, truncated, outside, kl = token_terms(
         logp, entropy, old, advantage, rollout, reference, OBJECTIVE, KL, CLIP_LOW, CLIP_HIGH,
-        DUAL, CAP, MIN_WEIGHT, MAX_WEIGHT, KL_COEF, ENTROPY_COEF, HAS_OLD, HAS_ROLLOUT,
+        DUAL, CAP, MIN_WEIGHT, MAX_WEIGHT, KL_COEF, ENTROPY_COEF, HAS_ROLLOUT,
     )  # fmt: skip
-    slope = tl.where(live, slope / tl.load(denominator_ptr), 0.0)
-    tl.store(slope_ptr + row, slope, mask=row < num_rows)
+    slope = tl.where(counted, slope / tl.load(denominator_ptr), 0.0)
+    tl.store(slope_ptr + row, slope, mask=inside)
     out = partial_ptr + tl.program_id(0) * METRIC_COUNT
     gap = tl.abs(logp - rollout) if HAS_ROLLOUT else logp * 0.0
-    tl.store(out + 0, tl.sum(tl.where(live, loss, 0.0), 0))
-    tl.store(out + 1, _count(live, live))
-    tl.store(out + 2, tl.sum(entropy, 0))
-    tl.store(out + 3, tl.sum(old - logp, 0))
-    tl.store(out + 4, tl.sum(tl.where(live, kl, 0.0), 0))
-    tl.store(out + 5, tl.sum(tl.where(live, ratio, 0.0), 0))
-    tl.store(out + 6, _count(low, live))
-    tl.store(out + 7, _count(high, live))
-    tl.store(out + 8, _count(dual, live))
-    tl.store(out + 9, tl.sum(tl.where(live, weight, 0.0), 0))
-    tl.store(out + 10, _count(truncated, live))
-    tl.store(out + 11, _count(outside, live))
-    tl.store(out + 12, tl.sum(tl.where(live, gap, 0.0), 0))
-    tl.store(out + 13, tl.max(tl.where(live, gap, 0.0), 0))
+    tl.store(out + LOSS_SUM, sum_rows(loss, counted))
+    tl.store(out + TOKENS, count_rows(counted, counted))
+    tl.store(out + ENTROPY_SUM, sum_rows(entropy, counted))
+    tl.store(out + PPO_KL_SUM, sum_rows(old - logp, counted))
+    tl.store(out + KL_SUM, sum_rows(kl, counted))
+    tl.store(out + RATIO_SUM, sum_rows(ratio, counted))
+    tl.store(out + CLIPPED_LOW, count_rows(low, counted))
+    tl.store(out + CLIPPED_HIGH, count_rows(high, counted))
+    tl.store(out + DUAL_CLIPPED, count_rows(dual, counted))
+    tl.store(out + TIS_WEIGHT_SUM, sum_rows(weight, counted))
+    tl.store(out + TIS_TRUNCATED, count_rows(truncated, counted))
+    tl.store(out + IMPORTANCE_MASKED, count_rows(outside, counted))
+    tl.store(out + LOGPROB_GAP_SUM, sum_rows(gap, counted))
+    tl.store(out + LOGPROB_GAP_MAX, tl.max(tl.where(counted, gap, 0.0), 0))
 
 
-def row_terms(logp: Tensor, entropy: Tensor, rows: LossRows) -> tuple[Tensor, dict[str, Tensor]]:
+def row_terms(
+    logp: Tensor, entropy: Tensor, rows: LossRows, loss: PolicyLoss
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Slopes c = dLoss/dlogp, float64 [T], and the metrics of `policy_loss_from_logprob`.
 
     Two runs are bitwise equal: blocks write partial sums, which one sum adds in order.
     """
     count = logp.shape[0]
-    old, rollout, reference = rows.old_logp, rows.rollout_logp, rows.reference_logp
     blocks = max(1, triton.cdiv(count, BLOCK_ROWS))
     scale = torch.full((1,), rows.denominator, dtype=torch.float64, device=logp.device)
     slope = torch.empty(count, dtype=torch.float64, device=logp.device)
     partial = torch.zeros(blocks, len(METRICS), dtype=torch.float64, device=logp.device)
     if count:
         row_kernel[(blocks,)](
-            logp, entropy, old, rows.advantages, rows.mask, rollout, reference,
-            slope, partial, count, scale,
-            **option_constants(rows.loss, old, rollout, reference),
+            logp, entropy, rows.old_logp, rows.advantages, rows.mask, rows.rollout_logp,
+            rows.reference_logp, slope, partial, count, scale, **option_constants(loss, rows),
             METRIC_COUNT=len(METRICS), BLOCK=BLOCK_ROWS, num_warps=4,
         )  # fmt: skip
-    sums = partial.sum(dim=0)
-    metrics = {name: sums[i] for i, name in enumerate(METRICS)}
-    metrics["logprob_gap_max"] = partial[:, METRICS.index("logprob_gap_max")].max()
-    return slope, metrics
+    sums, largest = partial.sum(dim=0), partial.amax(dim=0)
+    return slope, {
+        metric.name: sums[i] if metric.reduction == "sum" else largest[i]
+        for i, metric in enumerate(TOKEN_METRICS)
+    }

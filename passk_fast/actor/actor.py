@@ -91,7 +91,7 @@ class Actor:
         )
         self._pads = mesh.device == "cpu" or config.model.dtype == "float32"
         self.settings = losses.LossSettings(
-            policy=losses.policy_options(config.algorithm),
+            loss=config.loss,
             temperature=config.rollout.temperature,
             vocab=hf.vocab_size,
             tensor_group=mesh.tensor_group,
@@ -178,7 +178,7 @@ class Actor:
         batches = [_of_step(batch, counted) for batch in batches]
         if self.fused_head:
             # Counted here, on the host: counting on the device would wait for it in mid-step.
-            batches = [replace(b, live_L=losses.live_rows_of(b, self.settings)) for b in batches]
+            batches = [replace(b, live_L=losses.rows_to_compute(b, self.settings)) for b in batches]
         return [_to(batch, mesh.torch_device) for batch in batches]
 
     @property
@@ -267,7 +267,7 @@ class Actor:
         if old_logprobs:
             values = self.logprobs(batches)
             batches = [replace(b, old_logprobs_T=v) for b, v in zip(batches, values, strict=True)]
-        if self.settings.policy.kl_coef > 0:
+        if self.settings.loss.kl_coef > 0:
             values = self.logprobs(batches, reference=True)
             batches = [
                 replace(b, reference_logprobs_T=v) for b, v in zip(batches, values, strict=True)
@@ -342,7 +342,7 @@ class Actor:
                 if name == "worst":
                     row = value.tolist()
                     worst = row if worst is None or row[0] > worst[0] else worst
-                elif name.endswith("_max"):
+                elif name in losses.MAXIMA:
                     mine[name] = max(mine.get(name, 0.0), float(value))
                 else:
                     mine[name] = mine.get(name, 0.0) + float(value)
@@ -352,7 +352,7 @@ class Actor:
         for other, _ in gathered:
             for name, value in other.items():
                 both = (sums.get(name, 0.0), value)
-                sums[name] = max(both) if name.endswith("_max") else sum(both)
+                sums[name] = max(both) if name in losses.MAXIMA else sum(both)
         rows = [row for _, row in gathered if row is not None]
         return sums, _worst(max(rows, key=lambda row: row[0])) if rows else None
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from passk_fast.config import RunConfig
 
@@ -19,14 +19,32 @@ def uses_fused_head(config: RunConfig, device: str) -> bool:
     return config.lm_head_loss == "fused"
 
 
-def _unwrapped(model: Any) -> Any:
-    while hasattr(model, "module"):
-        model = model.module
+class _OutputLayer(Protocol):
+    """Megatron's output layer."""
+
+    weight: Tensor
+    forward: Callable[..., tuple[Tensor, None]]
+
+
+class _LastStage(Protocol):
+    """What is asked of a GPTModel that has an output layer."""
+
+    output_layer: _OutputLayer
+    share_embeddings_and_output_weights: bool
+
+    def shared_embedding_or_output_weight(self) -> Tensor:
+        """The weight that the embedding and the output layer share."""
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside Megatron's data-parallel and mixed-precision wrappers."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
     return model
 
 
 @contextmanager
-def hidden_output(model: Any) -> Iterator[Tensor | None]:
+def hidden_output(model: nn.Module) -> Iterator[Tensor | None]:
     """Inside, a GPTModel of the last stage returns hidden states [1, T / tp, H], not logits.
 
     Yields the output layer's weight [V / tp, H] (the embedding's where they are tied); None on
@@ -36,9 +54,10 @@ def hidden_output(model: Any) -> Iterator[Tensor | None]:
     if not getattr(inner, "post_process", False):
         yield None
         return
-    layer = inner.output_layer
-    tied = inner.share_embeddings_and_output_weights
-    weight = inner.shared_embedding_or_output_weight() if tied else layer.weight
+    stage = cast(_LastStage, inner)
+    layer = stage.output_layer
+    tied = stage.share_embeddings_and_output_weights
+    weight = stage.shared_embedding_or_output_weight() if tied else layer.weight
     layer.forward = lambda hidden, **_: (hidden, None)  # shadows the class's method
     try:
         yield weight

@@ -1,45 +1,62 @@
-"""What the last pipeline stage does with logits: token log-probs, the loss, and sums of metrics."""
+"""What the last pipeline stage does with its output: token log-probs, the loss, sums of metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from passk_fast.config import AlgorithmConfig
 from passk_fast.data.types import PackedBatch
-from passk_fast.kernels import PolicyLoss, linear_policy_loss, live_rows, token_logprob
+from passk_fast.kernels import (
+    MAX_METRICS,
+    LossRows,
+    OutputHead,
+    PolicyLoss,
+    informative_rows,
+    linear_policy_loss,
+    token_logprob,
+)
 from passk_fast.kernels.reference import policy_loss_from_logprob, token_logprob_from_logits
 
-LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, Any]]
-"""The last stage's output (logits, or hidden states) -> (loss, token count, results)."""
+MAXIMA = MAX_METRICS | {"expert_peak_max"}
+"""Sums of a step that combine over micro-batches and ranks by maximum: the table of token metrics
+says so, and the routers."""
+
+CROSS_ENTROPY = PolicyLoss(objective="reinforce")
+"""With ratio 1 and advantage 1, REINFORCE has the gradient of cross-entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
     """All that the last stage needs besides the batch."""
 
-    policy: PolicyLoss
+    loss: PolicyLoss
     temperature: float
     vocab: int
     """True vocabulary size; padded columns never enter the softmax."""
-    tensor_group: Any
+    tensor_group: ProcessGroup
     memory_gib: float = 2.6
     """Temporary memory of the loss from hidden states."""
 
-    def head(self) -> dict[str, Any]:
-        """What every loss from hidden states is called with."""
-        sharded = self.tensor_group.size() > 1
-        return {
-            "temperature": self.temperature,
-            "group": self.tensor_group if sharded else None,
-            "vocab": self.vocab,
-            "sequence_parallel": sharded,
-            "memory_gib": self.memory_gib,
-        }
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The group that the vocabulary is sharded over; None on one rank."""
+        return self.tensor_group if self.tensor_group.size() > 1 else None
+
+    def head(self, hidden: Tensor, weight: Tensor) -> OutputHead:
+        """The output layer under hidden states [T / tp, H]."""
+        return OutputHead(
+            hidden=hidden,
+            weight=weight,
+            temperature=self.temperature,
+            group=self.group,
+            vocab=self.vocab,
+            sequence_parallel=self.group is not None,
+            memory_gib=self.memory_gib,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +68,31 @@ class TokenLogprobs:
     batch: PackedBatch
 
 
-def policy_options(algorithm: AlgorithmConfig) -> PolicyLoss:
-    """The loss options of a configuration."""
-    return PolicyLoss(
-        clip_low=algorithm.clip_low,
-        clip_high=algorithm.clip_high,
-        dual_clip=algorithm.dual_clip,
-        tis_clip=algorithm.tis_clip,
-        kl_coef=algorithm.kl_coef,
-        kl_estimator=algorithm.kl_estimator,
-        entropy_coef=algorithm.entropy_coef,
-    )
+LossResult = TokenLogprobs | dict[str, Tensor]
+LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, LossResult]]
+"""The last stage's output (logits, or hidden states) -> (loss, token count, results)."""
 
 
-def live_rows_of(batch: PackedBatch, settings: LossSettings) -> Tensor:
+def rows_to_compute(batch: PackedBatch, settings: LossSettings) -> Tensor:
     """int64 [L]: rows of a batch on the CPU that have a gradient under the loss."""
-    if settings.policy.every_masked_row:
+    if settings.loss.every_masked_row:
         return batch.mask_T.nonzero()[:, 0]
-    return live_rows(batch.mask_T, batch.advantages_T)
+    return informative_rows(batch.mask_T, batch.advantages_T)
+
+
+def loss_rows(batch: PackedBatch, denominator: float) -> LossRows:
+    """The rows of the policy loss of a micro-batch."""
+    return LossRows(
+        targets=batch.targets_T,
+        advantages=batch.advantages_T,
+        mask=batch.mask_T,
+        denominator=denominator,
+        old_logp=batch.old_logprobs_T,
+        rollout_logp=batch.rollout_logprobs_T,
+        reference_logp=batch.reference_logprobs_T,
+        sequence_index=batch.sequence_index_T,
+        row_index=batch.live_L,
+    )
 
 
 def _logprobs(
@@ -77,13 +101,12 @@ def _logprobs(
     """Log-prob and entropy [T]: from logits [1, T, V / tp], with gradient, or, where `weight` is
     given, from hidden states [1, T / tp, H], without."""
     if weight is not None:
-        return token_logprob(out[0], weight, batch.targets_T, **settings.head())
-    group = settings.tensor_group
+        return token_logprob(settings.head(out[0], weight), batch.targets_T)
     return token_logprob_from_logits(
         out[0],
         batch.targets_T,
         temperature=settings.temperature,
-        group=group if group.size() > 1 else None,
+        group=settings.group,
         vocab=settings.vocab,
     )
 
@@ -96,7 +119,7 @@ def logprob_collector(
     Here and below, `weight` is the output layer's where the stage puts out hidden states.
     """
 
-    def collect(out: Tensor) -> tuple[Tensor, Tensor, TokenLogprobs]:
+    def collect(out: Tensor) -> tuple[Tensor, Tensor, LossResult]:
         logp, entropy = _logprobs(out, weight, batch, settings)
         result = TokenLogprobs(logprobs_T=logp, entropy_T=entropy, batch=batch)
         return logp.sum() * 0.0, torch.zeros((), dtype=torch.int), result
@@ -108,45 +131,27 @@ def policy_loss(
     batch: PackedBatch, settings: LossSettings, denominator: float, weight: Tensor | None = None
 ) -> LossFunction:
     """Loss function of a training pass; `denominator` is global, so losses just add."""
+    rows = loss_rows(batch, denominator)
 
-    def from_logits(out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def from_logits(out: Tensor) -> tuple[Tensor, Tensor, LossResult]:
         logp, entropy = _logprobs(out, None, batch, settings)
-        old = logp.detach() if batch.old_logprobs_T is None else batch.old_logprobs_T
-        value, metrics = policy_loss_from_logprob(
-            logp,
-            entropy,
-            old_logp=old,
-            rollout_logp=batch.rollout_logprobs_T,
-            reference_logp=batch.reference_logprobs_T,
-            advantages=batch.advantages_T,
-            mask=batch.mask_T,
-            denominator=denominator,
-            loss=settings.policy,
-        )
+        value, metrics = policy_loss_from_logprob(logp, entropy, rows, settings.loss)
         metrics["worst"] = _worst_token(logp.detach(), batch, batch.mask_T)
         return value, torch.zeros((), dtype=torch.int), metrics
 
-    def from_hidden(out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def from_hidden(out: Tensor) -> tuple[Tensor, Tensor, LossResult]:
         assert weight is not None
-        value, metrics = linear_policy_loss(
-            out[0],
-            weight,
-            batch.targets_T,
-            batch.old_logprobs_T,
-            batch.advantages_T,
-            batch.mask_T,
-            denominator=denominator,
-            loss=settings.policy,
-            rollout_logp=batch.rollout_logprobs_T,
-            reference_logp=batch.reference_logprobs_T,
-            live=batch.live_L,
-            keep_rows=True,
+        value, report = linear_policy_loss(
+            settings.head(out[0], weight),
+            rows,
+            settings.loss,
             main_grad=_main_grad(weight),
-            **settings.head(),
+            keep_rows=True,
         )
-        rows = {name: metrics.pop(name) for name in ("logp", "entropy", "counted", "backend")}
-        metrics["worst"] = _worst_token(rows["logp"], batch, rows["counted"])
-        return value, torch.zeros((), dtype=torch.int), metrics
+        assert report.logp is not None
+        assert report.counted is not None
+        worst = _worst_token(report.logp, batch, report.counted)
+        return value, torch.zeros((), dtype=torch.int), report.metrics | {"worst": worst}
 
     return from_logits if weight is None else from_hidden
 
@@ -156,29 +161,29 @@ def cross_entropy(
 ) -> LossFunction:
     """Loss function of the supervised warm start: -log p of response tokens / denominator."""
 
-    def from_logits(out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def from_logits(out: Tensor) -> tuple[Tensor, Tensor, LossResult]:
         logp, _ = _logprobs(out, None, batch, settings)
         value = -logp.masked_fill(~batch.mask_T, 0.0).sum() / denominator
         metrics = {"loss_sum": value.detach() * denominator, "tokens": batch.mask_T.sum()}
         return value, torch.zeros((), dtype=torch.int), metrics
 
-    def from_hidden(out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def from_hidden(out: Tensor) -> tuple[Tensor, Tensor, LossResult]:
         assert weight is not None
-        # With ratio 1 and advantage 1, REINFORCE has cross-entropy's gradient.
-        value, metrics = linear_policy_loss(
-            out[0],
-            weight,
-            batch.targets_T,
-            None,
-            torch.ones_like(batch.advantages_T),
-            batch.mask_T,
+        rows = LossRows(
+            targets=batch.targets_T,
+            advantages=torch.ones_like(batch.advantages_T),
+            mask=batch.mask_T,
             denominator=denominator,
-            loss=PolicyLoss(objective="reinforce"),
-            keep_rows=True,
-            main_grad=_main_grad(weight),
-            **settings.head(),
         )
-        loss_sum = -metrics["logp"].masked_fill(~batch.mask_T, 0.0).sum()
+        value, report = linear_policy_loss(
+            settings.head(out[0], weight),
+            rows,
+            CROSS_ENTROPY,
+            main_grad=_main_grad(weight),
+            keep_rows=True,
+        )
+        assert report.logp is not None
+        loss_sum = -report.logp.masked_fill(~batch.mask_T, 0.0).sum()
         result = {"loss_sum": loss_sum, "tokens": batch.mask_T.sum()}
         return value, torch.zeros((), dtype=torch.int), result
 

@@ -184,7 +184,7 @@ def _summary(
             "task": config.bench.task,
             "accuracy": config.bench.accuracy if config.bench.task == "synthetic" else None,
             "share_prompts": config.share_prompts,
-            "prune": config.algorithm.skips_zero_advantage,
+            "prune": config.skips_zero_advantage,
             "early_stop": config.rollout.early_stop,
             "decode": config.bench.decode or config.bench.task == "data",
         },

@@ -1,7 +1,8 @@
-"""The whole configuration of a run: one tree of frozen dataclasses, no torch.
+"""The whole configuration of a run: one tree of frozen dataclasses, imported without torch.
 
-`config_file.py` reads it from TOML and the command line. A rule inside one section lives in its
-`__post_init__`; a rule between sections lives in `RunConfig.__post_init__`.
+file.py reads it from TOML and the command line. A rule inside one section lives in its
+`__post_init__`; a rule between sections lives in `RunConfig`. The loss section is the kernels' own
+`PolicyLoss`.
 """
 
 from passk_fast.config.algorithm import AlgorithmConfig, OptimConfig, ScheduleConfig
@@ -16,6 +17,7 @@ from passk_fast.config.data import (
 from passk_fast.config.model import ModelConfig, ParallelConfig, ShapeConfig, WarmStartConfig
 from passk_fast.config.rollout import RolloutConfig
 from passk_fast.config.run import RunConfig
+from passk_fast.kernels.options import PolicyLoss
 
 __all__ = [
     "AlgorithmConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "ParallelConfig",
+    "PolicyLoss",
     "RolloutConfig",
     "RunConfig",
     "ScheduleConfig",

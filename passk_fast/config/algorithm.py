@@ -1,51 +1,55 @@
-"""Advantage, its schedule, loss and optimizer."""
+"""The advantage and its schedule, and the optimizer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from passk_fast.config.checks import require, require_positive
+from passk_fast.config.checks import require, require_not_negative, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How estimator and k change during a run, or between the prompts of a step.
-
-    phases: one after the other. linear: k moves evenly. plateau: the next phase begins when a
-    metric stalls. adaptive: prompts with the highest entropy take the first estimator.
-    by_accuracy: prompts with c / N <= tau take the first. docs/estimators.md has examples.
-    """
+    """How the estimator and k change during a run, or between the prompts of a step."""
 
     kind: Literal["constant", "phases", "linear", "plateau", "adaptive", "by_accuracy"] = "constant"
-    """constant: algorithm.estimator and algorithm.k throughout."""
+    """How they change. "constant" uses algorithm.estimator and algorithm.k throughout. "phases"
+    runs phases of given lengths one after another. "linear" moves k evenly to its last value.
+    "plateau" begins the next phase when a metric stalls. "adaptive" gives the prompts with the
+    highest entropy the first of two estimators. "by_accuracy" gives it to prompts whose share of
+    correct responses, c / N, is at most tau. docs/estimators.md has examples."""
     estimators: tuple[str, ...] = ()
-    """One a phase, or the two that are mixed; empty: algorithm.estimator everywhere (adaptive and
-    by_accuracy: grpo first)."""
+    """One estimator per phase, or the two that are mixed. Empty uses algorithm.estimator everywhere
+    (with "adaptive" and "by_accuracy" the first one is then grpo)."""
     ks: tuple[int, ...] = ()
-    """phases, plateau: one k a phase. linear: the last k, from algorithm.k. Mixing: one k each."""
+    """With "phases" and "plateau", one k per phase. With "linear", the last k; the first is
+    algorithm.k. With "adaptive" and "by_accuracy", one k for each of the two estimators."""
     steps: tuple[int, ...] = ()
-    """phases: steps of each, 0 for the last one: to the end. linear: steps that it takes."""
+    """With "phases", the number of steps of each phase; 0 for the last one means until the end.
+    With "linear", the number of steps until k has its last value."""
     repeat: bool = False
-    """phases: begin again after the last one."""
+    """With "phases", begins again with the first phase after the last one."""
     metric: Literal["reward", "pass@1", "pass@k"] = "pass@k"
-    """plateau: the training metric that is watched."""
+    """With "plateau", the training metric that is watched."""
     patience: int = 50
-    """plateau: steps without a new best before the next phase begins."""
+    """With "plateau", the number of steps without a new best value before the next phase begins."""
     min_delta: float = 0.0
-    """plateau: a new best must be better by more than this."""
+    """With "plateau", how much a value must exceed the best one to count as a new best."""
     share: float = 0.5
-    """adaptive: share of the batch's prompts, by entropy from above, that take the first."""
+    """With "adaptive", the share of the batch's prompts, those with the highest entropy, that take
+    the first estimator."""
     tau: float = 0.5
-    """by_accuracy: prompts with c / N <= tau take the first."""
+    """With "by_accuracy", prompts whose share of correct responses, c / N, is at most this take the
+    first estimator."""
     scale_lr: Literal["off", "peak"] = "off"
-    """peak: the learning rate is multiplied by max eta of the first phase / max eta of this one, so
-    that a change of k keeps the step size."""
+    """Set to "peak", the learning rate is multiplied by the largest eta of the first phase over the
+    largest eta of the current one, so that a change of k keeps the size of the steps
+    (docs/estimators.md)."""
 
     def __post_init__(self) -> None:
         section = "algorithm.schedule"
         require_positive(section, patience=self.patience)
-        require(self.min_delta >= 0, f"{section}.min_delta must be 0 or more.")
+        require_not_negative(section, min_delta=self.min_delta)
         for name in ("share", "tau"):
             value = getattr(self, name)
             require(0 < value < 1, f"{section}.{name} must be between 0 and 1, got {value}.")
@@ -77,7 +81,8 @@ class ScheduleConfig:
             )
         require(
             self.scale_lr == "off" or self.kind in ("phases", "linear", "plateau"),
-            f"{section}.scale_lr has no effect with kind = {self.kind!r}, where k stays.",
+            f"{section}.scale_lr has no effect with kind = {self.kind!r}, where k does not change "
+            "during the run.",
         )
 
     def _check_phases(self, section: str) -> None:
@@ -144,65 +149,59 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
-    """Advantage and loss. Terms beyond the clipped policy loss are off by default."""
+    """The advantage of a group of responses, and how a batch becomes optimizer steps."""
 
     estimator: str = "passk"
-    """The advantage estimator; docs/estimators.md lists them. passk: analytic Pass@k (arXiv
-    2508.10751, Eq. 11-15); grpo is its k = 1 case."""
+    """The advantage estimator. "passk" is the analytic Pass@k advantage (Pass@k Training, arXiv
+    2508.10751, Eq. 11-15); "grpo" is its k = 1 case. docs/estimators.md lists all of them."""
     num_rollouts: int = 16
-    """N, responses a prompt."""
+    """N, the number of responses sampled per prompt (the group size of GRPO)."""
     k: int = 8
-    """The k of Pass@k."""
+    """The k of the Pass@k objective; at most num_rollouts."""
     options: dict[str, float] = field(default_factory=dict)
-    """Options of the estimator, for example {tau = 0.5}; docs/estimators.md lists them."""
+    """Options of the estimator, for example {tau = 0.5}. docs/estimators.md lists them."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """How estimator and k change."""
+    """How the estimator and k change during the run, or between the prompts of a step."""
     match_norm: str = ""
-    """Control experiments: an estimator whose sum of |advantage| over the batch the advantages are
-    scaled to; empty is off."""
+    """For control experiments: scales the advantages of each batch so that the sum of their
+    absolute values equals that of another estimator, which is named here. Empty turns it off."""
     match_norm_k: int = 1
-    """The k of match_norm."""
+    """The k of the estimator named by match_norm."""
     flip_negatives: float = 0.0
-    """Noise baseline: each wrong response is rewarded with this probability; metrics see the true
-    rewards."""
-    clip_low: float = 0.2
-    """Lower clip of the ratio: 1 - clip_low."""
-    clip_high: float = 0.28
-    """Upper clip of the ratio: 1 + clip_high (clip-higher)."""
-    dual_clip: float = 0.0
-    """Dual clip: with a negative advantage the loss is at most dual_clip x |A|; 0 is off."""
-    tis_clip: float = 0.0
-    """Truncated importance sampling: weight min(p_trainer / p_rollout, cap); 0 is off."""
-    kl_coef: float = 0.0
-    """Coefficient of the KL to the reference model (the policy at the start); 0 is off."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Schulman's estimators of KL from samples."""
-    entropy_coef: float = 0.0
-    """Entropy bonus; 0 is off."""
+    """Random-reward baseline: each wrong response is rewarded with this probability. Metrics report
+    the true rewards."""
     balance_coef: float = 0.0
-    """Mixture of experts: coefficient of the load-balancing loss of each sequence, averaged over
-    the sequences of an optimizer step (docs/moe.md); 0 is off."""
+    """Coefficient of the load-balancing loss of a mixture of experts, computed per sequence and
+    averaged over the sequences of an optimizer step (docs/moe.md). 0 turns it off."""
     balance_bias_rate: float = 0.0
-    """Mixture of experts: step of the bias that steers the trainer's router to experts with less
-    than their share, without a loss (docs/moe.md); 0 is off."""
+    """Step size of the router bias of a mixture of experts, which steers tokens to experts that get
+    less than their share, without a loss term (docs/moe.md). It needs loss.tis_clip and
+    algorithm.max_logprob_gap, because the sampler does not know the bias. 0 turns it off."""
     loss_denominator: Literal["response_tokens", "informative_tokens", "sequences"] = (
         "response_tokens"
     )
-    """What the summed token loss of one optimizer step is divided by, fixed before packing."""
+    """What the token loss, summed over one optimizer step, is divided by: all response tokens, the
+    response tokens of informative groups, or the number of sequences. It is fixed before sequences
+    are dropped, split or packed."""
     skip_zero_advantage: Literal["auto", "on", "off"] = "auto"
-    """Leave sequences with zero advantage out of the update; the gradient stays the same. auto:
-    unless another term of the loss needs them. Metrics of the update are then over the rest."""
+    """Leaves sequences with a zero advantage out of the update, which does not change the gradient.
+    "auto" does so unless another term of the loss needs them (KL, entropy bonus, expert balancing);
+    "on" makes that an error. The metrics of an update are over the sequences that remain."""
     minibatches: int = 1
-    """Optimizer steps a batch of rollouts; 1 is strictly on-policy."""
+    """Optimizer steps per batch of rollouts. 1 is strictly on-policy: every PPO ratio is 1. Above 1
+    the later steps are off-policy, and the clips of the loss section take effect."""
     max_zero_advantage_steps: int = 100
-    """Stop after this many steps in a row without one group that has a gradient; 0 never does."""
+    """Stops the run after this many steps in a row in which every group has zero advantage, so that
+    there is no gradient. 0 never stops it."""
     routing_replay: Literal["off", "measure", "replay"] = "off"
-    """Mixtures of experts: replay sends every token in training to the experts that sampling chose
-    (R3, arXiv 2510.11370), measure leaves it the trainer's own; both report `routing_differs`, the
-    share of tokens and layers where these differ (docs/routing_replay.md)."""
+    """What training does with the experts that sampling chose in a mixture of experts. "replay"
+    sends every token to the same experts (R3, arXiv 2510.11370); "measure" leaves the choice to the
+    trainer's router. Both report `routing_differs`, the share of tokens and layers in which the two
+    choices differ (docs/routing_replay.md)."""
     max_logprob_gap: float = 0.0
-    """First-step bound on max |rollout - trainer log-prob|; 0 takes the default of the dtype and
-    device (float32 on CPU 1e-4, float32 on GPU 1e-2, bfloat16 0.5)."""
+    """Bound on the largest |log-prob of the sampler - log-prob of the trainer| in the first step,
+    in nats; a larger gap stops the run. 0 takes the default of the data type and device: 1e-4 for
+    float32 on a CPU, 1e-2 for float32 on a GPU, 0.5 for bfloat16."""
 
     def __post_init__(self) -> None:
         n, k = self.num_rollouts, self.k
@@ -229,57 +228,23 @@ class AlgorithmConfig:
             "algorithm.match_norm.",
         )
         require_positive("algorithm", minibatches=self.minibatches)
-        require(
-            self.max_zero_advantage_steps >= 0,
-            f"algorithm.max_zero_advantage_steps must be 0 or more, got {self.max_zero_advantage_steps}.",
+        require_not_negative(
+            "algorithm",
+            max_zero_advantage_steps=self.max_zero_advantage_steps,
+            balance_coef=self.balance_coef,
+            balance_bias_rate=self.balance_bias_rate,
         )
         require(
-            self.skip_zero_advantage != "on" or not self._dead_rows_count,
-            "algorithm.skip_zero_advantage = 'on' with algorithm.kl_coef, entropy_coef, balance_coef or "
-            "balance_bias_rate above 0: that term depends on sequences without advantage too. Take "
-            "skip_zero_advantage = 'auto' or 'off'.",
+            self.balance_bias_rate == 0 or self.routing_replay != "replay",
+            "algorithm.balance_bias_rate steers a choice of experts that algorithm.routing_replay "
+            "= 'replay' does not leave to the trainer. Use only one of them, or "
+            "algorithm.balance_coef.",
         )
-        self._check_balance()
-        names = ("clip_low", "clip_high", "tis_clip", "kl_coef", "entropy_coef")
-        for name in (*names, "balance_coef", "balance_bias_rate"):
-            value = getattr(self, name)
-            require(value >= 0, f"algorithm.{name} must be 0 or more, got {value}.")
-        require(self.clip_low < 1, f"algorithm.clip_low must be below 1, got {self.clip_low}.")
-        require(
-            self.dual_clip == 0 or self.dual_clip > 1,
-            f"algorithm.dual_clip must be 0 (off) or above 1, got {self.dual_clip}.",
-        )
-
-    def _check_balance(self) -> None:
-        if self.balance_bias_rate == 0:
-            return
-        require(
-            self.tis_clip > 0 and self.max_logprob_gap > 0,
-            "algorithm.balance_bias_rate: the engine knows no bias, so it samples from another "
-            "routing than the trainer's. Set algorithm.tis_clip (2 is usual), which weighs "
-            "tokens for it, and algorithm.max_logprob_gap to the gap that you accept.",
-        )
-        require(
-            self.routing_replay != "replay",
-            "algorithm.balance_bias_rate steers a choice that algorithm.routing_replay = 'replay' "
-            "does not leave to the trainer. Take one of them, or algorithm.balance_coef.",
-        )
-
-    @property
-    def _dead_rows_count(self) -> bool:
-        """A term of the update depends on sequences whose advantage is zero."""
-        terms = (self.kl_coef, self.entropy_coef, self.balance_coef, self.balance_bias_rate)
-        return any(term > 0 for term in terms)
 
     @property
     def balances_experts(self) -> bool:
-        """Something evens out the load of experts."""
+        """Whether something evens out the load of experts."""
         return self.balance_coef > 0 or self.balance_bias_rate > 0
-
-    @property
-    def skips_zero_advantage(self) -> bool:
-        """Sequences without advantage are dropped before the trainer's forward."""
-        return self.skip_zero_advantage != "off" and not self._dead_rows_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,30 +252,32 @@ class OptimConfig:
     """AdamW, its schedule, and what to do with bad gradients."""
 
     lr: float = 1e-6
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Shape after warm-up."""
+    """Shape of the learning rate after the warm-up."""
     lr_warmup_steps: int = 10
-    """Linear warm-up steps."""
+    """Steps of the linear learning-rate warm-up."""
     min_lr_ratio: float = 0.0
-    """Cosine: final learning rate as a share of `lr`."""
+    """With schedule = "cosine", the final learning rate as a share of lr."""
     weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     beta1: float = 0.9
-    """Adam's first-moment decay."""
+    """Decay rate of AdamW's first moment."""
     beta2: float = 0.95
-    """Adam's second-moment decay."""
+    """Decay rate of AdamW's second moment."""
     eps: float = 1e-8
-    """Adam's epsilon."""
+    """Epsilon of AdamW."""
     grad_clip: float = 1.0
-    """Global gradient-norm clip; 0 is off."""
+    """Bound on the global gradient norm; larger gradients are scaled down to it. 0 turns it off."""
     max_bad_steps: int = 3
-    """Stop after this many steps in a row with a NaN or inf gradient."""
+    """Stops the run after this many steps in a row with a NaN or infinite gradient; each such step
+    leaves the weights unchanged."""
 
     def __post_init__(self) -> None:
         require_positive("optim", lr=self.lr, eps=self.eps, max_bad_steps=self.max_bad_steps)
-        require(self.lr_warmup_steps >= 0, "optim.lr_warmup_steps must be 0 or more.")
         for name in ("beta1", "beta2", "min_lr_ratio"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"optim.{name} must be in [0, 1], got {value}.")
-        require(self.grad_clip >= 0, f"optim.grad_clip must be 0 or more, got {self.grad_clip}.")
+        require_not_negative(
+            "optim", lr_warmup_steps=self.lr_warmup_steps, grad_clip=self.grad_clip
+        )

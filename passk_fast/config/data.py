@@ -10,20 +10,22 @@ from passk_fast.config.checks import require, require_positive
 
 @dataclass(frozen=True, kw_only=True)
 class MazeConfig:
-    """The maze task (arXiv 2508.10751, section 3.1) when prompts are generated."""
+    """The maze task of Pass@k Training (arXiv 2508.10751, section 3.1), when prompts are
+    generated."""
 
     train_sizes: tuple[int, ...] = (9, 11, 13, 15)
-    """Odd sizes of training mazes."""
+    """Sizes of the training mazes, odd numbers from 5 to 21."""
     train_per_size: int = 10_000
-    """Training mazes of each size."""
+    """Number of training mazes per size."""
     test_sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
-    """Odd sizes of held-out mazes."""
+    """Sizes of the held-out mazes, odd numbers from 5 to 21."""
     test_per_size: int = 100
-    """Held-out mazes of each size (75 where the size is 7 and this is 100, as in the paper)."""
+    """Number of held-out mazes per size (75 of size 7 where this is 100, as in the paper)."""
     style: Literal["prose", "compact"] = "prose"
-    """prose: instructions and `<answer>` tags, as the paper; compact: grid and moves alone."""
+    """How a maze is written: "prose" with instructions and `<answer>` tags, as in the paper;
+    "compact" with only the grid and the moves."""
     lenient: bool = False
-    """Verify as the paper's released code does (see docs/maze.md)."""
+    """Verifies answers as the paper's released code does (docs/maze.md)."""
 
     def __post_init__(self) -> None:
         for name in ("train_sizes", "test_sizes"):
@@ -44,17 +46,18 @@ class DataConfig:
     """Where prompts come from."""
 
     train: str = ""
-    """JSONL or Parquet file, or a folder saved by `datasets`; empty: mazes made by `maze`."""
+    """Training prompts: a JSONL or Parquet file, or a folder saved by `datasets`. Empty generates
+    the mazes of data.maze."""
     test: str = ""
-    """Held-out prompts, same formats; empty with `train` set: no evaluation."""
+    """Held-out prompts, in the same formats. Empty, with data.train set, means no evaluation."""
     maze: MazeConfig = field(default_factory=MazeConfig)
     """The maze generator and verifier."""
     seed: int = 0
-    """Seed of generated data and of the order of prompts."""
+    """Seed of the generated data and of the order of prompts."""
     curriculum: float = 0.0
-    """In [0, 0.95]: pass over a prompt, until the next epoch, with this chance times the chance
-    that its group would be dead, from what was seen of it before. Above 0 it changes the
-    distribution of prompts that is trained on."""
+    """Online curriculum, in [0, 0.95]. A prompt is skipped until the next epoch with this
+    probability times the probability that its group would have zero advantage, estimated from its
+    earlier responses. Above 0 it changes the distribution of training prompts."""
 
     def __post_init__(self) -> None:
         require(
@@ -65,18 +68,19 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Held-out evaluation: during training a quick look, afterwards by `passk-fast eval`."""
+    """Held-out evaluation, during training and by `passk-fast eval`."""
 
     every: int = 10
-    """Steps between evaluations; 0 evaluates only before and after training."""
+    """Steps between evaluations. 0 evaluates only before and after training."""
     num_prompts: int = 64
-    """Held-out prompts, the first of the split."""
+    """Number of held-out prompts, taken from the beginning of the split."""
     num_rollouts: int = 16
-    """Responses a prompt; pass@k needs k of them at least."""
+    """Number of responses per prompt; pass@k needs at least k of them."""
     temperature: float = 1.0
-    """`passk-fast eval`: sampling temperature; training looks with rollout.temperature."""
+    """Sampling temperature of `passk-fast eval`. Evaluations during training use
+    rollout.temperature."""
     top_p: float = 0.95
-    """`passk-fast eval`: nucleus sampling; training looks without it."""
+    """Nucleus sampling (top-p) of `passk-fast eval`. Evaluations during training do not use it."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"eval.every must be 0 or more, got {self.every}.")
@@ -90,11 +94,11 @@ class CheckpointConfig:
     """Saving and resuming."""
 
     every: int = 20
-    """Steps between checkpoints; the last step is always saved. 0 saves only the last."""
+    """Steps between checkpoints. The last step is always saved; 0 saves only that one."""
     keep: int = 2
-    """How many of the newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
     resume: bool = True
-    """Continue from the newest good checkpoint in the run folder."""
+    """Continues from the newest intact checkpoint in the run folder."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"checkpoint.every must be 0 or more, got {self.every}.")
@@ -103,28 +107,32 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What `passk-fast bench` runs; training ignores it."""
+    """What `passk-fast bench` runs. Training ignores it."""
 
     task: Literal["synthetic", "data"] = "synthetic"
-    """synthetic: random prompts, lengths and verdicts, no data set; data: the run's own."""
+    """What is sampled: "synthetic" uses random prompts, response lengths and verdicts and no data
+    set; "data" uses the run's own prompts."""
     steps: int = 5
-    """Steps that are measured."""
+    """Number of steps that are measured."""
     warmup: int = 1
-    """Steps before them that are not."""
+    """Number of warm-up steps before them, which are not measured."""
     accuracy: float = 0.5
-    """Chance of a synthetic verdict of 1."""
+    """Probability that a synthetic response is correct."""
     prompt_tokens: int = 0
-    """Tokens of a synthetic prompt; 0: rollout.max_prompt_tokens."""
+    """Number of tokens in a synthetic prompt. 0 takes rollout.max_prompt_tokens."""
     response_mean: float = 0.0
-    """Mean of log-normal response lengths in tokens; 0: half of rollout.max_response_tokens."""
+    """Mean of the log-normal response lengths in tokens. 0 takes half of
+    rollout.max_response_tokens."""
     response_sigma: float = 0.6
-    """Their spread: deviation of the logarithm."""
+    """Standard deviation of the logarithm of response lengths."""
     lengths_file: str = ""
-    """JSONL with "tokens" a line (a run's samples): lengths are drawn from it instead."""
+    """JSONL file with "tokens" on each line, such as a run's samples. Response lengths are drawn
+    from it instead."""
     decode: bool = True
-    """Sample with vLLM; without, random tokens of these lengths, and no engine."""
+    """Samples with vLLM. Otherwise responses are random tokens of these lengths, and there is no
+    engine."""
     random_weights: bool = False
-    """Train random weights: model.path need hold config.json alone; needs decode = false."""
+    """Trains random weights, so that model.path needs only config.json. It needs decode = false."""
 
     def __post_init__(self) -> None:
         require_positive("bench", steps=self.steps)

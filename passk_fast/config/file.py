@@ -16,13 +16,17 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from passk_fast.config import RunConfig
 from passk_fast.config.renamed import RENAMED
 from passk_fast.errors import ConfigError
+
+T = TypeVar("T")
+Table = Mapping[str, object]
+"""A TOML table."""
 
 _FREE_FIELDS = (
     "output_dir",
@@ -73,7 +77,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return apply_overrides(config, overrides) if overrides else config
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, object]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -86,11 +90,14 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{place}: not valid TOML: {error}") from None
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: Table, above: Table) -> dict[str, object]:
+    """`above` on top of `below`, table by table."""
     out = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merge(out[key], value) if both else value
+        under = out.get(key)
+        if isinstance(value, dict) and isinstance(under, dict):
+            value = _merge(under, value)
+        out[key] = value
     return out
 
 
@@ -98,7 +105,7 @@ class _Source:
     """Finds the line of a field in a TOML file, for error messages."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
         self._lines = file.read_text(encoding="utf-8").splitlines()
 
     def place(self, field: str) -> str:
@@ -110,19 +117,19 @@ class _Source:
             if header:
                 current = header[1].strip()
                 if current == field:
-                    return f"{self._file}:{number}"
+                    return f"{self.file}:{number}"
             key = re.match(r"\s*([\w.\-]+)\s*=", line)
             if key and f"{current}.{key[1]}".lstrip(".") == field:
-                return f"{self._file}:{number}"
+                return f"{self.file}:{number}"
             if key and current == section and key[1] == name:
-                return f"{self._file}:{number}"
-        return str(self._file)
+                return f"{self.file}:{number}"
+        return str(self.file)
 
 
-def _build(cls: type, values: dict[str, Any], prefix: str, source: _Source) -> Any:
+def _build(cls: type[T], values: Table, prefix: str, source: _Source) -> T:
     """A dataclass from a TOML table; `prefix` ends with a dot below the top level."""
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
+    names = list(hints)
     arguments = {}
     for key, value in values.items():
         field = prefix + key
@@ -137,19 +144,29 @@ def _build(cls: type, values: dict[str, Any], prefix: str, source: _Source) -> A
         arguments[key] = _convert(hints[key], value, field, source)
     try:
         return cls(**arguments)
-    except ConfigError as error:
-        if str(error).startswith(("/", str(source._file))):
+    except (ConfigError, ValueError) as error:
+        text = _with_sections(str(error))
+        if text.startswith(("/", str(source.file))):
             raise
-        named = re.search(r"[a-z_]+(\.[a-z_0-9]+)+|^[a-z_]+", str(error))
-        place = source.place(named[0].removeprefix("run.")) if named else str(source._file)
-        raise ConfigError(f"{place}: {error}") from None
+        named = re.search(r"[a-z_]+(\.[a-z_0-9]+)+|^[a-z_]+", text)
+        place = source.place(named[0].removeprefix("run.")) if named else str(source.file)
+        raise ConfigError(f"{place}: {text}") from None
 
 
-def _convert(hint: Any, value: Any, field: str, source: _Source) -> Any:
-    if dataclasses.is_dataclass(hint):
+def _with_sections(text: str) -> str:
+    """`PolicyLoss.clip_low`, as the kernels name their own options, becomes `loss.clip_low`."""
+    for section, hint in typing.get_type_hints(RunConfig).items():
+        if dataclasses.is_dataclass(hint):
+            text = text.replace(f"{typing.cast(type, hint).__name__}.", f"{section}.")
+    return text
+
+
+def _convert(hint: object, value: object, field: str, source: _Source) -> object:
+    """`value` of a TOML file as the type of a field."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise _wrong(field, "a table", value, source)
-        return _build(typing.cast(type, hint), value, field + ".", source)
+        return _build(hint, value, field + ".", source)
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         allowed = typing.get_args(hint)
@@ -169,6 +186,7 @@ def _convert(hint: Any, value: Any, field: str, source: _Source) -> Any:
             key: _convert(item, entry, f"{field}.{key}", source) for key, entry in value.items()
         }
     assert not isinstance(origin, types.UnionType), "no unions in the configuration"
+    assert isinstance(hint, type)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
@@ -176,7 +194,7 @@ def _convert(hint: Any, value: Any, field: str, source: _Source) -> Any:
     return value
 
 
-def _wrong(field: str, wanted: str, value: Any, source: _Source) -> ConfigError:
+def _wrong(field: str, wanted: str, value: object, source: _Source) -> ConfigError:
     kind = type(value).__name__
     return ConfigError(
         f"{source.place(field)}: {field}: must be {wanted}, got {value!r} of type {kind}."
@@ -205,15 +223,19 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return tyro.cli(
+            made: RunConfig = tyro.cli(
                 RunConfig, args=list(overrides), default=config, prog="passk-fast train"
             )
+            return made
     except ConfigError as error:
         raise ConfigError(f"command line: {error}") from None
     except SystemExit as stop:
         text = " ".join(re.sub(r"[─│╭╮╰╯]", " ", printed.getvalue()).split())
         if stop.code in (0, None):
             raise
+        # tyro puts a frame around a ValueError of a section's own rules.
+        ruled = re.search(r"Error parsing \w+: (PolicyLoss.+?) -{5,}", text)
+        text = _with_sections(ruled[1]) if ruled else text
         raise ConfigError(f"command line: {text}") from None
 
 
@@ -230,8 +252,9 @@ def help_text() -> str:
 # ---- writing and comparing -----------------------------------------------------------------------
 
 
-def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field, depth first."""
+def flatten(config: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted name, value) of every field of a dataclass, depth first."""
+    assert dataclasses.is_dataclass(config)
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
@@ -240,7 +263,7 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + f.name, value
 
 
-def _toml_value(value: Any) -> str:
+def _toml_value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
@@ -265,7 +288,7 @@ def dump_toml(config: RunConfig) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _defining(config: RunConfig) -> dict[str, Any]:
+def _defining(config: RunConfig) -> dict[str, object]:
     return {name: value for name, value in flatten(config) if not name.startswith(_FREE_FIELDS)}
 
 

@@ -1,4 +1,4 @@
-"""The policy, its warm start, and the trainer's mesh."""
+"""The policy model, its warm start, and how the trainer is split over ranks."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ class ShapeConfig:
     """Shape of a model made from scratch, used when `model.path` is empty."""
 
     architecture: Literal["qwen2", "qwen3", "llama", "qwen3_moe"] = "qwen3"
-    """Which Hugging Face architecture the model has."""
+    """The model's Hugging Face architecture."""
     num_layers: int = 4
-    """Transformer layers."""
+    """Number of transformer layers."""
     hidden_size: int = 128
     """Width of the residual stream."""
     intermediate_size: int = 256
-    """Width of the gated MLP; of each expert of a mixture of experts."""
+    """Width of the gated MLP, or of each expert in a mixture of experts."""
     num_experts: int = 0
-    """Experts of a layer, with architecture = "qwen3_moe"."""
+    """Number of experts per layer, with architecture = "qwen3_moe"."""
     experts_per_token: int = 0
-    """Experts that a token goes through."""
+    """Number of experts that each token is sent to."""
     num_heads: int = 4
-    """Query heads."""
+    """Number of query heads."""
     num_kv_heads: int = 2
-    """Key and value heads (GQA)."""
+    """Number of key and value heads (grouped-query attention)."""
     head_dim: int = 32
-    """Channels a head."""
+    """Channels per attention head."""
     tie_embeddings: bool = True
-    """Whether the output layer shares the input embedding."""
+    """Whether the output layer shares the weight of the input embedding."""
     max_positions: int = 1024
     """Longest sequence in tokens."""
 
@@ -74,12 +74,12 @@ class ModelConfig:
     """The policy that is trained."""
 
     path: str = ""
-    """Hugging Face model folder (config.json, safetensors, tokenizer). Empty: a new random model of
-    `shape` with a character tokenizer for the task, made in the run folder."""
+    """Hugging Face model folder with config.json, safetensors and tokenizer. Empty makes a new
+    random model of model.shape, with a character tokenizer for the task, in the run folder."""
     shape: ShapeConfig = field(default_factory=ShapeConfig)
-    """Shape of the new model when `path` is empty."""
+    """Shape of the new model when model.path is empty."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Parameter and activation type; gradients are always accumulated in float32."""
+    """Data type of parameters and activations. Gradients are always accumulated in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +87,15 @@ class WarmStartConfig:
     """Supervised steps on solutions before reinforcement learning (tasks that can make them)."""
 
     steps: int = 0
-    """Supervised optimizer steps; 0 turns the warm start off."""
+    """Number of supervised optimizer steps. 0 turns the warm start off."""
     batch_size: int = 128
-    """Problems a step, freshly generated, disjoint from the evaluation split."""
+    """Number of problems per step, freshly generated and disjoint from the evaluation split."""
     lr: float = 2e-3
-    """Peak learning rate, constant after warm-up."""
+    """Peak learning rate, constant after the warm-up."""
     lr_warmup_steps: int = 30
-    """Linear warm-up steps."""
+    """Steps of the linear learning-rate warm-up."""
     cache_dir: str = "runs/cache"
-    """Where warm-started models are kept, keyed by everything that determines them."""
+    """Folder that keeps warm-started models, keyed by everything that determines them."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, f"warm_start.steps must be 0 or more, got {self.steps}.")
@@ -104,24 +104,26 @@ class WarmStartConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """The trainer's mesh. World size = tensor x pipeline x context x data; data follows."""
+    """How the trainer is split over ranks. World size = tensor x pipeline x context x data, where
+    the number of data-parallel ranks follows from the others."""
 
     tensor: int = 1
-    """Tensor-parallel ranks; above 1 sequence parallelism is on."""
+    """Number of tensor-parallel ranks. Above 1 sequence parallelism is on."""
     pipeline: int = 1
-    """Pipeline stages."""
+    """Number of pipeline stages."""
     virtual_pipeline: int = 1
-    """Model chunks a stage; above 1 the interleaved schedule is used."""
+    """Number of model chunks per pipeline stage. Above 1 the interleaved schedule is used."""
     context: int = 1
-    """Context-parallel ranks: each holds a part of every sequence."""
+    """Number of context-parallel ranks. Each holds a part of every sequence."""
     expert: int = 1
-    """Expert-parallel ranks of a mixture of experts: each holds whole experts."""
+    """Number of expert-parallel ranks of a mixture of experts. Each holds whole experts."""
     expert_tensor: int = 1
-    """Ranks that an expert's matrices are cut over."""
+    """Number of ranks that each expert's matrices are split over."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activation recompute: selective redoes core attention, full redoes whole layers."""
+    """Activation recomputation (checkpointing) in the backward pass. "selective" recomputes core
+    attention, "full" recomputes whole layers."""
     distributed_optimizer: bool = True
-    """Shard optimizer state over data-parallel ranks."""
+    """Shards the optimizer state over data-parallel ranks (ZeRO-1)."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -140,7 +142,7 @@ class ParallelConfig:
         )
 
     def data(self, world_size: int) -> int:
-        """Data-parallel size of `world_size` ranks; ConfigError when they do not divide."""
+        """Data-parallel size of `world_size` ranks; ConfigError when it is not divisible."""
         product = self.tensor * self.pipeline * self.context
         require(
             world_size % product == 0,

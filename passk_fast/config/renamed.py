@@ -9,5 +9,12 @@ RENAMED = {
     "data.prefer_live": "data.curriculum",
     "algorithm.prune": "algorithm.skip_zero_advantage",
     "algorithm.max_dead_steps": "algorithm.max_zero_advantage_steps",
-    "algorithm.importance_cap": "algorithm.tis_clip",
+    "algorithm.importance_cap": "loss.tis_clip",
+    "algorithm.clip_low": "loss.clip_low",
+    "algorithm.clip_high": "loss.clip_high",
+    "algorithm.dual_clip": "loss.dual_clip",
+    "algorithm.tis_clip": "loss.tis_clip",
+    "algorithm.kl_coef": "loss.kl_coef",
+    "algorithm.kl_estimator": "loss.kl_estimator",
+    "algorithm.entropy_coef": "loss.entropy_coef",
 }

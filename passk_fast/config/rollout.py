@@ -1,4 +1,4 @@
-"""Sampling."""
+"""How responses are sampled."""
 
 from __future__ import annotations
 
@@ -13,50 +13,56 @@ class RolloutConfig:
     """How vLLM samples."""
 
     dedicated_ranks: int = 0
-    """Ranks that sample and do nothing else: the last ones of the job; the others train. 0: every
-    rank does both. Needs max_off_policy_steps = 1 (docs/disaggregated.md)."""
+    """Number of ranks, the last ones of the job, that only sample while the others only train
+    (disaggregated, asynchronous training; docs/disaggregated.md). Needs max_off_policy_steps = 1.
+    With 0 every rank does both."""
     tensor: int = 1
-    """vLLM's tensor-parallel ranks; may differ from the trainer's."""
+    """Tensor-parallel ranks of each vLLM engine; may differ from the trainer's."""
     max_prompt_tokens: int = 512
-    """Longest prompt; a longer one is an error that names the prompt."""
+    """Longest prompt in tokens. A longer one is an error that names the prompt."""
     max_response_tokens: int = 512
-    """Longest response, end token included."""
+    """Longest response in tokens, including the end token. A longer one is cut off."""
     temperature: float = 1.0
-    """Sampling temperature; the trainer's log-probs use the same."""
+    """Sampling temperature. The trainer's log-probs use the same one."""
     max_num_seqs: int = 256
-    """Sequences decoded together on one engine."""
+    """Number of sequences that one engine decodes at the same time."""
     prefix_caching: bool = True
-    """Reuse the keys and values of a prompt for its N responses."""
+    """Reuses the keys and values of a prompt for its N responses."""
     kv_cache_gib: float = 1.0
-    """CPU only: memory for keys and values."""
+    """CPU only: memory for the KV cache in GiB."""
     cpu_fast_path: bool = True
     """CPU only: our seeded sampler, schedulers and fused norms instead of vLLM's own parts, which
     take about twice as long per token. Both sample from the same distribution, but the same seed
     gives other responses, so the setting is part of what a run computes."""
     gpu_memory_utilization: float = 0.5
-    """GPU only: share of device memory that vLLM may hold."""
+    """GPU only: the share of device memory that vLLM may hold."""
     sleep: bool = True
-    """GPU only: hand the engine's memory to the trainer between rollouts."""
+    """GPU only: frees the engine's memory for the trainer between rollouts (vLLM's sleep mode)."""
     enforce_eager: bool = False
-    """GPU only: no CUDA graphs."""
+    """GPU only: runs without CUDA graphs."""
     early_stop: bool = False
-    """Stop a group's sampling once the estimator gives it no gradient however it ends. Pass@1 in
-    training is then known within bounds only."""
+    """Stops sampling a group as soon as its advantages will be zero however the remaining responses
+    turn out. The training pass@1 is then known only within bounds."""
     dynamic_sampling: float = 1.0
-    """Sample prompts until prompts_per_step groups have a gradient, but at most this many times
-    prompts_per_step in a step. 1 draws prompts_per_step, live or not."""
+    """Dynamic sampling (DAPO): samples further prompts until prompts_per_step groups are
+    informative (have a non-zero advantage), but at most this many times prompts_per_step per step.
+    1 turns it off."""
     max_off_policy_steps: int = 0
-    """1: the next batch is sampled, with the weights as they are, while this one is trained; needs
-    algorithm.tis_clip. Before a checkpoint and at the end nothing is sampled ahead."""
+    """How many updates the sampling weights may be behind. 0 is on-policy: sample, then train. 1 is
+    asynchronous: the next batch is sampled with the current weights while this one is trained,
+    which needs loss.tis_clip (truncated importance sampling). Nothing is sampled ahead before a
+    checkpoint or at the end."""
     verify_processes: int = 0
-    """Verifier processes on each engine, whose work overlaps decoding; 0 verifies in the trainer's
-    own process, where a verifier that hangs stops the run."""
+    """Number of verifier processes per engine, which work while the engine decodes. 0 verifies in
+    the trainer's own process, where a verifier that hangs stops the run."""
     verify_timeout_s: float = 30.0
-    """Deadline of one verdict in a verifier process; then the response is sampled anew, once."""
+    """Deadline in seconds of one verdict in a verifier process. After it the response is sampled
+    again, once."""
     sync_mib: int = 256
-    """Weight sync: buffers of this size, in and out, on every rank."""
+    """Size in MiB of each of the two buffers of the weight synchronisation on every rank."""
     verify_weights: Literal["first", "always", "never"] = "first"
-    """Compare checksums of every shard after the first weight sync, after each one, or never."""
+    """Whether checksums of every weight shard are compared between trainer and sampler after the
+    first weight synchronisation, after each one, or never."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -76,7 +82,8 @@ class RolloutConfig:
         )
         require(
             self.dedicated_ranks % self.tensor == 0,
-            f"rollout.dedicated_ranks ({self.dedicated_ranks}) must be a multiple of rollout.tensor ({self.tensor}).",
+            f"rollout.dedicated_ranks ({self.dedicated_ranks}) must be a multiple of "
+            f"rollout.tensor ({self.tensor}).",
         )
         require(
             self.dynamic_sampling >= 1,
@@ -88,8 +95,10 @@ class RolloutConfig:
         )
         require(
             not self.dedicated_ranks or self.max_off_policy_steps == 1,
-            f"rollout.dedicated_ranks = {self.dedicated_ranks} with rollout.max_off_policy_steps = 0: each side would idle while the "
-            "other works. Set rollout.max_off_policy_steps = 1, or rollout.dedicated_ranks = 0 for ranks that do both.",
+            f"rollout.dedicated_ranks = {self.dedicated_ranks} with rollout.max_off_policy_steps "
+            "= 0: each side would idle while the other works. Set "
+            "rollout.max_off_policy_steps = 1, or rollout.dedicated_ranks = 0 for ranks that do "
+            "both.",
         )
         require(
             self.verify_processes >= 0,

@@ -10,58 +10,66 @@ from passk_fast.config.checks import require, require_positive
 from passk_fast.config.data import BenchConfig, CheckpointConfig, DataConfig, EvalConfig
 from passk_fast.config.model import ModelConfig, ParallelConfig, WarmStartConfig
 from passk_fast.config.rollout import RolloutConfig
+from passk_fast.kernels.options import PolicyLoss
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run."""
+    """One training run."""
 
     output_dir: str = "runs/default"
-    """The run folder: resolved config, metrics, TensorBoard, samples, checkpoints."""
+    """The run folder. It holds the resolved configuration, metrics, TensorBoard files, samples and
+    checkpoints."""
     seed: int = 0
-    """Seed of model initialisation and sampling."""
+    """Seed of the model's initialisation and of sampling."""
     steps: int = 100
-    """Batches of rollouts to train on."""
+    """Number of batches of rollouts to train on."""
     prompts_per_step: int = 32
-    """P, prompts a step over all ranks."""
+    """P, the number of prompts per step over all ranks; each gets algorithm.num_rollouts
+    responses."""
     micro_batch_tokens: int = 8192
-    """Tokens of one packed micro-batch on one rank."""
+    """Number of tokens in one packed micro-batch on one rank. It must hold the longest sequence."""
     share_prompts: bool = False
-    """Train a prompt's tokens once for its N responses; same gradients up to rounding."""
+    """Computes a prompt's tokens once for its N responses when training (shared-prefix attention).
+    The gradients are the same up to rounding."""
     lm_head_loss: Literal["auto", "fused", "unfused"] = "auto"
-    """How the last stage gets from hidden states to the loss. fused: response rows with a gradient
-    only, no logits of a whole micro-batch, gradients in the forward (docs/kernels.md); unfused: all
-    rows through the model's output layer. Same loss and gradients up to rounding; metrics of the
-    update are over the rows computed. auto: fused on a GPU."""
+    """How the last pipeline stage gets from hidden states to the loss. "fused" computes only the
+    response tokens that have a gradient, never holds the logits of a whole micro-batch, and makes
+    gradients in the forward pass (docs/kernels.md). "unfused" sends all tokens through the model's
+    output layer. Loss and gradients are the same up to rounding; the metrics of an update are over
+    the tokens computed. "auto" is fused on a GPU, unfused on a CPU."""
     lm_head_loss_memory_gib: float = 2.6
-    """lm_head_loss = "fused": bound of its temporary memory on a rank."""
+    """Bound on the temporary memory of lm_head_loss = "fused" on one rank, in GiB."""
     timeout_s: int = 1800
-    """Deadline of a collective; a rank that misses it is called lost."""
+    """Deadline of a collective operation in seconds. A rank that misses it counts as lost."""
     stop_grace_s: int = 60
-    """After SIGTERM: a step that has not ended and been saved by then is given up, with exit code
-    17. Longer than a step and a checkpoint take, shorter than the scheduler's own patience."""
+    """Seconds from SIGTERM to a hard exit with code 17. Choose it longer than one step plus one
+    checkpoint, and shorter than the time after which the scheduler kills the job."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes CUDA where there is a GPU."""
+    """Where the run computes; "auto" takes CUDA where there is a GPU."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The policy."""
+    """The policy model that is trained."""
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
-    """Supervised warm start."""
+    """Supervised warm start before reinforcement learning."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """The trainer's mesh."""
+    """How the trainer is split over ranks."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    """Sampling."""
+    """How responses are sampled."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
-    """Advantage and loss."""
+    """The advantage, and how a batch becomes optimizer steps."""
+    loss: PolicyLoss = field(default_factory=PolicyLoss)
+    """The token-level policy loss (docs/kernels.md): PPO clipping and clip-higher (DAPO), dual
+    clip, CISPO, GSPO, REINFORCE, truncated importance sampling (TIS), KL and entropy terms."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer."""
+    """The optimizer."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Prompts."""
+    """Where prompts come from."""
     eval: EvalConfig = field(default_factory=EvalConfig)
-    """Evaluation."""
+    """Evaluation on held-out prompts."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Checkpoints."""
+    """Saving and resuming."""
     bench: BenchConfig = field(default_factory=BenchConfig)
-    """Benchmarks."""
+    """What `passk-fast bench` runs."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -85,21 +93,13 @@ class RunConfig:
             f"micro_batch_tokens ({self.micro_batch_tokens}) must hold the longest sequence: "
             f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}.",
         )
+        self._check_loss()
         self._check_early_stop()
+        self._check_off_policy()
         require(
             self.bench.decode or self.algorithm.routing_replay == "off",
             f"algorithm.routing_replay = {self.algorithm.routing_replay!r} with bench.decode = "
-            "false: random tokens have no experts. Take 'off'.",
-        )
-        require(
-            not self.rollout.max_off_policy_steps or self.algorithm.tis_clip > 0,
-            "rollout.max_off_policy_steps = 1 samples with the weights of one update before: set "
-            "algorithm.tis_clip (2 is usual), which weighs tokens for it.",
-        )
-        require(
-            not (self.rollout.max_off_policy_steps and self.rollout.sleep) or self.device == "cpu",
-            "rollout.max_off_policy_steps = 1 samples while it trains, so the engine cannot sleep meanwhile: set "
-            "rollout.sleep = false.",
+            "false: random tokens have no experts. Set algorithm.routing_replay = 'off'.",
         )
         if not self.model.path:
             require(
@@ -113,17 +113,64 @@ class RunConfig:
             f"({self.algorithm.k}) to estimate pass@k.",
         )
 
+    @property
+    def trains_zero_advantage(self) -> bool:
+        """Whether a term of the update depends on sequences whose advantage is zero."""
+        return self.loss.every_masked_row or self.algorithm.balances_experts
+
+    @property
+    def skips_zero_advantage(self) -> bool:
+        """Whether zero-advantage sequences are dropped before the trainer's forward pass."""
+        return self.algorithm.skip_zero_advantage != "off" and not self.trains_zero_advantage
+
+    def _check_loss(self) -> None:
+        require(
+            self.algorithm.skip_zero_advantage != "on" or not self.trains_zero_advantage,
+            "algorithm.skip_zero_advantage = 'on' with loss.kl_coef, loss.entropy_coef, "
+            "algorithm.balance_coef or algorithm.balance_bias_rate above 0: that term depends on "
+            "sequences with zero advantage too. Set algorithm.skip_zero_advantage = 'auto' or "
+            "'off'.",
+        )
+        require(
+            self.algorithm.balance_bias_rate == 0
+            or (self.loss.tis_clip > 0 and self.algorithm.max_logprob_gap > 0),
+            "algorithm.balance_bias_rate: the sampler does not know the router bias, so it routes "
+            "tokens differently from the trainer. Set loss.tis_clip (2 is usual), which weights "
+            "tokens for it, and algorithm.max_logprob_gap to the gap that you accept.",
+        )
+        require(
+            self.loss.ratio == "token" or self.parallel.context == 1,
+            f"loss.ratio = 'sequence' with parallel.context = {self.parallel.context}: context "
+            "parallelism splits a response over ranks, and its ratio needs all of its tokens on "
+            "one rank. Set parallel.context = 1 or loss.ratio = 'token'.",
+        )
+
     def _check_early_stop(self) -> None:
         if not self.rollout.early_stop:
             return
         require(
-            self.algorithm.skips_zero_advantage,
-            "rollout.early_stop needs dead groups to play no part in the update: algorithm.skip_zero_advantage "
-            "not 'off', and algorithm.kl_coef, entropy_coef, balance_coef and balance_bias_rate 0.",
+            self.skips_zero_advantage,
+            "rollout.early_stop needs an update that zero-advantage groups play no part in: set "
+            "algorithm.skip_zero_advantage to 'auto' or 'on', and loss.kl_coef, loss.entropy_coef, "
+            "algorithm.balance_coef and algorithm.balance_bias_rate to 0.",
         )
         require(
             self.algorithm.loss_denominator != "response_tokens",
             "rollout.early_stop with algorithm.loss_denominator = 'response_tokens': the tokens "
-            "that are never sampled would change the denominator. Take 'informative_tokens' or "
-            "'sequences'.",
+            "that are never sampled would change the denominator. Set "
+            "algorithm.loss_denominator = 'informative_tokens' or 'sequences'.",
+        )
+
+    def _check_off_policy(self) -> None:
+        if not self.rollout.max_off_policy_steps:
+            return
+        require(
+            self.loss.tis_clip > 0,
+            "rollout.max_off_policy_steps = 1 samples with weights that are one update old: set "
+            "loss.tis_clip (2 is usual), which weights tokens for it.",
+        )
+        require(
+            not self.rollout.sleep or self.device == "cpu",
+            "rollout.max_off_policy_steps = 1 samples while it trains, so the engine cannot sleep "
+            "meanwhile: set rollout.sleep = false.",
         )

@@ -141,7 +141,7 @@ def stage_memory(
         parameters=held.parameters,
         gradients=held.gradients,
         optimizer=held.optimizer,
-        reference=held.parameters if config.algorithm.kl_coef > 0 else 0,
+        reference=held.parameters if config.loss.kl_coef > 0 else 0,
         activations=activations,
         lm_head_loss=_loss_head(config, facts, shape) if last else 0,
         optimizer_step=held.moments // 2,

@@ -193,7 +193,7 @@ def train_time(
     experts = full * layers * _expert_traffic(config, shape, hf, gpu)
     busy = matmul + attention + elementwise + head + tensor_traffic + experts
     bubble = busy * (parallel.pipeline - 1) / (parallel.virtual_pipeline * micro / minibatches)
-    forwards = (minibatches > 1) + (config.algorithm.kl_coef > 0)
+    forwards = (minibatches > 1) + (config.loss.kl_coef > 0)
     return TrainTime(
         micro_batches=micro,
         matmul=matmul,

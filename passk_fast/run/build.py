@@ -188,7 +188,7 @@ def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Ru
     if newest:
         progress = Progress(**checkpoint.read(actor, Path(newest[1])))
         say(f"Resuming from step {progress.step} ({newest[1]})")
-    if config.algorithm.kl_coef > 0:
+    if config.loss.kl_coef > 0:
         actor.load_reference(model_dir)
     order = PromptOrder(len(prompts), config.data.seed)
     if progress.order:

@@ -235,7 +235,7 @@ class Trainer:
                 # The denominator counts what was sampled, so it is fixed before dropping any.
                 denominator = self._denominator(everything)
                 sequences = everything
-                if self.config.algorithm.skips_zero_advantage:
+                if self.config.skips_zero_advantage:
                     sequences = [s for s in everything if s.advantage != 0.0]
                 batches = self.actor.pack(sequences)
                 savings.count(everything, sequences, shared=self.config.share_prompts)

@@ -12,13 +12,12 @@ import numpy as np
 from passk_fast.actor.actor import StepResult
 from passk_fast.config import RunConfig
 from passk_fast.data.types import PackedBatch, Sequence
+from passk_fast.kernels import TOKEN_METRICS
 from passk_fast.model.flops import Work
 from passk_fast.rollout.dynamic_sampling import SampledBatch
 
 _LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
 _LOGPROB_GAP_BF16 = 0.5
-_MEANS = ("entropy", "ppo_kl", "kl", "logprob_gap", "tis_weight")
-_SHARES = ("clipped_low", "clipped_high", "dual_clipped", "tis_truncated")
 
 
 def sampling_metrics(drawn: SampledBatch, advantages_PN: np.ndarray) -> dict[str, Any]:
@@ -44,9 +43,12 @@ def update_metrics(results: SequenceOf[StepResult]) -> dict[str, float]:
     """Means over the tokens that were trained, of all optimizer steps of a batch."""
     total = {key: sum(r.sums[key] for r in results) for key in results[0].sums}
     tokens = max(1.0, total["tokens"])
-    record = {name: total[f"{name}_sum"] / tokens for name in _MEANS}
-    record |= {name: total[name] / tokens for name in _SHARES}
-    record["logprob_gap_max"] = max(r.sums["logprob_gap_max"] for r in results)
+    record: dict[str, float] = {}
+    for metric in TOKEN_METRICS:
+        if metric.kind in ("mean", "share"):
+            record[metric.label] = total[metric.name] / tokens
+        elif metric.kind == "largest":
+            record[metric.label] = max(r.sums[metric.name] for r in results)
     record["loss"] = total["loss"] / len(results)
     record["lr"] = results[-1].sums["lr"]
     norms = [r.grad_norm for r in results if math.isfinite(r.grad_norm)]

@@ -13,8 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from passk_fast.config import AlgorithmConfig, OptimConfig, ParallelConfig, RolloutConfig, RunConfig
+from passk_fast.config import (
+    AlgorithmConfig,
+    OptimConfig,
+    ParallelConfig,
+    PolicyLoss,
+    RolloutConfig,
+    RunConfig,
+)
 from passk_fast.data.types import Sequence
+from passk_fast.kernels.options import DEFAULT_LOSS
 
 VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of the softmax
 
@@ -102,10 +110,15 @@ def make_sequences(count: int = 24, seed: int = 0) -> list[Sequence]:
 
 
 def run_config(
-    parallel: dict[str, Any], micro_batch_tokens: int, share_prompts: bool = False, **algorithm: Any
+    parallel: dict[str, Any],
+    micro_batch_tokens: int,
+    share_prompts: bool = False,
+    loss: PolicyLoss = DEFAULT_LOSS,
+    **algorithm: Any,
 ) -> RunConfig:
     """The configuration of an actor under test."""
     return RunConfig(
+        loss=loss,
         share_prompts=share_prompts,
         parallel=ParallelConfig(**parallel),
         micro_batch_tokens=micro_batch_tokens,
@@ -326,7 +339,7 @@ def reference_kl(kind: str, folder: str) -> tuple[float, float]:
     from passk_fast.actor.mesh import drop_mesh, make_mesh
 
     drop_mesh()
-    config = run_config({}, 4096, kl_coef=0.1, kl_estimator="k3")
+    config = run_config({}, 4096, loss=PolicyLoss(kl_coef=0.1, kl_estimator="k3"))
     actor = Actor(config, hf_config(kind), make_mesh(config.parallel, "cpu"))
     actor.load_folder(folder)
     actor.load_reference(folder)

@@ -16,6 +16,7 @@ from passk_fast.config import (
     DataConfig,
     ModelConfig,
     ParallelConfig,
+    PolicyLoss,
     RolloutConfig,
     RunConfig,
     ShapeConfig,
@@ -150,7 +151,7 @@ def test_experts_that_fit(tmp_path: Path) -> None:
         algorithm=AlgorithmConfig(balance_coef=0.01),
     )
     check_run(config, 2)
-    assert not config.algorithm.skips_zero_advantage
+    assert not config.skips_zero_advantage
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,10 @@ def test_experts_that_fit(tmp_path: Path) -> None:
     [
         {"parallel": ParallelConfig(expert=2)},
         {"algorithm": AlgorithmConfig(balance_coef=0.1)},
-        {"algorithm": AlgorithmConfig(balance_bias_rate=0.1, tis_clip=2.0, max_logprob_gap=1.0)},
+        {
+            "algorithm": AlgorithmConfig(balance_bias_rate=0.1, max_logprob_gap=1.0),
+            "loss": PolicyLoss(tis_clip=2.0),
+        },
     ],
 )
 def test_dense_models_have_no_experts(tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -47,9 +49,16 @@ BAD_FILES = {
     "[algorithm]\nk = 0": ("bad.toml:2", "got 0"),
     "[algorithm]\nnum_rollouts = 1": ("bad.toml:2", "at least 2"),
     '[algorithm]\nestimator = "grpo"\nk = 4': ("bad.toml:2", "ignores k"),
-    "[algorithm]\nclip_low = 1.5": ("bad.toml:2", "below 1"),
-    "[algorithm]\nclip_high = -0.1": ("bad.toml:2", "0 or more"),
-    "[algorithm]\ndual_clip = 0.5": ("bad.toml:2", "above 1"),
+    "[loss]\nclip_low = 1.5": ("bad.toml:2: loss.clip_low", "below 1"),
+    "[loss]\nclip_high = -0.1": ("bad.toml:2: loss.clip_high", "0 or more"),
+    "[loss]\ndual_clip = 0.5": ("bad.toml:2: loss.dual_clip", "above 1"),
+    '[loss]\nobjective = "cispo"\ndual_clip = 3.0': ("bad.toml:3: loss.dual_clip", "no effect"),
+    '[loss]\nobjective = "ppo"': ("bad.toml:2: loss.objective", "'cispo'"),
+    "[loss]\nclip_hihg = 0.1": ("bad.toml:2: loss.clip_hihg", "'loss.clip_high'"),
+    '[loss]\nratio = "sequence"\n[parallel]\ncontext = 2': (
+        "bad.toml:2: loss.ratio",
+        "Set parallel.context = 1",
+    ),
     "[algorithm]\nminibatches = 5": ("minibatches", "multiple"),
     "[optim]\nbeta2 = 1.5": ("bad.toml:2", "[0, 1]"),
     "[optim]\nlr = 0": ("bad.toml:2", "must be positive"),
@@ -65,10 +74,10 @@ BAD_FILES = {
     "[algorithm]\nbalance_coef = -1": ("bad.toml:2", "0 or more"),
     '[algorithm]\nbalance_coef = 0.1\nskip_zero_advantage = "on"': (
         "bad.toml:3",
-        "without advantage too",
+        "zero advantage too",
     ),
-    "[algorithm]\nbalance_bias_rate = 0.1": ("bad.toml:2", "the engine knows no bias"),
-    "[algorithm]\nbalance_bias_rate = 0.1\ntis_clip = 2.0\nmax_logprob_gap = 1.0\n"
+    "[algorithm]\nbalance_bias_rate = 0.1": ("bad.toml:2", "does not know the router bias"),
+    "[loss]\ntis_clip = 2.0\n[algorithm]\nbalance_bias_rate = 0.1\nmax_logprob_gap = 1.0\n"
     "routing_replay = 'replay'": ("bad.toml", "does not leave to the trainer"),
     "[rollout]\nearly_stop = true\n[algorithm]\nbalance_coef = 0.1": ("early_stop", "balance_coef"),
     "[bench]\ndecode = false\n[algorithm]\nrouting_replay = 'measure'": ("random tokens have no",),
@@ -96,6 +105,8 @@ BAD_FLAGS = {
     ("--optim.lr", "fast"): "fast",
     ("--algorithm.k", "99"): "between 1 and",
     ("--steps",): "steps",
+    ("--loss.clip-low", "1.5"): "loss.clip_low must be below 1",
+    ("--loss.dual-clip", "3", "--loss.objective", "cispo"): "loss.dual_clip has no effect",
     ("--optim.schedule", "linear"): "cosine",
 }
 
@@ -158,9 +169,42 @@ def test_the_digest_ignores_where_a_run_goes_and_how_it_is_split() -> None:
     assert differing_fields(a, other) == ["optim.lr"]
 
 
+def test_every_option_of_the_loss_reaches_a_run(tmp_path: Path) -> None:
+    options = {
+        "clip_low": 0.1,
+        "clip_high": 0.3,
+        "dual_clip": 3.0,
+        "tis_clip": 2.0,
+        "kl_coef": 0.1,
+        "kl_estimator": "k2",
+        "entropy_coef": 0.01,
+        "objective": "clip",
+        "ratio": "sequence",
+        "importance_min": 0.5,
+        "importance_max": 4.0,
+    }
+    (tmp_path / "c.toml").write_text(
+        "model.shape.max_positions = 2048\n[loss]\n"
+        + "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
+    )
+    assert dataclasses.asdict(load_config(tmp_path / "c.toml").loss) == options
+
+
+def test_one_option_of_the_loss_leaves_the_others_at_their_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("model.shape.max_positions = 2048\nloss.clip_low = 0.1\n")
+    loss = load_config(tmp_path / "c.toml", ["--loss.tis-clip", "2"]).loss
+    assert (loss.clip_low, loss.clip_high, loss.tis_clip) == (0.1, 0.28, 2.0)
+
+
 def test_help_documents_every_section() -> None:
     text = help_text()
-    for name in ("--optim.lr", "--algorithm.k", "--data.maze.style", "--parallel.tensor"):
+    for name in (
+        "--optim.lr",
+        "--algorithm.k",
+        "--loss.importance-max",
+        "--data.maze.style",
+        "--parallel.tensor",
+    ):
         assert name in text
 
 

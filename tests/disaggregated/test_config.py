@@ -10,7 +10,7 @@ import pytest
 
 from passk_fast.commands.check_run import check_run
 from passk_fast.commands.main import _num_processes, main
-from passk_fast.config import AlgorithmConfig, ParallelConfig, RolloutConfig, RunConfig
+from passk_fast.config import ParallelConfig, PolicyLoss, RolloutConfig, RunConfig
 from passk_fast.config.file import config_digest
 from passk_fast.errors import ConfigError, ExitCode
 
@@ -20,7 +20,7 @@ def make(tmp_path: Path, parallel: dict[str, int] | None = None, **rollout: Any)
     return RunConfig(
         output_dir=str(tmp_path / "run"),
         device="cpu",
-        algorithm=AlgorithmConfig(tis_clip=2.0),
+        loss=PolicyLoss(tis_clip=2.0),
         parallel=ParallelConfig(**(parallel or {})),
         rollout=RolloutConfig(**({"dedicated_ranks": 2, "max_off_policy_steps": 1} | rollout)),
     )
@@ -31,7 +31,8 @@ def make(tmp_path: Path, parallel: dict[str, int] | None = None, **rollout: Any)
     [
         (
             {"max_off_policy_steps": 0},
-            r"each side would idle.*Set rollout\.max_off_policy_steps = 1, or rollout\.dedicated_ranks = 0",
+            r"each side would idle.*Set rollout\.max_off_policy_steps = 1, or "
+            r"rollout\.dedicated_ranks = 0",
         ),
         (
             {"dedicated_ranks": 3, "tensor": 2},
@@ -47,8 +48,8 @@ def test_options_that_make_no_sense(tmp_path: Path, rollout: dict[str, Any], mes
 
 def test_the_lag_needs_its_correction_and_an_awake_engine(tmp_path: Path) -> None:
     config = make(tmp_path)
-    with pytest.raises(ConfigError, match=r"algorithm\.tis_clip"):
-        replace(config, algorithm=AlgorithmConfig())
+    with pytest.raises(ConfigError, match=r"loss\.tis_clip"):
+        replace(config, loss=PolicyLoss())
     with pytest.raises(ConfigError, match=r"rollout\.sleep = false"):
         replace(config, device="cuda")
 
@@ -102,6 +103,6 @@ def test_bench_knows_one_layout_and_says_so(
     monkeypatch.chdir(Path(__file__).parents[2])
     options = "--rollout.dedicated-ranks 4 --rollout.tensor 4 --rollout.max-off-policy-steps 1 --rollout.no-sleep".split()
     with pytest.raises(SystemExit) as caught:
-        main(["bench", "configs/maze_cpu.toml", *options, "--algorithm.tis-clip", "2"])
+        main(["bench", "configs/maze_cpu.toml", *options, "--loss.tis-clip", "2"])
     assert caught.value.code == ExitCode.BAD_CONFIG
     assert "set rollout.dedicated_ranks = 0" in capsys.readouterr().err

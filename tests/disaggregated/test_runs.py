@@ -19,7 +19,7 @@ from tests.run.test_end_to_end import COMMAND, CONFIG, SMALL, metrics, train
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
 LAG = """
-    --rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --device cpu --algorithm.entropy-coef 0.01
+    --rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu --loss.entropy-coef 0.01
     --checkpoint.every 4
 """.split()
 ONE_AND_ONE = [*LAG, "--nproc", "2", "--rollout.dedicated-ranks", "1"]
@@ -76,7 +76,7 @@ MESHES = {
     "tp2-tp2": "--parallel.tensor 2 --rollout.tensor 2",
     "pp2-dp2": """
         --parallel.pipeline 2 --rollout.early-stop --rollout.verify-processes 1 --rollout.dynamic-sampling 2
-        --algorithm.loss-denominator informative_tokens --data.curriculum 0.5 --algorithm.entropy-coef 0
+        --algorithm.loss-denominator informative_tokens --data.curriculum 0.5 --loss.entropy-coef 0
     """,
 }
 

@@ -20,10 +20,10 @@ from passk_fast.commands.synthetic import (
     prompts,
 )
 from passk_fast.config import (
-    AlgorithmConfig,
     BenchConfig,
     ModelConfig,
     ParallelConfig,
+    PolicyLoss,
     RolloutConfig,
     RunConfig,
 )
@@ -88,7 +88,7 @@ def _config(parallel: dict[str, int], ranks: int, tensor: int) -> RunConfig:
         model=ModelConfig(path="none"),
         parallel=ParallelConfig(**parallel),
         rollout=RolloutConfig(dedicated_ranks=ranks, tensor=tensor, max_off_policy_steps=1),
-        algorithm=AlgorithmConfig(tis_clip=2.0),
+        loss=PolicyLoss(tis_clip=2.0),
     )
 
 

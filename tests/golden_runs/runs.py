@@ -42,7 +42,7 @@ RUNS = {
     ),
     "moe_1_rank": (
         "maze_moe_cpu.toml",
-        "--nproc 1 --lm-head-loss fused --algorithm.entropy-coef 0.01 --algorithm.balance-coef 0.01",
+        "--nproc 1 --lm-head-loss fused --loss.entropy-coef 0.01 --algorithm.balance-coef 0.01",
     ),
     "moe_2_ranks": (
         "maze_moe_cpu.toml",

@@ -16,7 +16,7 @@ import torch
 
 import passk_fast.kernels as kernels
 from passk_fast.advantage.table import table
-from passk_fast.kernels import live_rows, reference
+from passk_fast.kernels import LossRows, OutputHead, OutputLogits, informative_rows, reference
 from tests.kernels import cases
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -56,7 +56,7 @@ def assert_bars(
     got: dict[str, Any], want: dict[str, Any], device: str, *, loose: float = 1, dx: float = 4e-3
 ) -> None:
     """Loss from log-probs good to 5e-6, and the gradients' bars."""
-    assert got["metrics"]["backend"] == ("triton" if device == "cuda" else "torch")
+    assert got["report"].backend == ("triton" if device == "cuda" else "torch")
     size = max(1.0, abs(float(want["loss"])))
     assert abs(float(got["loss"]) - float(want["loss"])) <= 2e-5 * loose * size
     for name, bar in (("hidden", dx), ("weight", 4e-3)):
@@ -83,7 +83,7 @@ def test_logits_loss_family(device: str, name: str) -> None:
     data["logits"] = data["hidden"] @ data["weight"].T
     want = cases.from_logits(reference.policy_loss, {**data, "logits": data["logits"].double()})
     for inplace in (False, True):
-        got = cases.from_logits(kernels.policy_loss, {**data, "inplace": inplace})
+        got = cases.from_logits(kernels.policy_loss, data, inplace=inplace)
         size = max(1.0, abs(float(want["loss"])))
         assert abs(float(got["loss"]) - float(want["loss"])) <= 1e-6 * size
         exact = want["logits"]
@@ -98,9 +98,8 @@ def test_logits_loss_family(device: str, name: str) -> None:
 @pytest.mark.parametrize("gemm", GEMMS)
 def test_logprob_and_entropy(device: str, gemm: str) -> None:
     data = problem(device)
-    keys = ("hidden", "weight", "targets", "vocab")
-    logp, entropy = kernels.token_logprob(**{key: data[key] for key in keys}, first_gemm=gemm)
-    want = reference.token_logprob(**{key: double(data)[key] for key in keys})
+    logp, entropy = cases.logprobs(kernels.token_logprob, {**data, "first_gemm": gemm})
+    want = cases.logprobs(reference.token_logprob, double(data))
     assert float((logp - want[0]).abs().max()) <= 5e-6
     assert float((entropy - want[1]).abs().max()) <= 1e-4
 
@@ -123,7 +122,7 @@ def test_odd_shapes(
 
 
 @both
-@pytest.mark.parametrize("change", ["all dead", "all masked", "ratio 100", "logits -200"])
+@pytest.mark.parametrize("change", ["no advantage", "all masked", "ratio 100", "logits -200"])
 def test_edge_cases(device: str, change: str) -> None:
     data = cases.problem(**SHAPES[device])
     cases.changed(data, change)
@@ -138,20 +137,20 @@ def test_edge_cases(device: str, change: str) -> None:
         assert_bars(got, want, device)
     if change == "ratio 100":
         assert float(got["metrics"]["softmax_fallback_rows"]) == 3
-    if change.startswith("all"):
+    if change in ("no advantage", "all masked"):
         assert not got["weight"].any()
         assert not got["hidden"].any()
 
 
 @both
-def test_one_live_row_and_many_dead(device: str) -> None:
+def test_one_informative_row_among_many_others(device: str) -> None:
     data = problem(device)
     data["advantages"] = torch.zeros_like(data["advantages"])
     data["advantages"][7], data["mask"][7] = -1.0, True
     data["old_logp"] = None
-    live = live_rows(data["mask"].cpu(), data["advantages"].cpu())
+    index = informative_rows(data["mask"].cpu(), data["advantages"].cpu())
     want = cases.from_hidden(reference.linear_policy_loss, double(data))
-    for more in ({}, {"live": live}):
+    for more in ({}, {"row_index": index}):
         got = cases.from_hidden(kernels.linear_policy_loss, {**data, **more})
         assert_bars(got, want, device)
         rest = torch.arange(len(data["mask"]), device=device) != 7
@@ -174,7 +173,7 @@ def test_runs_repeat_bitwise_and_rows_do_not_know_their_place(device: str) -> No
     # A CPU rounds a row of a matrix product by place and threads: there the bar of log-probs
     # holds.
     torch.testing.assert_close(
-        three["metrics"]["logp"], one["metrics"]["logp"][order],
+        three["report"].logp, one["report"].logp[order],
         rtol=0, atol=5e-6 if device == "cpu" else 0, equal_nan=True,
     )  # fmt: skip
 
@@ -205,9 +204,9 @@ def test_group_advantage(device: str, n: int, k: int) -> None:
     correct = torch.rand(500, n, generator=torch.Generator().manual_seed(n)) < 0.3
     lookup = torch.tensor(table("passk", n, k))
     want, alive = reference.group_advantage(correct, lookup)
-    advantage, live = kernels.group_advantage(correct.to(device), lookup.to(device))
+    advantage, informative = kernels.group_advantage(correct.to(device), lookup.to(device))
     torch.testing.assert_close(advantage.cpu().double(), want, rtol=1e-7, atol=0)
-    assert torch.equal(live.cpu(), alive)
+    assert torch.equal(informative.cpu(), alive)
 
 
 @both
@@ -222,12 +221,11 @@ def test_more_elements_than_32_bits_count(device: str) -> None:
     mask = torch.ones(rows, dtype=torch.bool, device=device)
     ends = torch.cat([torch.arange(5), torch.arange(rows - 5, rows)]).to(device)
     kept = z[ends].double().requires_grad_()
-    loss, _ = reference.policy_loss(
-        kept, targets[ends], None, advantages[ends], mask[ends], denominator=9.0
-    )
+    data = LossRows(targets=targets, advantages=advantages, mask=mask, denominator=9.0)
+    loss, _ = reference.policy_loss(OutputLogits(logits=kept), data.at(ends, mask[ends]))
     loss.backward()
     z.requires_grad_()
-    loss, _ = kernels.policy_loss(z, targets, None, advantages, mask, denominator=9.0, inplace=True)
+    loss, _ = kernels.policy_loss(OutputLogits(logits=z), data, inplace=True)
     loss.backward()
     assert z.grad is not None
     assert kept.grad is not None
@@ -257,7 +255,8 @@ def test_temporary_memory_is_bounded() -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     loss, _ = kernels.linear_policy_loss(
-        x, w, targets, None, ones, ones.bool(), denominator=float(rows)
+        OutputHead(hidden=x, weight=w),
+        LossRows(targets=targets, advantages=ones, mask=ones.bool(), denominator=float(rows)),
     )
     torch.cuda.synchronize()
     extra = torch.cuda.max_memory_allocated() - before
@@ -271,13 +270,13 @@ def test_temporary_memory_is_bounded() -> None:
 def test_nothing_waits_for_the_device() -> None:
     """torch refuses every synchronising call; one event is waited for, behind the last GEMM."""
     data = problem("cuda")
-    live = live_rows(data["mask"].cpu(), data["advantages"].cpu())
-    cases.from_hidden(kernels.linear_policy_loss, {**data, "live": live})  # compiles
-    x, w = (data.pop(name).requires_grad_() for name in ("hidden", "weight"))
+    data["row_index"] = informative_rows(data["mask"].cpu(), data["advantages"].cpu())
+    cases.from_hidden(kernels.linear_policy_loss, data)  # compiles
+    x, _ = (data[name].requires_grad_() for name in ("hidden", "weight"))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss, _ = kernels.linear_policy_loss(x, w, **data, live=live)
+        loss, _ = cases.call_hidden(kernels.linear_policy_loss, data)
         loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

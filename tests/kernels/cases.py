@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 import passk_fast.kernels as kernels
-from passk_fast.kernels import PolicyLoss, reference
+from passk_fast.kernels import LossRows, OutputHead, OutputLogits, PolicyLoss, reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 FAMILY: dict[str, dict[str, Any]] = {
     "clip": {"loss": PolicyLoss(clip_low=0.1, clip_high=0.15)},
@@ -37,9 +38,12 @@ FAMILY: dict[str, dict[str, Any]] = {
 def problem(
     rows: int = 33, hidden: int = 24, padded: int = 104, vocab: int = 97, seed: int = 0
 ) -> dict[str, Any]:
-    """float32 inputs of `linear_policy_loss`: targets likely under the model, ratios off 1, some
-    rows masked, some advantages 0; the last row's target is the last column. Phantom columns of the
-    weight are huge, so that one that slips into a softmax is seen."""
+    """float32 inputs of `linear_policy_loss` by the names of its typed inputs.
+
+    Targets are likely under the model, ratios are off 1, some rows are masked, some advantages are
+    0; the last row's target is the last column. Phantom columns of the weight are huge, so that one
+    that slips into a softmax is seen.
+    """
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -79,27 +83,48 @@ def with_options(data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any
     return data
 
 
-def from_hidden(function: Any, data: dict[str, Any], upstream: float = 1.0) -> dict[str, Any]:
-    """loss, metrics and gradients of a K1 implementation."""
-    data = dict(data)
-    leaves = [data.pop(name).detach().clone().requires_grad_() for name in ("hidden", "weight")]
-    rows = [data.pop(name) for name in ("targets", "old_logp", "advantages", "mask")]
-    loss, metrics = function(*leaves, *rows, **data)
+def taken(data: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
+    """The entries of a problem that are fields of a typed input."""
+    return {f.name: data[f.name] for f in dataclasses.fields(kind) if f.name in data}
+
+
+def call_hidden(function: Callable[..., Any], data: dict[str, Any]) -> Any:
+    """(loss, report) of a K1 implementation; what is no field of an input is an option of it."""
+    inputs = taken(data, OutputHead), taken(data, LossRows)
+    fields = {"loss"}.union(*inputs)
+    more = {name: value for name, value in data.items() if name not in fields}
+    loss = data.get("loss", PolicyLoss())
+    return function(OutputHead(**inputs[0]), LossRows(**inputs[1]), loss, **more)
+
+
+def logprobs(function: Callable[..., Any], data: dict[str, Any]) -> Any:
+    """(logp, entropy) of a K3 implementation."""
+    return function(OutputHead(**taken(data, OutputHead)), data["targets"])
+
+
+def from_hidden(
+    function: Callable[..., Any], data: dict[str, Any], upstream: float = 1.0
+) -> dict[str, Any]:
+    """loss, report and gradients of a K1 implementation."""
+    leaves = {n: data[n].detach().clone().requires_grad_() for n in ("hidden", "weight")}
+    loss, report = call_hidden(function, {**data, **leaves})
     (loss * upstream).backward()
-    grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-    return {"loss": loss.detach(), "metrics": metrics, "hidden": grads[0], "weight": grads[1]}
+    grads = {n: torch.zeros_like(x) if x.grad is None else x.grad for n, x in leaves.items()}
+    return {"loss": loss.detach(), "report": report, "metrics": report.metrics, **grads}
 
 
-def from_logits(function: Any, data: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """loss, metrics and gradient of a K2 implementation on the problem's logits."""
-    data = {**data, **more}
-    x, weight = data.pop("hidden"), data.pop("weight")
-    leaf = data.pop("logits", x @ weight.T).detach().clone().requires_grad_()
-    rows = [data.pop(name) for name in ("targets", "old_logp", "advantages", "mask")]
-    loss, metrics = function(leaf, *rows, **data)
+def from_logits(function: Callable[..., Any], data: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """loss, report and gradient of a K2 implementation on the problem's logits."""
+    logits = data["logits"] if "logits" in data else data["hidden"] @ data["weight"].T
+    leaf = logits.detach().clone().requires_grad_()
+    output = OutputLogits(**{**taken(data, OutputLogits), "logits": leaf})
+    rows = LossRows(**taken(data, LossRows))
+    loss, report = function(output, rows, data.get("loss", PolicyLoss()), **more)
     loss.backward()
     grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-    return {"loss": loss.detach(), "metrics": metrics, "logits": grad}
+    return {
+        "loss": loss.detach(), "report": report, "metrics": report.metrics, "logits": grad
+    }  # fmt: skip
 
 
 def frobenius(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -157,15 +182,10 @@ def sharded(
     # Small chunks, so that several are in flight.
     with interpreted(on):
         got = from_hidden(kernels.linear_policy_loss, {**part, "memory_gib": 12e3 / 2**30})
-        temperature = part.get("temperature", 1.0)
-        keys = ("hidden", "weight", "targets", "group", "vocab", "sequence_parallel")
-        logp, entropy = kernels.token_logprob(
-            **{key: part[key] for key in keys if key in part}, temperature=temperature
-        )
+        logp, entropy = logprobs(kernels.token_logprob, part)
         logits = (whole["hidden"] @ whole["weight"].T)[:, columns].contiguous()
-        plain = {key: value for key, value in part.items() if key != "sequence_parallel"}
-        from_z = from_logits(kernels.policy_loss, {**plain, "logits": logits})
-    assert got["metrics"]["backend"] == ("interpreter" if on else "torch")
+        from_z = from_logits(kernels.policy_loss, {**part, "logits": logits})
+    assert got["report"].backend == ("interpreter" if on else "torch")
     return {
         "loss": got["loss"],
         "hidden": _all(got["hidden"], group) if sequence_parallel else got["hidden"],
@@ -194,9 +214,8 @@ def interpreter_case(
             kernels.linear_policy_loss, {**data, "first_gemm": first_gemm}, upstream=2.0
         )
         two = from_logits(kernels.policy_loss, data)
-        keys = ("hidden", "weight", "targets", "vocab")
-        three = kernels.token_logprob(**{key: data[key] for key in keys})
-    assert one["metrics"]["backend"] == two["metrics"]["backend"] == "interpreter"
+        three = logprobs(kernels.token_logprob, data)
+    assert one["report"].backend == two["report"].backend == "interpreter"
     for name in ("hidden", "weight"):
         one[name] = one[name] / 2
     return {"hidden": one, "logits": two, "logp": three}
@@ -204,12 +223,12 @@ def interpreter_case(
 
 def changed(data: dict[str, Any], change: str) -> None:
     """Edge cases, by name."""
-    if change == "all dead":
+    if change == "no advantage":
         data["advantages"] = torch.zeros_like(data["advantages"])
     elif change == "all masked":
         data["mask"] = torch.zeros_like(data["mask"])
     elif change == "ratio 100":
-        # Live rows whose anchor is 100 nats off, both ways, among ordinary ones. Upwards only a
+        # Rows that count whose anchor is 100 nats off, both ways, among ordinary ones. Upwards only a
         # negative advantage has a gradient, downwards only a positive one (clipping).
         data["mask"][:4] = True
         data["old_logp"][1] -= 100.0
@@ -238,11 +257,10 @@ def float64_answers(
     data = with_options(problem(**shapes), options)
     changed(data, change)
     double = {**data, "hidden": data["hidden"].double(), "weight": data["weight"].double()}
-    keys = ("hidden", "weight", "targets", "vocab", "temperature")
     single = {key: data[key] for key in ("hidden", "weight")}
     logits = (single["hidden"] @ single["weight"].T).double()
     return {
         "hidden": from_hidden(reference.linear_policy_loss, double),
         "logits": from_logits(reference.policy_loss, {**double, "logits": logits}),
-        "logp": reference.token_logprob(**{key: double[key] for key in keys if key in double}),
+        "logp": logprobs(reference.token_logprob, double),
     }

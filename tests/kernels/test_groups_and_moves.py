@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import passk_fast.kernels as kernels
 from passk_fast.advantage.table import advantages, table, zero_advantage_rows
-from passk_fast.kernels import reference
+from passk_fast.kernels import LossRows, OutputLogits, reference
 from passk_fast.kernels.engines import hole_moves
 from tests.kernels import cases
 from tests.ranks import RankPool
@@ -21,21 +21,21 @@ from tests.ranks import RankPool
 def test_group_advantage_is_the_table(n: int, k: int) -> None:
     lookup = torch.tensor(table("passk", n, k))
     correct = torch.rand(40, n) < torch.linspace(0, 1, 40)[:, None]
-    advantage, live = kernels.group_advantage(correct, lookup)
+    advantage, informative = kernels.group_advantage(correct, lookup)
     assert advantage.dtype == torch.float32
     want = advantages("passk", correct.double().numpy(), k)
     torch.testing.assert_close(advantage.double().numpy(), want, rtol=1e-7, atol=0)
-    dead = torch.from_numpy(zero_advantage_rows(table("passk", n, k)))[correct.sum(dim=1)]
-    assert torch.equal(live, ~dead)
+    zero = torch.from_numpy(zero_advantage_rows(table("passk", n, k)))[correct.sum(dim=1)]
+    assert torch.equal(informative, ~zero)
     exact, alive = reference.group_advantage(correct, lookup)
     assert torch.equal(exact, torch.from_numpy(want))
-    assert torch.equal(alive, live)
+    assert torch.equal(alive, informative)
 
 
-def test_group_advantage_too_small_for_float32_stays_live() -> None:
+def test_group_advantage_too_small_for_float32_stays_informative() -> None:
     lookup = torch.tensor([[0.0, 0.0], [-1e-60, 1e-50], [0.0, 0.0]], dtype=torch.float64)
-    advantage, live = kernels.group_advantage(torch.tensor([[True, False]]), lookup)
-    assert live.tolist() == [True]
+    advantage, informative = kernels.group_advantage(torch.tensor([[True, False]]), lookup)
+    assert informative.tolist() == [True]
     assert advantage[0, 0] > 0 > advantage[0, 1]
 
 
@@ -55,12 +55,12 @@ def test_group_advantage_interpreted() -> None:
     pytest.importorskip("triton")
     with RankPool(1, env={"TRITON_INTERPRET": "1"}) as pool:
         results = pool.run("tests.kernels.test_groups_and_moves:interpreted_groups")[0]
-    for (n, k), (correct, (advantage, live)) in zip(
+    for (n, k), (correct, (advantage, informative)) in zip(
         ((2, 1), (5, 3), (16, 8), (33, 4)), results, strict=True
     ):
         want, alive = reference.group_advantage(correct, torch.tensor(table("passk", n, k)))
         torch.testing.assert_close(advantage.double(), want, rtol=1e-7, atol=0)
-        assert torch.equal(live, alive)
+        assert torch.equal(informative, alive)
 
 
 @given(keep=st.lists(st.booleans(), min_size=1, max_size=40))
@@ -102,7 +102,8 @@ BAD: list[tuple[str, str, Any]] = [
     ("memory_gib", "memory_gib", lambda d: 1e-9),
     ("first_gemm", "first_gemm", lambda d: "magic"),
     ("filter_eps", "filter_eps", lambda d: -1.0),
-    ("live", "live", lambda d: torch.tensor([500])),
+    ("row_index", "row_index", lambda d: torch.tensor([500])),
+    ("row_index", "row_index", lambda d: torch.tensor([1], dtype=torch.int32)),
     ("main_grad", "main_grad", lambda d: torch.zeros(3, 24)),
     ("main_grad", "main_grad", lambda d: torch.zeros(104, 24, dtype=torch.bfloat16)),
 ]
@@ -113,7 +114,7 @@ def test_bad_input_names_the_argument(name: str, word: str, change: Any) -> None
     data = cases.problem()
     data[name] = change(data)
     with pytest.raises((ValueError, TypeError), match=word):
-        kernels.linear_policy_loss(**data)
+        cases.call_hidden(kernels.linear_policy_loss, data)
 
 
 @pytest.mark.parametrize(
@@ -131,11 +132,10 @@ def test_bad_groups(correct: torch.Tensor, lookup: torch.Tensor, word: str) -> N
 
 
 def test_bad_logits() -> None:
-    data = cases.problem()
-    rows = [data[name] for name in ("targets", "old_logp", "advantages", "mask")]
-    with pytest.raises(ValueError, match="logits"):
-        kernels.policy_loss(torch.zeros(33, 50).T, *rows, denominator=1.0)
-    with pytest.raises(ValueError, match="targets"):
-        kernels.policy_loss(torch.zeros(33, 50), *rows, denominator=1.0)
+    rows = LossRows(**cases.taken(cases.problem(), LossRows))
+    with pytest.raises((ValueError, TypeError), match="logits"):
+        kernels.policy_loss(OutputLogits(logits=torch.zeros(97, 33).T), rows)
+    with pytest.raises((ValueError, TypeError), match="targets"):
+        kernels.policy_loss(OutputLogits(logits=torch.zeros(33, 50)), rows)
     with pytest.raises(TypeError, match="logits"):
-        kernels.policy_loss(torch.zeros(33, 97, dtype=torch.int64), *rows, denominator=1.0)
+        kernels.policy_loss(OutputLogits(logits=torch.zeros(33, 97, dtype=torch.int64)), rows)

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import passk_fast.kernels as kernels
-from passk_fast.kernels import PolicyLoss, engines, live_rows, reference
+from passk_fast.kernels import OutputHead, PolicyLoss, engines, informative_rows, reference
+from passk_fast.kernels.from_hidden import chunk_rows
+from passk_fast.kernels.inputs import DEFAULT_MEMORY_GIB
+from passk_fast.kernels.shard import Shard
 from tests.kernels import cases
 
 SHAPES = {"rows": 33, "hidden": 24, "padded": 104, "vocab": 97}
@@ -24,7 +27,7 @@ def test_loss_family_equals_float64(name: str) -> None:
     want = cases.float64_answers(SHAPES, cases.FAMILY[name])
     data = cases.with_options(cases.problem(**SHAPES), cases.FAMILY[name])
     got = cases.from_hidden(kernels.linear_policy_loss, data)
-    assert got["metrics"]["backend"] == "torch"
+    assert got["report"].backend == "torch"
     slow = data["mask"].sum() if "entropy" in name else 0
     assert got["metrics"]["softmax_fallback_rows"] == slow
     cases.assert_hidden(got, want["hidden"])
@@ -46,9 +49,6 @@ def test_chunks_do_not_change_the_result(name: str, memory_gib: float) -> None:
 
 def test_chunk_rows_follow_from_memory() -> None:
     weight = torch.empty(151_936, 5120, dtype=torch.bfloat16, device="meta")
-    from passk_fast.kernels.from_hidden import DEFAULT_MEMORY_GIB, chunk_rows
-    from passk_fast.kernels.shard import Shard
-
     alone = Shard(None, 0, 151_936, 151_936, 0, 1)
     fused = engines.TritonEngine("fused", False)
     assert chunk_rows(fused, weight, alone, DEFAULT_MEMORY_GIB) == 8192
@@ -59,7 +59,7 @@ def test_chunk_rows_follow_from_memory() -> None:
         chunk_rows(fused, weight, alone, 1e-6)
 
 
-@pytest.mark.parametrize("change", ["all dead", "all masked", "ratio 100", "logits -200"])
+@pytest.mark.parametrize("change", ["no advantage", "all masked", "ratio 100", "logits -200"])
 def test_edge_cases(change: str) -> None:
     want = cases.float64_answers(SHAPES, {}, change)
     data = cases.problem(**SHAPES)
@@ -72,8 +72,8 @@ def test_edge_cases(change: str) -> None:
 
 def test_rows_without_gradient_are_in_no_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
     data = cases.problem(**SHAPES)
-    dead = ~data["mask"] | (data["advantages"] == 0)
-    data["hidden"][dead] = torch.nan  # a row that entered a product would be seen
+    idle = ~data["mask"] | (data["advantages"] == 0)
+    data["hidden"][idle] = torch.nan  # a row that entered a product would be seen
     seen: list[tuple[int, ...]] = []
     plain = engines.mm_float32
 
@@ -83,27 +83,28 @@ def test_rows_without_gradient_are_in_no_gemm(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(engines, "mm_float32", recorded)
     got = cases.from_hidden(kernels.linear_policy_loss, {**data, "keep_rows": True})
-    logp = got["metrics"]["logp"]
-    assert torch.equal(torch.isnan(logp), dead)
-    assert not got["hidden"][dead].any()
+    logp = got["report"].logp
+    assert torch.equal(torch.isnan(logp), idle)
+    assert torch.equal(got["report"].counted, ~idle)
+    assert not got["hidden"][idle].any()
     ratio = (logp - data["old_logp"]).exp()
     up, down = data["advantages"] > 0, data["advantages"] < 0
-    clipped = ~dead & ((up & (ratio > 1.28)) | (down & (ratio < 0.8)))
+    clipped = ~idle & ((up & (ratio > 1.28)) | (down & (ratio < 0.8)))
     assert clipped.any()
     assert not got["hidden"][clipped].any()
-    left = int((~dead & ~clipped).sum())
+    left = int((~idle & ~clipped).sum())
     *first, weight_grad, hidden_grad = seen
-    assert sum(rows for rows, _ in first) == int((~dead).sum())
+    assert sum(rows for rows, _ in first) == int((~idle).sum())
     assert weight_grad == (SHAPES["vocab"], left)
     assert hidden_grad == (left, SHAPES["vocab"])
 
 
-def test_live_rows_given_are_those_found() -> None:
+def test_informative_rows_given_are_those_found() -> None:
     data = cases.problem(**SHAPES)
-    live = live_rows(data["mask"], data["advantages"])
-    assert torch.equal(live, (data["mask"] & (data["advantages"] != 0)).nonzero()[:, 0])
+    rows = informative_rows(data["mask"], data["advantages"])
+    assert torch.equal(rows, (data["mask"] & (data["advantages"] != 0)).nonzero()[:, 0])
     found = cases.from_hidden(kernels.linear_policy_loss, data)
-    given = cases.from_hidden(kernels.linear_policy_loss, {**data, "live": live})
+    given = cases.from_hidden(kernels.linear_policy_loss, {**data, "row_index": rows})
     for name in ("loss", "hidden", "weight"):
         assert torch.equal(found[name], given[name])
 
@@ -134,7 +135,7 @@ def test_row_permutation_permutes_row_results() -> None:
     one = cases.from_hidden(kernels.linear_policy_loss, {**data, "keep_rows": True})
     two = cases.from_hidden(kernels.linear_policy_loss, {**moved, "keep_rows": True})
     torch.testing.assert_close(
-        two["metrics"]["logp"], one["metrics"]["logp"][order], rtol=0, atol=1e-6, equal_nan=True
+        two["report"].logp, one["report"].logp[order], rtol=0, atol=1e-6, equal_nan=True
     )
     torch.testing.assert_close(two["hidden"], one["hidden"][order], rtol=1e-5, atol=1e-7)
 
@@ -162,9 +163,8 @@ def test_main_grad_takes_the_weight_gradient() -> None:
 
 def test_second_backward_is_refused() -> None:
     data = cases.problem(**SHAPES)
-    x, w = (data.pop(name).requires_grad_() for name in ("hidden", "weight"))
-    rows = [data.pop(name) for name in ("targets", "old_logp", "advantages", "mask")]
-    loss, _ = kernels.linear_policy_loss(x, w, *rows, **data)
+    data["hidden"].requires_grad_()
+    loss, _ = cases.call_hidden(kernels.linear_policy_loss, data)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="second backward"):
         loss.backward()
@@ -172,14 +172,13 @@ def test_second_backward_is_refused() -> None:
 
 def test_token_logprob_and_no_grad() -> None:
     data = cases.problem(**SHAPES)
-    keys = ("hidden", "weight", "targets", "vocab")
-    logp, entropy = kernels.token_logprob(**{key: data[key] for key in keys})
-    want = reference.token_logprob(**{key: data[key] for key in keys})
+    logp, entropy = cases.logprobs(kernels.token_logprob, data)
+    want = cases.logprobs(reference.token_logprob, data)
     torch.testing.assert_close(logp.double(), want[0], rtol=0, atol=5e-6)
     torch.testing.assert_close(entropy.double(), want[1], rtol=0, atol=1e-4)
-    far = data["weight"] * 60  # log-probs below -80 need the online maximum
-    logp, entropy = kernels.token_logprob(data["hidden"], far, data["targets"], vocab=97)
-    want = reference.token_logprob(data["hidden"], far, data["targets"], vocab=97)
+    data["weight"] *= 60  # log-probs below -80 need the online maximum
+    logp, entropy = cases.logprobs(kernels.token_logprob, data)
+    want = cases.logprobs(reference.token_logprob, data)
     assert float(want[0].min()) < -80
     # float32 logits of some hundreds carry errors of about 2e-4.
     torch.testing.assert_close(logp.double(), want[0], rtol=0, atol=1e-3)
@@ -190,9 +189,10 @@ def test_bfloat16_bars() -> None:
     data = cases.problem(rows=48, hidden=64, padded=512, vocab=509)
     data = {k: v.bfloat16() if k in ("hidden", "weight") else v for k, v in data.items()}
     want = cases.from_hidden(reference.linear_policy_loss, data)
-    exact = reference.token_logprob(data["hidden"], data["weight"], data["targets"], vocab=509)[0]
+    head = OutputHead(hidden=data["hidden"], weight=data["weight"], vocab=509)
+    exact, _ = reference.token_logprob(head, data["targets"])
     got = cases.from_hidden(kernels.linear_policy_loss, {**data, "keep_rows": True})
-    logp = got["metrics"]["logp"]
+    logp = got["report"].logp
     known = ~torch.isnan(logp)
     assert float((logp - exact)[known].abs().max()) <= 5e-6
     for name in ("hidden", "weight"):

@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from passk_fast.kernels.reference import (
-    MAX_METRICS,
-    PolicyLoss,
-    policy_loss_from_logprob,
-    token_logprob_from_logits,
-)
+from passk_fast.kernels import MAX_METRICS, LossRows, PolicyLoss
+from passk_fast.kernels.reference import policy_loss_from_logprob, token_logprob_from_logits
 
 F64 = torch.float64
 KEYS = ("logp", "entropy", "old_logp", "rollout_logp", "reference_logp", "advantages")
@@ -38,6 +34,17 @@ def tokens(count: int = 40, seed: int = 0) -> dict[str, torch.Tensor]:
     data["advantages"][::7] = 0.0
     data["mask"] = torch.rand(count, generator=rng) < 0.8
     return data
+
+
+def loss_of(
+    data: dict[str, torch.Tensor], loss: PolicyLoss, denominator: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of `tokens`; from log-probs targets are not read."""
+    rows = {name: values for name, values in data.items() if name not in ("logp", "entropy")}
+    rows["targets"] = torch.zeros(len(data["logp"]), dtype=torch.int64)
+    return policy_loss_from_logprob(
+        data["logp"], data["entropy"], LossRows(**rows, denominator=denominator), loss
+    )
 
 
 def by_hand(data: dict[str, torch.Tensor], loss: PolicyLoss) -> dict[str, float]:
@@ -113,7 +120,7 @@ def test_policy_loss_matches_the_loop(loss: PolicyLoss) -> None:
     data = tokens()
     data["logp"].requires_grad_()
     data["entropy"].requires_grad_()
-    value, metrics = policy_loss_from_logprob(**data, denominator=17.0, loss=loss)
+    value, metrics = loss_of(data, loss, 17.0)
     want = by_hand(data, loss)
     slopes = want.pop("dlogp")
     assert value.item() == pytest.approx(want["loss_sum"] / 17, rel=1e-12)
@@ -140,7 +147,7 @@ def test_gradient_through_logits_by_finite_differences(loss: PolicyLoss) -> None
 
     def total(z: torch.Tensor) -> torch.Tensor:
         inputs = dict(zip(("logp", "entropy"), token_logprob_from_logits(z, targets), strict=True))
-        return policy_loss_from_logprob(**(data | inputs), denominator=3.0, loss=loss)[0]
+        return loss_of(data | inputs, loss, 3.0)[0]
 
     assert torch.autograd.gradcheck(total, (logits,), atol=1e-7)
 
@@ -153,14 +160,14 @@ def test_every_clip_is_exercised_by_the_data() -> None:
 
 @pytest.mark.parametrize("loss", OPTIONS)
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
-def test_dead_rows_add_exactly_nothing(loss: PolicyLoss, junk: float) -> None:
+def test_rows_outside_the_mask_add_exactly_nothing(loss: PolicyLoss, junk: float) -> None:
     clean, dirty = tokens(), tokens()
     for key in KEYS:
         dirty[key][~dirty["mask"]] = junk
     for data in (clean, dirty):
         data["logp"].requires_grad_()
-    value, metrics = policy_loss_from_logprob(**clean, denominator=5.0, loss=loss)
-    other, other_metrics = policy_loss_from_logprob(**dirty, denominator=5.0, loss=loss)
+    value, metrics = loss_of(clean, loss, 5.0)
+    other, other_metrics = loss_of(dirty, loss, 5.0)
     assert torch.equal(value, other)
     assert metrics == other_metrics
     grads = [torch.autograd.grad(v, d["logp"])[0] for v, d in [(value, clean), (other, dirty)]]
@@ -168,28 +175,26 @@ def test_dead_rows_add_exactly_nothing(loss: PolicyLoss, junk: float) -> None:
     assert not grads[1][~dirty["mask"]].any()
 
 
-def test_nan_in_a_live_row_is_not_hidden() -> None:
+def test_nan_in_a_masked_row_is_not_hidden() -> None:
     data = tokens()
     data["mask"][3] = True
     data["logp"][3] = math.nan
-    assert policy_loss_from_logprob(**data, denominator=1.0, loss=PolicyLoss())[0].isnan()
+    assert loss_of(data, PolicyLoss(), 1.0)[0].isnan()
 
 
 @pytest.mark.parametrize("log_ratio", [100.0, -100.0])
 @pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
 def test_extreme_ratio(log_ratio: float, advantage: float) -> None:
     logp = torch.tensor([-1.0], requires_grad=True)
-    value, _ = policy_loss_from_logprob(
-        logp,
-        torch.zeros(1),
+    rows = LossRows(
+        targets=torch.tensor([0]),
         old_logp=torch.tensor([-1.0 - log_ratio]),
-        rollout_logp=None,
-        reference_logp=None,
         advantages=torch.tensor([advantage]),
         mask=torch.tensor([True]),
         denominator=1.0,
-        loss=PolicyLoss(dual_clip=3.0),
     )
+    loss = PolicyLoss(clip_high=0.2, dual_clip=3.0)
+    value, _ = policy_loss_from_logprob(logp, torch.zeros(1), rows, loss)
     (grad,) = torch.autograd.grad(value, logp)
     high = log_ratio > 0
     # (A, r) -> loss: A > 0 is clipped above and vanishes below; A < 0 the other way, at c and 0.8.
@@ -206,7 +211,7 @@ def test_extreme_ratio_without_dual_clip_overflows_openly_and_alone() -> None:
         "old_logp": data["logp"] - torch.tensor([100.0, 100.0], dtype=F64),
         "mask": torch.tensor([True, True]),
     }
-    value, _ = policy_loss_from_logprob(**data, denominator=1.0, loss=PolicyLoss())
+    value, _ = loss_of(data, PolicyLoss(), 1.0)
     assert value.item() == pytest.approx(math.exp(100), rel=1e-10)
 
 
@@ -215,7 +220,7 @@ def test_on_policy_is_reinforce_with_exact_ratio_one() -> None:
     data["mask"] = tokens()["mask"]
     data["logp"].requires_grad_()
     data["old_logp"] = data["logp"].detach()
-    value, metrics = policy_loss_from_logprob(**data, denominator=4.0, loss=PolicyLoss())
+    value, metrics = loss_of(data, PolicyLoss(), 4.0)
     assert value.dtype == torch.float32
     assert float(metrics["ppo_kl_sum"]) == 0.0
     assert metrics["ratio_sum"] == metrics["tokens"] == data["mask"].sum()
@@ -226,11 +231,9 @@ def test_on_policy_is_reinforce_with_exact_ratio_one() -> None:
 @pytest.mark.parametrize("cut", [1, 13, 39])
 def test_metrics_and_loss_add_over_micro_batches(cut: int) -> None:
     data, loss = tokens(), OPTIONS[-1]
-    whole, metrics = policy_loss_from_logprob(**data, denominator=9.0, loss=loss)
+    whole, metrics = loss_of(data, loss, 9.0)
     parts = [
-        policy_loss_from_logprob(
-            **{key: value[rows] for key, value in data.items()}, denominator=9.0, loss=loss
-        )
+        loss_of({key: value[rows] for key, value in data.items()}, loss, 9.0)
         for rows in (slice(0, cut), slice(cut, None))
     ]
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
@@ -243,7 +246,7 @@ def test_metrics_and_loss_add_over_micro_batches(cut: int) -> None:
 def test_empty_and_all_masked_batches() -> None:
     for data in (tokens(0), tokens(4) | {"mask": torch.zeros(4, dtype=torch.bool)}):
         data["logp"].requires_grad_()
-        value, metrics = policy_loss_from_logprob(**data, denominator=1.0, loss=OPTIONS[-1])
+        value, metrics = loss_of(data, OPTIONS[-1], 1.0)
         assert value.item() == 0.0
         assert not any(float(metric) for metric in metrics.values())
         value.backward()
@@ -251,18 +254,31 @@ def test_empty_and_all_masked_batches() -> None:
 
 
 def test_option_without_its_input_is_refused() -> None:
-    data = tokens() | {"rollout_logp": None, "reference_logp": None}
-    with pytest.raises(ValueError, match="rollout_logp"):
-        policy_loss_from_logprob(**data, denominator=1.0, loss=PolicyLoss(tis_clip=2.0))
+    data = {n: v for n, v in tokens().items() if n not in ("rollout_logp", "reference_logp")}
+    for name in ("tis_clip", "importance_min", "importance_max"):
+        with pytest.raises(ValueError, match=f"{name} needs rollout_logp"):
+            loss_of(data, PolicyLoss(**{name: 2.0}), 1.0)
     with pytest.raises(ValueError, match="reference_logp"):
-        policy_loss_from_logprob(**data, denominator=1.0, loss=PolicyLoss(kl_coef=0.1))
+        loss_of(data, PolicyLoss(kl_coef=0.1), 1.0)
+    with pytest.raises(ValueError, match="sequence_index"):
+        loss_of(data, PolicyLoss(ratio="sequence"), 1.0)
     with pytest.raises(ValueError, match="denominator"):
-        policy_loss_from_logprob(**data, denominator=0.0, loss=PolicyLoss())
+        loss_of(data, PolicyLoss(), 0.0)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"clip_low": 1.0}, {"clip_high": -0.1}, {"dual_clip": 0.5}, {"kl_estimator": "k4"}],
+    [
+        {"clip_low": 1.0},
+        {"clip_high": -0.1},
+        {"dual_clip": 0.5},
+        {"dual_clip": math.nan},
+        {"kl_estimator": "k4"},
+        {"objective": "ppo"},
+        {"ratio": "group"},
+        {"importance_max": 0.5, "importance_min": 0.6},
+        {"dual_clip": 3.0, "objective": "cispo"},
+    ],
 )
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

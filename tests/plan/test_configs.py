@@ -85,7 +85,7 @@ def apart(name: str, ranks: int) -> dict[str, Any]:
     config = load_config(CONFIGS / f"{name}.toml")
     return {
         "rollout": replace(config.rollout, dedicated_ranks=ranks, **APART),
-        "algorithm": replace(config.algorithm, tis_clip=2.0),
+        "loss": replace(config.loss, tis_clip=2.0),
     }
 
 

@@ -239,8 +239,8 @@ def test_sampling_ahead_lags_one_step_and_resumes(
     whole: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     folder, cache, _ = whole
-    options = "--rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --device cpu".split()
-    options += ["--algorithm.entropy-coef", "0.01"]  # every batch moves the weights
+    options = "--rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu".split()
+    options += ["--loss.entropy-coef", "0.01"]  # every batch moves the weights
     runs = [tmp_path / "whole", tmp_path / "resumed", tmp_path / "resumed"]
     for run, steps in zip(runs, ("4", "2", "4"), strict=True):
         done = train(run, cache, "--steps", steps, *options)

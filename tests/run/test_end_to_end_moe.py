@@ -14,7 +14,7 @@ from tests.run.test_end_to_end import COMMAND, SMALL, metrics
 pytestmark = [pytest.mark.slow, pytest.mark.sample, pytest.mark.megatron]
 
 CONFIG = Path(__file__).parents[2] / "configs" / "maze_moe_cpu.toml"
-MOVING = "--algorithm.entropy-coef 0.01 --optim.lr 1e-2".split()
+MOVING = "--loss.entropy-coef 0.01 --optim.lr 1e-2".split()
 """Every batch moves the weights, so every sync has something to bring."""
 
 

@@ -53,7 +53,7 @@ def test_a_refilled_batch_replays_every_round(tmp_path: Path) -> None:
     """Most groups of a hardly trained model are all wrong; replaying still changes nothing."""
     refill = """
         --rollout.dynamic-sampling 3 --rollout.early-stop --algorithm.loss-denominator informative_tokens
-        --algorithm.entropy-coef 0 --warm-start.steps 60
+        --loss.entropy-coef 0 --warm-start.steps 60
     """
     found = []
     for mode in ("off", "replay"):
@@ -70,7 +70,7 @@ def test_a_refilled_batch_replays_every_round(tmp_path: Path) -> None:
 
 def test_samples_of_older_weights_differ(tmp_path: Path) -> None:
     """With a step of lag the trainer's own choice is another one for some tokens."""
-    lag = "--rollout.max-off-policy-steps 1 --algorithm.tis-clip 2 --rollout.no-sleep".split()
+    lag = "--rollout.max-off-policy-steps 1 --loss.tis-clip 2 --rollout.no-sleep".split()
     steps = "--steps 4 --nproc 2 --eval.every 0 --checkpoint.every 0".split()
     train(tmp_path / "run", *steps, *lag, "--algorithm.routing-replay", "replay")
     records = metrics(tmp_path / "run")[1:]

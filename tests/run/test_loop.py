@@ -15,6 +15,7 @@ from passk_fast.config import (
     AlgorithmConfig,
     ModelConfig,
     OptimConfig,
+    PolicyLoss,
     RolloutConfig,
     RunConfig,
     ScheduleConfig,
@@ -27,6 +28,9 @@ from passk_fast.run.loop import Progress, Trainer, to_sequences
 from passk_fast.run.metrics import Savings, logprob_bound
 
 pytestmark = pytest.mark.megatron
+
+
+DEFAULT_LOSS = PolicyLoss()
 
 
 class Mesh:
@@ -48,12 +52,17 @@ class Tokenizer:
         return f"t{ids[0]}"
 
 
-def trainer(progress: Progress | None = None, **algorithm: Any) -> Trainer:
+def trainer(
+    progress: Progress | None = None,
+    loss: PolicyLoss = DEFAULT_LOSS,
+    **algorithm: Any,
+) -> Trainer:
     """A trainer whose parts are absent: the functions under test use none of them."""
     parts: dict[str, Any] = dict.fromkeys(("engines", "order"), None)
     config = RunConfig(
         model=ModelConfig(shape=ShapeConfig(max_positions=2048)),
         algorithm=AlgorithmConfig(num_rollouts=4, k=2, **algorithm),
+        loss=loss,
         optim=OptimConfig(max_bad_steps=2),
     )
     return Trainer(
@@ -136,8 +145,8 @@ class Engine:
     [
         ({}, 3),
         ({"skip_zero_advantage": "off"}, 8),
-        ({"kl_coef": 0.1}, 8),
-        ({"entropy_coef": 0.1}, 8),
+        ({"loss": PolicyLoss(kl_coef=0.1)}, 8),
+        ({"loss": PolicyLoss(entropy_coef=0.1)}, 8),
         ({"skip_zero_advantage": "on"}, 3),
     ],
 )
@@ -154,7 +163,7 @@ def test_only_sequences_with_advantage_are_trained(options: dict[str, Any], trai
 
 def test_pruning_with_a_kl_term_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"kl_coef.*skip_zero_advantage = 'auto'"):
-        AlgorithmConfig(kl_coef=0.1, skip_zero_advantage="on")
+        trainer(loss=PolicyLoss(kl_coef=0.1), skip_zero_advantage="on")
 
 
 def test_non_finite_steps_in_a_row_stop_the_run() -> None:
@@ -243,10 +252,11 @@ def test_noise_changes_advantages_and_not_the_record() -> None:
 
 
 def test_early_stop_is_refused_where_it_is_not_exact() -> None:
-    def config(**algorithm: Any) -> RunConfig:
+    def config(loss: PolicyLoss = DEFAULT_LOSS, **algorithm: Any) -> RunConfig:
         return RunConfig(
             model=ModelConfig(path="x"),
             rollout=RolloutConfig(early_stop=True),
+            loss=loss,
             algorithm=AlgorithmConfig(**algorithm),
         )
 
@@ -255,21 +265,21 @@ def test_early_stop_is_refused_where_it_is_not_exact() -> None:
     with pytest.raises(ConfigError, match="would change the denominator"):
         config()
     with pytest.raises(ConfigError, match="kl_coef"):
-        config(loss_denominator="sequences", kl_coef=0.1)
+        config(loss_denominator="sequences", loss=PolicyLoss(kl_coef=0.1))
 
 
 def test_sampling_ahead_needs_the_importance_correction_and_an_awake_engine() -> None:
-    def config(device: str = "cpu", sleep: bool = True, **algorithm: Any) -> RunConfig:
+    def config(device: str = "cpu", sleep: bool = True, tis_clip: float = 0.0) -> RunConfig:
         return RunConfig(
             device=device,  # type: ignore[arg-type]
             model=ModelConfig(path="x"),
             rollout=RolloutConfig(max_off_policy_steps=1, sleep=sleep),
-            algorithm=AlgorithmConfig(**algorithm),
+            loss=PolicyLoss(tis_clip=tis_clip),
         )
 
     config(tis_clip=2.0)
     config("cuda", sleep=False, tis_clip=2.0)
-    with pytest.raises(ConfigError, match=r"algorithm.tis_clip"):
+    with pytest.raises(ConfigError, match=r"loss\.tis_clip"):
         config()
     with pytest.raises(ConfigError, match=r"rollout.sleep = false"):
         config("cuda", tis_clip=2.0)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from passk_fast.config import PolicyLoss
 from tests.actor.test_actor import assert_same
 from tests.ranks import RankPool
 
@@ -231,7 +232,7 @@ def balanced(one_rank: RankPool, folders: dict[str, str]) -> Any:
 BIAS = {
     "balance_coef": 0.5,
     "balance_bias_rate": 0.01,
-    "tis_clip": 2.0,
+    "loss": PolicyLoss(tis_clip=2.0),
     "max_logprob_gap": 9.0,
 }
 
