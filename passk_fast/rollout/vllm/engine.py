@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Rollout
-from passk_fast.errors import ConfigError, DataError
+from passk_fast.errors import DataError
+from passk_fast.model.divisibility import check_engine_ranks
 from passk_fast.rollout.groups import GroupTracker, StepActions
 from passk_fast.rollout.vllm.cpu.sampler import SeededDraws, draw_by_seed
 from passk_fast.rollout.vllm.parameters import OpenParameters
@@ -41,10 +42,7 @@ class RolloutEngine:
         the longest sequence.
         """
         rollout = config.rollout
-        if world_size % rollout.tensor:
-            raise ConfigError(
-                f"World size {world_size} is not divisible by rollout.tensor = {rollout.tensor}."
-            )
+        check_engine_ranks(world_size, rollout.tensor, "rollout ranks")
         self.rank = rank
         self.world_size = world_size
         self.tensor_size = rollout.tensor
