@@ -102,8 +102,6 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
 
     quiet()
     prepare_environment()
-    from transformers import AutoConfig
-
     from passk_fast.actor.actor import Actor
     from passk_fast.actor.mesh import make_mesh
     from passk_fast.config import (
@@ -114,6 +112,7 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
         RunConfig,
     )
     from passk_fast.data.types import Prompt
+    from passk_fast.model.shape import ModelShape
     from passk_fast.process_group import start_process_group
     from passk_fast.rollout.vllm.engine import RolloutEngine
     from passk_fast.run.clock import Clock
@@ -144,7 +143,7 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     )
     start_process_group("cpu", 600)
     mesh = make_mesh(config.parallel, "cpu")
-    actor = Actor(config, AutoConfig.from_pretrained(model), mesh)
+    actor = Actor(config, ModelShape.read(model), mesh)
     actor.load_folder(str(model))
     engine = RolloutEngine(
         config, str(model), rank=mesh.rank, world_size=mesh.world_size, device="cpu"

@@ -28,8 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from passk_fast.data.packing import flop_coefficients, plan
+from passk_fast.data.packing import plan
+from passk_fast.model.flops import ModelFlops
+from passk_fast.model.shape import ModelShape
 from passk_fast.provenance import machine
+
+QWEN3_32B = Path(__file__).parents[1] / "configs" / "models" / "Qwen3-32B"
 
 Groups = list[list[int]]
 Plan = list[Groups]
@@ -118,18 +122,6 @@ def log_normal(count: int, seed: int, *, median: float, sigma: float, limit: int
     return [int(x) for x in np.clip(draws, 1, limit)]
 
 
-class Qwen3:
-    """The sizes of Qwen3-32B that a sequence's cost depends on."""
-
-    num_attention_heads = 64
-    num_key_value_heads = 8
-    head_dim = 128
-    hidden_size = 5120
-    intermediate_size = 25600
-    num_hidden_layers = 64
-    vocab_size = 151936
-
-
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     """(CPU seconds of the one thread, result): other processes do not count."""
     start = time.process_time()
@@ -140,7 +132,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 def speed(count: int, ranks: int, micros: int, repeats: int) -> dict[str, Any]:
     """100,000 sequences over 64 ranks x 8 micro-batches, all methods."""
     lengths = log_normal(count, 0, median=1500, sigma=0.8, limit=16384)
-    linear, quadratic = flop_coefficients(Qwen3())
+    linear, quadratic = ModelFlops.of(ModelShape.read(QWEN3_32B)).balance_coefficients()
     costs = [linear * n + quadratic * n * n for n in lengths]
     limit = int(sum(lengths) / ranks / micros * 1.1)
     methods: dict[str, Callable[[], Plan]] = {
@@ -171,7 +163,7 @@ def speed(count: int, ranks: int, micros: int, repeats: int) -> dict[str, Any]:
 def compare(cases: int) -> dict[str, Any]:
     """Balance of ours and the peers' over many small batches, same counts; how often we lose."""
     rng = np.random.default_rng(1)
-    linear, quadratic = flop_coefficients(Qwen3())
+    linear, quadratic = ModelFlops.of(ModelShape.read(QWEN3_32B)).balance_coefficients()
     rows: list[dict[str, Any]] = []
     while len(rows) < cases:
         ranks, each = int(rng.integers(1, 17)), int(rng.integers(1, 9))

@@ -28,9 +28,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from passk_fast.config import ShapeConfig
+from passk_fast.model.shape import ModelShape
 from passk_fast.provenance import machine
 from passk_fast.weights.exchange import Exchange
-from passk_fast.weights.layout import ModelShape, Spec
+from passk_fast.weights.layout import Spec
 from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
 from passk_fast.weights.placement import Side, Tensors, rollout_side, trainer_side
 from passk_fast.weights.reshard import plan_reshard
@@ -43,18 +45,21 @@ DTYPE = torch.bfloat16
 
 def mixture(layers: int, hidden: int, width: int, heads: int) -> ModelShape:
     """A Qwen3 mixture of 128 experts."""
-    return ModelShape(
-        architecture="qwen3_moe",
-        num_layers=layers,
-        hidden=hidden,
-        intermediate=width,
-        num_heads=heads,
-        num_kv_heads=4,
-        head_dim=128,
-        vocab=151_936,
-        padded_vocab=152_064,
-        tied=False,
-        num_experts=128,
+    return ModelShape.parse(
+        {
+            "model_type": "qwen3_moe",
+            "num_hidden_layers": layers,
+            "hidden_size": hidden,
+            "intermediate_size": 3 * hidden,
+            "moe_intermediate_size": width,
+            "num_attention_heads": heads,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "vocab_size": 151_936,
+            "max_position_embeddings": 40_960,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+        }
     )
 
 
@@ -265,8 +270,6 @@ def through_engine(parallel: dict[str, Any], repeats: int) -> dict[str, float]:
 
     quiet()
     prepare_environment()
-    from transformers import AutoConfig
-
     from passk_fast.actor.actor import Actor
     from passk_fast.actor.mesh import drop_mesh, make_mesh
     from passk_fast.config import (
@@ -274,7 +277,6 @@ def through_engine(parallel: dict[str, Any], repeats: int) -> dict[str, float]:
         ParallelConfig,
         RolloutConfig,
         RunConfig,
-        ShapeConfig,
     )
     from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
     from passk_fast.weights.sync import WeightSync
@@ -296,7 +298,7 @@ def through_engine(parallel: dict[str, Any], repeats: int) -> dict[str, float]:
     )
     drop_mesh()
     mesh = make_mesh(config.parallel, "cpu")
-    actor = Actor(config, AutoConfig.from_pretrained(folder[0]), mesh)
+    actor = Actor(config, ModelShape.read(folder[0]), mesh)
     actor.load_folder(folder[0])
     engine = RolloutEngine(config, folder[0], rank=rank, world_size=world, device="cpu")
     sync = WeightSync.of(
@@ -343,11 +345,16 @@ def main() -> None:
     parser.add_argument("--engine", action="store_true")
     args = parser.parse_args()
     dist.init_process_group("gloo")
-    shape = ModelShape(
-        architecture="qwen3", num_layers=args.layers, hidden=args.hidden,
-        intermediate=3 * args.hidden, num_heads=args.hidden // 64, num_kv_heads=4, head_dim=64,
-        vocab=32_000, padded_vocab=32_000, tied=False,
-    )  # fmt: skip
+    sizes = ShapeConfig(
+        num_layers=args.layers,
+        hidden_size=args.hidden,
+        intermediate_size=3 * args.hidden,
+        num_heads=args.hidden // 64,
+        num_kv_heads=4,
+        head_dim=64,
+        tie_embeddings=False,
+    )
+    shape = ModelShape.of(sizes, vocab=32_000)
     world = dist.get_world_size()
     result: dict[str, Any] = {"machine": _machine()}
     if dist.get_rank() == 0:

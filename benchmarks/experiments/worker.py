@@ -62,9 +62,10 @@ class Laboratory:
         quiet()
         from functools import partial
 
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from passk_fast.actor.mesh import make_mesh
+        from passk_fast.model.shape import ModelShape
         from passk_fast.process_group import start_process_group
         from passk_fast.rollout.vllm.engine import RolloutEngine
         from passk_fast.run.build import model_folder
@@ -76,9 +77,9 @@ class Laboratory:
         start_process_group("cpu", base.timeout_s)
         self.mesh = make_mesh(base.parallel, "cpu")
         folder = model_folder(base, self.mesh)
-        self.hf = AutoConfig.from_pretrained(folder)
+        self.shape = ModelShape.read(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.folder = warm_start(base, self.hf, self.mesh, self.tokenizer, folder, print)
+        self.folder = warm_start(base, self.shape, self.mesh, self.tokenizer, folder, print)
         self.prompts = train_prompts(base.data)
         self.held_out = test_prompts(base.data)[: base.eval.num_prompts]
         self.verify = partial(verify, config=base.data)
@@ -92,7 +93,7 @@ class Laboratory:
         from passk_fast.tasks import PromptOrder
 
         gc.collect()
-        actor = Actor(config, self.hf, self.mesh)
+        actor = Actor(config, self.shape, self.mesh)
         actor.load_folder(self.folder)
         trainer = Trainer(
             config=config,

@@ -11,20 +11,21 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from torch import Tensor
+from torch import Tensor, nn
 
 from passk_fast.actor import loss as losses
 from passk_fast.actor.attention import packed_params
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.head import hidden_output, uses_fused_head
 from passk_fast.actor.mesh import Mesh
-from passk_fast.actor.model import build_chunks, padded_vocab, uses_transformer_engine
-from passk_fast.actor.moe.experts import moe_layers
+from passk_fast.actor.model import build_chunks, uses_transformer_engine
+from passk_fast.actor.moe.experts import routers_of
 from passk_fast.actor.moe.router import RouterWatch
 from passk_fast.actor.moe.routing_replay import RoutingReplay
 from passk_fast.actor.optimizer import make_optimizer, wrap
@@ -32,8 +33,10 @@ from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.data import packing
 from passk_fast.data.context_parallel import context_part
 from passk_fast.data.types import ContextPart, PackedBatch, RoutedRows, Sequence
+from passk_fast.model.flops import ModelFlops
+from passk_fast.model.shape import ModelShape
 from passk_fast.weights.hf import HFReader
-from passk_fast.weights.layout import ModelShape, Spec
+from passk_fast.weights.layout import Spec
 from passk_fast.weights.megatron import Layout, full_tensors, load, named_parameters
 from passk_fast.weights.mesh import TrainerMesh
 
@@ -42,6 +45,9 @@ _ON_HOST = ("live_L", "experts_TMK")
 
 LossBuilder = Callable[..., losses.LossFunction]
 """(batch, weight=...) -> loss function; `weight` is passed with the fused head only."""
+LossMetrics = dict[str, Tensor]
+"""Sums over the tokens of a micro-batch, by name, and its worst token."""
+_Part = TypeVar("_Part", bound=PackedBatch | ContextPart | RoutedRows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +80,21 @@ class Actor:
     """Model, optimizer and everything that happens to them. All methods are collectives."""
 
     def __init__(
-        self, config: RunConfig, hf: Any, mesh: Mesh, *, optim: OptimConfig | None = None
+        self,
+        config: RunConfig,
+        shape: ModelShape,
+        mesh: Mesh,
+        *,
+        optim: OptimConfig | None = None,
     ) -> None:
-        """Random weights until `load_folder`. `hf` is the transformers config."""
+        """Random weights until `load_folder`; ConfigError when the mesh does not divide `shape`."""
         self.config = config
         self.mesh = mesh
-        self.hf = hf
+        self.shape = shape
         self.optim = optim or config.optim
-        self.shape = ModelShape.from_hf(hf, padded_vocab(hf.vocab_size, mesh.tensor_size))
         self.transformer_engine = uses_transformer_engine(config, mesh.device)
         self.layout = Layout.of(
-            self.shape,
+            shape,
             TrainerMesh.of(config.parallel, mesh.world_size),
             mesh.rank,
             Spec.TE if self.transformer_engine else Spec.LOCAL,
@@ -93,19 +103,19 @@ class Actor:
         self.settings = losses.LossSettings(
             loss=config.loss,
             temperature=config.rollout.temperature,
-            vocab=hf.vocab_size,
+            vocab=shape.vocab,
             tensor_group=mesh.tensor_group,
             memory_gib=config.lm_head_loss_memory_gib,
         )
         self.fused_head = uses_fused_head(config, mesh.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.chunks = wrap(build_chunks(hf, config, mesh), config, mesh.device)
+            self.chunks = wrap(build_chunks(shape, config, mesh), config, mesh.device)
             self.optimizer = make_optimizer(self.chunks, config, self.optim, mesh.device)
-        routers = [mlp.router for chunk in self.chunks for _, mlp in moe_layers(chunk)]
+        routers = [router for chunk in self.chunks for router in routers_of(chunk)]
         self.routers = RouterWatch(routers, config.algorithm.balance_bias_rate)
-        self.routing = RoutingReplay(self.chunks, hf, config.algorithm.routing_replay, mesh)
-        self.reference: list[Any] | None = None
+        self.routing = RoutingReplay(self.chunks, shape, config.algorithm.routing_replay, mesh)
+        self.reference: list[GPTModel] | None = None
 
     def load_folder(self, folder: str) -> None:
         """Load weights from a Hugging Face folder into the model and the optimizer's main copy."""
@@ -116,7 +126,7 @@ class Actor:
     def load_reference(self, folder: str) -> None:
         """A frozen second model for the KL term, from a Hugging Face folder."""
         config = self.config
-        self.reference = build_chunks(self.hf, config, self.mesh)
+        self.reference = build_chunks(self.shape, config, self.mesh)
         load(self.reference, HFReader(folder), self.layout)
         for chunk in self.reference:
             chunk.requires_grad_(False)
@@ -150,7 +160,7 @@ class Actor:
         divisor = mesh.pipeline_size if interleaved else 1
         # Megatron's interleaved schedule exchanges tensors of one fixed length.
         multiple = self._even_length() if interleaved else self._row_multiple
-        linear, quadratic = packing.flop_coefficients(self.hf)
+        linear, quadratic = ModelFlops.of(self.shape).balance_coefficients()
         if self.config.share_prompts:
             units, plan = packing.plan_units(
                 sequences, mesh.data_size, limit, divisor, linear=linear, quadratic=quadratic
@@ -196,15 +206,17 @@ class Actor:
 
     def _run(
         self,
-        chunks: list[Any],
+        chunks: SequenceOf[nn.Module],
         batches: list[PackedBatch],
         make_loss: LossBuilder,
         *,
         forward_only: bool,
-    ) -> list[Any]:
+    ) -> list[object]:
         """Megatron's pipeline schedule over the micro-batches; the last stage's results."""
 
-        def forward_step(iterator: Iterator[PackedBatch], model: Any) -> tuple[Tensor, Any]:
+        def forward_step(
+            iterator: Iterator[PackedBatch], model: nn.Module
+        ) -> tuple[Tensor, losses.LossFunction]:
             batch = next(iterator)
             params = packed_params(
                 batch,
@@ -221,9 +233,9 @@ class Actor:
                 out = model(*inputs, packed_seq_params=params)
             return out, make_loss(batch, weight=weight)
 
-        iterators: Any = [iter(batches) for _ in chunks]
+        iterators = [iter(batches) for _ in chunks]
         with megatron_scope(self.mesh.device):
-            return get_forward_backward_func()(
+            results: list[object] = get_forward_backward_func()(
                 forward_step_func=forward_step,
                 data_iterator=iterators if len(chunks) > 1 else iterators[0],
                 model=chunks if len(chunks) > 1 else chunks[0],
@@ -232,6 +244,7 @@ class Actor:
                 micro_batch_size=1,
                 forward_only=forward_only,
             )
+        return results
 
     @torch.no_grad()
     def logprobs(self, batches: list[PackedBatch], *, reference: bool = False) -> list[Tensor]:
@@ -250,11 +263,12 @@ class Actor:
         out = []
         source = dist.get_process_group_ranks(self.mesh.pipeline_group)[-1]
         for i, batch in enumerate(batches):
-            logp = (
-                results[i].logprobs_T.float()
-                if results
-                else torch.empty_like(batch.rollout_logprobs_T)
-            )
+            if results:
+                result = results[i]
+                assert isinstance(result, losses.TokenLogprobs)
+                logp = result.logprobs_T.float()
+            else:
+                logp = torch.empty_like(batch.rollout_logprobs_T)
             if self.mesh.pipeline_size > 1:
                 dist.broadcast(logp, source, group=self.mesh.pipeline_group)
             out.append(logp)
@@ -289,14 +303,18 @@ class Actor:
         make = partial(losses.cross_entropy, settings=settings, denominator=denominator)
         return self._step(batches, make, lr)
 
-    def backward(self, batches: list[PackedBatch], make_loss: LossBuilder) -> list[Any]:
-        """Gradients of the summed loss, reduced over data-parallel ranks, in the grad buffers."""
+    def backward(self, batches: list[PackedBatch], make_loss: LossBuilder) -> list[LossMetrics]:
+        """Gradients of the summed loss, reduced over data-parallel ranks, in the gradient buffers.
+
+        Returns the loss's metrics per micro-batch, on the last pipeline stage.
+        """
         self.routers.reset()
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         with megatron_scope(self.mesh.device):
             self.optimizer.zero_grad()
-        return self._run(self.chunks, batches, make_loss, forward_only=False)
+        results = self._run(self.chunks, batches, make_loss, forward_only=False)
+        return cast(list[LossMetrics], results)
 
     def _step(self, batches: list[PackedBatch], make_loss: LossBuilder, lr: float) -> StepResult:
         results = self.backward(batches, make_loss)
@@ -327,7 +345,7 @@ class Actor:
         return not bool(bad > 0)
 
     def _reduce(
-        self, results: list[Any], more: dict[str, float] | None = None
+        self, results: list[LossMetrics], more: dict[str, float] | None = None
     ) -> tuple[dict[str, float], WorstToken | None]:
         """Sum the last stage's metrics over micro-batches and data-parallel ranks, everywhere.
 
@@ -346,12 +364,13 @@ class Actor:
                     mine[name] = max(mine.get(name, 0.0), float(value))
                 else:
                     mine[name] = mine.get(name, 0.0) + float(value)
-        gathered: list[Any] = [None] * mesh.world_size
+        gathered: list[tuple[dict[str, float], list[float] | None]]
+        gathered = [({}, None)] * mesh.world_size
         dist.all_gather_object(gathered, (mine, worst))
         sums: dict[str, float] = {}
         for other, _ in gathered:
-            for name, value in other.items():
-                both = (sums.get(name, 0.0), value)
+            for name, amount in other.items():
+                both = (sums.get(name, 0.0), amount)
                 sums[name] = max(both) if name in losses.MAXIMA else sum(both)
         rows = [row for _, row in gathered if row is not None]
         return sums, _worst(max(rows, key=lambda row: row[0])) if rows else None
@@ -369,22 +388,26 @@ def _worst(row: list[float]) -> WorstToken:
 
 
 def _of_step(batch: PackedBatch, sequences: int | None) -> PackedBatch:
-    """With the number of sequences of the whole step, which routers average over; None: there are
-    no routers, and what only they ask for stays behind."""
+    """With the number of sequences of the whole step, which routers average over.
+
+    None: the model is dense, and `routed` is dropped.
+    """
     if batch.routed is None or sequences is None:
         return replace(batch, routed=None)
     return replace(batch, routed=replace(batch.routed, step_sequences=max(1, sequences)))
 
 
-def _to(batch: Any, device: torch.device) -> Any:
+def _to(batch: _Part, device: torch.device) -> _Part:
     """Move every tensor of a PackedBatch, or of the parts in it."""
     if device.type == "cpu":
         return batch
-    moved = {
-        name: value.to(device, non_blocking=True)
-        if isinstance(value, Tensor)
-        else _to(value, device)
-        for name, value in vars(batch).items()
-        if isinstance(value, Tensor | ContextPart | RoutedRows) and name not in _ON_HOST
-    }
-    return replace(batch, **moved)
+    moved: dict[str, object] = {}
+    for name, value in vars(batch).items():
+        if name in _ON_HOST:
+            continue
+        if isinstance(value, Tensor):
+            moved[name] = value.to(device, non_blocking=True)
+        elif isinstance(value, ContextPart | RoutedRows):
+            moved[name] = _to(value, device)
+    rebuilt = cast(Callable[..., _Part], replace)
+    return rebuilt(batch, **moved)

@@ -9,19 +9,32 @@ gathers the keys and values of the others.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from passk_fast.actor.autograd import Context, call
 from passk_fast.data.types import PackedBatch, RoutedRows
+
+
+class ExpertChoices(Protocol):
+    """Experts that sampling chose, for routers that replay them or compare with them."""
+
+    def choose(self, layer: int, scores_tE: Tensor, own_tK: Tensor) -> tuple[Tensor, Tensor]:
+        """(scores [t, K], experts int64 [t, K]) that take the place of `own_tK`."""
 
 
 @dataclass(frozen=True)
@@ -31,44 +44,43 @@ class Slots:
     The prompts of the G groups are the first G of the A segments.
     """
 
-    row_of_slot: Tensor
-    """int64 [S]: the packed row a slot holds; 0 for padding"""
-    slot_of_row: Tensor
-    """int64 [T]"""
-    padding: Tensor
-    """int64: the slots that hold no row"""
+    row_of_slot: Int[Tensor, " S"]
+    """The packed row that a slot holds; 0 for padding."""
+    slot_of_row: Int[Tensor, " T"]
+    padding: Int[Tensor, " pads"]
+    """The slots that hold no row."""
     whole: tuple[int, int]
     """(A, a)"""
     responses: tuple[int, int, int]
     """(G, N, r); G = 0 when nothing is shared"""
-    visible: Tensor | None
-    """bool [G * N or 1, 1, r, a + r]: the keys each response token sees"""
+    visible: Bool[Tensor, "pairs 1 r keys"] | None
+    """The a + r keys that each response token sees; pairs is G * N, or 1 where all are alike."""
 
 
 class PackedParams(PackedSeqParams):
-    """Megatron's packed-sequence parameters and what our own layers need beside them."""
+    """Megatron's packed-sequence parameters, and what our own layers need in addition."""
 
-    positions_T: Tensor
+    positions_T: Int[Tensor, " T"]
     padded: bool
     """Attention is SDPA over padded segments: on a CPU, and in float32."""
     slots: Slots | None
     """Padded attention without context parallelism."""
-    kv_rows: Tensor | None
-    """Shared prompts in varlen kernels, and context parallelism: int64 [Tk], the packed row of
-    every key in `cu_seqlens_kv`."""
-    context_group: Any
-    gathered_T: Tensor | None
-    """Context parallelism: int64 [T], a row's place among the gathered parts of all ranks."""
+    kv_rows: Int[Tensor, " Tk"] | None
+    """Shared prompts in varlen kernels, and context parallelism: the packed row of every key in
+    `cu_seqlens_kv`."""
+    context_group: dist.ProcessGroup | None
+    gathered_T: Int[Tensor, " T"] | None
+    """Context parallelism: a row's place among the gathered parts of all ranks."""
     routed: RoutedRows | None = None
     """For routers of a mixture of experts."""
     rotation: tuple[Tensor, Tensor] | None = None
     """Cosine [T, 1, d], its halves equal, and sine [T, 1, d / 2]: made by the first layer."""
-    experts: Any = None
-    """`routing.MicroBatchExperts` where sampling's experts are replayed or compared with."""
+    experts: ExpertChoices | None = None
+    """Set where sampling's experts are replayed or compared with."""
 
 
 def packed_params(
-    batch: PackedBatch, *, thd: bool, padded: bool, context_group: Any = None
+    batch: PackedBatch, *, thd: bool, padded: bool, context_group: dist.ProcessGroup | None = None
 ) -> PackedParams:
     """Parameters of one micro-batch; `thd` says that Transformer Engine's attention takes them,
     `padded` that ours pads (a CPU, or float32, which the varlen kernels do not take)."""
@@ -150,7 +162,7 @@ def _slots(batch: PackedBatch) -> Slots:
     )
 
 
-def _visible(prompts_G: np.ndarray, longest: int, count: int, response: int) -> Tensor:
+def _visible(prompts_G: NDArray[np.int32], longest: int, count: int, response: int) -> Tensor:
     """bool [G * N, 1, r, a + r], or [1, 1, r, a + r] where all prompts are of one length."""
     if (prompts_G == prompts_G[0]).all():
         prompts_G, count = prompts_G[:1], 1
@@ -160,16 +172,22 @@ def _visible(prompts_G: np.ndarray, longest: int, count: int, response: int) -> 
     return torch.cat((before, own.expand(len(before), 1, -1, -1)), dim=-1)
 
 
+class _SlotContext(Protocol):
+    """What `_Pad` and `_Unpad` keep for their backward."""
+
+    slots: Slots
+
+
 class _Pad(torch.autograd.Function):
     """Rows [T, ...] -> slots [S, ...]. Padding slots repeat row 0; they get no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Slots) -> Tensor:
+    def forward(ctx: _SlotContext, x: Tensor, slots: Slots) -> Tensor:
         ctx.slots = slots
         return x.index_select(0, slots.row_of_slot)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _SlotContext, grad: Tensor) -> tuple[Tensor, None]:
         return grad.index_select(0, ctx.slots.slot_of_row), None
 
 
@@ -177,12 +195,12 @@ class _Unpad(torch.autograd.Function):
     """Slots [S, ...] -> rows [T, ...]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Slots) -> Tensor:
+    def forward(ctx: _SlotContext, x: Tensor, slots: Slots) -> Tensor:
         ctx.slots = slots
         return x.index_select(0, slots.slot_of_row)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _SlotContext, grad: Tensor) -> tuple[Tensor, None]:
         out = grad.index_select(0, ctx.slots.row_of_slot)
         return out.index_fill_(0, ctx.slots.padding, 0.0), None
 
@@ -191,13 +209,13 @@ class _Rotate(torch.autograd.Function):
     """Rotary embedding of x [T, heads, d] in halves, as Hugging Face lays them out."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         return _turned(x, cos, sin, 1.0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turned(grad, cos, sin, -1.0), None, None
 
@@ -232,10 +250,10 @@ def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots) -> Tensor:
     """
     sizes = slots.whole
     split = sizes[0] * sizes[1]
-    padded = [_Pad.apply(x, slots) for x in (q, k, v)]
+    padded = [call(_Pad, x, slots) for x in (q, k, v)]
     if slots.visible is None:
         whole = [x.view(*sizes, *x.shape[1:]) for x in padded]
-        return _Unpad.apply(_attend(*whole, is_causal=True), slots)
+        return call(_Unpad, _attend(*whole), slots)
     halves = [x.tensor_split([split]) for x in padded]
     whole = [half[0].view(*sizes, *half[0].shape[1:]) for half in halves]
     groups, count, _ = slots.responses
@@ -251,14 +269,14 @@ def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots) -> Tensor:
         queries,
         keys(whole[1], halves[1][1]),
         keys(whole[2], halves[2][1]),
-        attn_mask=slots.visible,
+        slots.visible,
     )
-    return _Unpad.apply(torch.cat((_attend(*whole, is_causal=True), responses)), slots)
+    return call(_Unpad, torch.cat((_attend(*whole), responses)), slots)
 
 
 def _gathered(x: Tensor, params: PackedParams) -> Tensor:
     """Rows [T, ...] of all context-parallel ranks in packed order, from this rank's part."""
-    parts = gather_from_sequence_parallel_region(x.contiguous(), group=params.context_group)
+    parts: Tensor = gather_from_sequence_parallel_region(x.contiguous(), group=params.context_group)
     return parts[params.gathered_T]
 
 
@@ -276,14 +294,22 @@ def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> 
     k_rows = params.kv_rows[(cu_k[:-1, None] + k_at).clamp(max=len(params.kv_rows) - 1)]
     last = (k_lengths - q_lengths)[:, None] + q_at  # [B, a]: the last key that a query sees
     visible = k_at <= last.clamp(max=k_lengths[:, None] - 1)[..., None]
-    out = _attend(q[q_rows], k[k_rows], v[k_rows], attn_mask=visible[:, None])
+    out = _attend(q[q_rows], k[k_rows], v[k_rows], visible[:, None])
     return out[(q_at < q_lengths[:, None]).flatten()]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> Tensor:
-    """SDPA of q [B, a, heads, d] and k, v [B, b, kv_heads, d]; [B * a, heads, d]."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+    """SDPA of q [B, a, heads, d] and k, v [B, b, kv_heads, d]; [B * a, heads, d].
+
+    Causal, unless the keys that each query sees are given: bool [B or 1, 1, a, b].
+    """
     out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), enable_gqa=True, **mask
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=visible,
+        is_causal=visible is None,
+        enable_gqa=True,
     )
     return out.transpose(1, 2).flatten(0, 1)
 
@@ -304,43 +330,43 @@ def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> 
 
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        causal = (
-            {"window_size": (-1, 0)}
-            if "window_size" in inspect.signature(varlen_attn).parameters
-            else {"is_causal": True}  # torch 2.11
-        )
-        return varlen_attn(q, k, v, cu, cu_kv, longest, longest_kv, **causal)
-    return flash_attn_varlen_func(q, k, v, cu, cu_kv, longest, longest_kv, causal=True)
+        # torch 2.11 has is_causal, later versions have window_size.
+        windowed = "window_size" in inspect.signature(varlen_attn).parameters
+        causal = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
+        attend = cast(Callable[..., Tensor], varlen_attn)
+        return attend(q, k, v, cu, cu_kv, longest, longest_kv, **causal)
+    out: Tensor = flash_attn_varlen_func(q, k, v, cu, cu_kv, longest, longest_kv, causal=True)
+    return out
 
 
 class PackedAttention(MegatronModule):
-    """Rotary embedding and core attention over packed segments.
-
-    q [T, 1, heads, d], k and v [T, 1, kv_heads, d].
-    """
+    """Rotary embedding and core attention over packed segments."""
 
     inv_freq: Tensor
     """Rotary frequencies [d / 2]; the model's builder sets them."""
 
-    def __init__(self, config: Any, *args: object, **kwargs: object) -> None:
+    def __init__(self, config: TransformerConfig, *args: object, **kwargs: object) -> None:
         super().__init__(config)
 
     def forward(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        query: Float[Tensor, "T 1 heads d"],
+        key: Float[Tensor, "T 1 kv_heads d"],
+        value: Float[Tensor, "T 1 kv_heads d"],
         attention_mask: Tensor | None = None,
         attn_mask_type: object = None,
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedParams | None = None,
-    ) -> Tensor:
-        """[T, 1, heads * d]. On a GPU the kernels need bfloat16 or float16."""
+    ) -> Float[Tensor, "T 1 heads*d"]:
+        """Attention of every query to the keys of its own segment, and of its prompt's, before it.
+
+        On a GPU the kernels need bfloat16 or float16.
+        """
         assert packed_seq_params is not None, "packed sequences are the only layout"
-        cos, sin = _rotation(packed_seq_params, self.inv_freq, query.dtype)
-        q, k = (_Rotate.apply(x.squeeze(1), cos, sin) for x in (query, key))
-        v = value.squeeze(1)
         params = packed_seq_params
+        cos, sin = _rotation(params, self.inv_freq, query.dtype)
+        q, k = (call(_Rotate, x.squeeze(1), cos, sin) for x in (query, key))
+        v = value.squeeze(1)
         if params.gathered_T is not None:
             k, v = (_gathered(x, params) for x in (k, v))
         if params.slots is not None:

@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from passk_fast.actor.attention import PackedParams
+from passk_fast.actor.autograd import Context, call
 
 
 class RMSNorm(torch.nn.Module):
     """Root mean square norm; marks its weight for sequence parallelism (torch's cannot)."""
 
-    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-6, **kwargs: object) -> None:
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **kwargs: object
+    ) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel
-        self.eps = config.layernorm_epsilon
+        setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
+        self.eps: float = config.layernorm_epsilon
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """w x / rms(x), computed in float32, in the type of x."""
         if x.device.type == "cpu":
-            return _CpuNorm.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+            return call(_CpuNorm, x.float(), self.weight.float(), self.eps).to(x.dtype)
+        out: Tensor = F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps)
+        return out.to(x.dtype)
 
 
 class _CpuNorm(torch.autograd.Function):
     """y = w x / rms(x), in half the passes over memory of torch's own, which is composed there."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    def forward(ctx: Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = norm.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         """With n = x / rms: dx = (g w - n mean(g w n)) / rms, dw = sum g n."""
         x, weight, scale = ctx.saved_tensors
         unit = x * scale
@@ -50,22 +55,26 @@ class _CpuNorm(torch.autograd.Function):
 
 
 class PackedRotary(torch.nn.Module):
-    """Rotary angles of packed positions, with the frequencies Hugging Face's config defines.
+    """Rotary angles of packed positions, at the model's frequencies.
 
-    For Transformer Engine's layers; `PackedAttention` turns its queries and keys itself.
+    For Transformer Engine's layers; `PackedAttention` rotates its queries and keys itself.
     """
 
-    def __init__(self, inv_freq: Tensor) -> None:
+    inv_freq: Tensor
+
+    def __init__(self, inv_freq: Float[Tensor, " half_head"]) -> None:
         super().__init__()
         self.register_buffer("inv_freq", inv_freq.float(), persistent=False)
 
     def get_rotary_seq_len(
         self, context: object, block: object, x: object, config: object, params: PackedParams
-    ) -> Tensor:
-        """Megatron hands the result to `forward`: the positions themselves, int64 [T]."""
+    ) -> Int[Tensor, " T"]:
+        """Megatron hands the result to `forward`: the positions themselves."""
         return params.positions_T
 
-    def forward(self, positions_T: Tensor, **kwargs: object) -> Tensor:
-        """Angles [T, 1, 1, head_dim] in float32."""
+    def forward(
+        self, positions_T: Int[Tensor, " T"], **kwargs: object
+    ) -> Float[Tensor, "T 1 1 head_dim"]:
+        """Angles in float32."""
         angles = positions_T.float()[:, None] * self.inv_freq.to(positions_T.device)[None, :]
         return torch.cat((angles, angles), dim=-1)[:, None, None, :]

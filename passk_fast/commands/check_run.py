@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import ParallelConfig, RunConfig, require
 from passk_fast.config.file import config_digest, differing_fields, load_config
 from passk_fast.errors import ConfigError, DataError, DiskError
-
-ARCHITECTURES = (
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "LlamaForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "MixtralForCausalLM",
-)
+from passk_fast.model.config_json import read_config, read_json
+from passk_fast.model.divisibility import check_engine_ranks, check_fits
+from passk_fast.model.shape import ModelShape
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
@@ -32,187 +26,92 @@ def check_run(config: RunConfig, world_size: int) -> None:
         DiskError: the output folder cannot be written.
     """
     _check_trainer_ranks(config, world_size)
-    require(
-        bool(config.rollout.dedicated_ranks) or world_size % config.rollout.tensor == 0,
-        f"World size {world_size} is not divisible by rollout.tensor = {config.rollout.tensor}.",
-    )
+    engine_ranks = config.rollout.dedicated_ranks or world_size
+    check_engine_ranks(engine_ranks, config.rollout.tensor, "rollout ranks")
     schedule = Schedule(config.algorithm, config.seed)  # raises for a stage that is refused
     if config.rollout.early_stop:
         schedule.check_early_stop()
     if config.rollout.dynamic_sampling > 1:
         schedule.check_dynamic_sampling()
     if config.model.path:
-        _check_sizes(config, _read_model_folder(Path(config.model.path)), "model.path")
+        shape, source = _read_model_folder(Path(config.model.path)), "model.path"
     else:
-        _check_sizes(config, _shape_as_hf(config), "model.shape")
+        shape, source = ModelShape.of(config.model.shape), "model.shape"
+    check_fits(shape, config, source)
+    shape.check_routing_replay(config.algorithm.routing_replay)
     _check_data(config)
     _check_output(config)
 
 
 def _check_trainer_ranks(config: RunConfig, world_size: int) -> None:
     """The ranks that rollout.dedicated_ranks leaves must make up the trainer's mesh."""
-    apart = config.rollout.dedicated_ranks
-    require(
-        apart < world_size,
-        f"rollout.dedicated_ranks = {apart} of {world_size} ranks leaves none to train.",
-    )
+    dedicated = config.rollout.dedicated_ranks
+    taken = f"rollout.dedicated_ranks = {dedicated} of {world_size} ranks leaves"
+    require(dedicated < world_size, f"{taken} none to train.")
+    left = world_size - dedicated
     try:
-        config.parallel.data(world_size - apart)
+        config.parallel.data(left)
     except ConfigError as error:
-        left = f"rollout.dedicated_ranks = {apart} of {world_size} ranks leaves {world_size - apart} to train"
-        raise ConfigError(f"{left}. {error}" if apart else str(error)) from None
+        raise ConfigError(
+            f"{taken} {left} to train. {error}" if dedicated else str(error)
+        ) from None
 
 
 def check_evaluation(config: RunConfig, model: Path, world_size: int) -> None:
     """As `check_run`, for sampling from a model folder without training.
 
     Raises:
-        ConfigError: the ranks do not divide into engines, or the model folder cannot be used.
+        ConfigError: the ranks do not make up whole engines, or the model folder cannot be used.
         DataError: the held-out data do not exist.
     """
-    require(
-        world_size % config.rollout.tensor == 0,
-        f"World size {world_size} is not divisible by rollout.tensor = {config.rollout.tensor}.",
-    )
-    config = replace(config, parallel=ParallelConfig())
-    _check_sizes(config, _read_model_folder(model), str(model))
+    check_engine_ranks(world_size, config.rollout.tensor, "rollout ranks")
+    check_fits(_read_model_folder(model), replace(config, parallel=ParallelConfig()), str(model))
     if config.data.test and not Path(config.data.test).exists():
         raise DataError(f"{config.data.test}: no such file or folder (data.test).")
 
 
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path: {file} cannot be read: {error}") from None
-
-
-def _read_model_folder(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, after checking that weights and a tokenizer fit to it."""
+def _read_model_folder(folder: Path) -> ModelShape:
+    """The folder's model, after checking that weights and a tokenizer fit to its config.json."""
     require(folder.is_dir(), f"model.path: {folder} is not a folder.")
     require((folder / "config.json").is_file(), f"model.path: {folder} has no config.json.")
-    hf = _json(folder / "config.json")
-    found = (hf.get("architectures") or ["none"])[0]
+    fields = read_config(folder)
     require(
-        found in ARCHITECTURES,
-        f"model.path: architecture {found} is not supported; supported: "
-        f"{', '.join(ARCHITECTURES)}.",
+        bool(fields.get("architectures")),
+        f"model.path: {folder}/config.json names no architectures; vLLM needs them.",
     )
+    shape = ModelShape.parse(fields, "model.path")
     has_tokenizer = any(
         (folder / name).is_file()
         for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     )
     require(has_tokenizer, f"model.path: {folder} has no tokenizer (tokenizer.json).")
     require(any(folder.glob("*.safetensors")), f"model.path: {folder} holds no *.safetensors file.")
-    _check_vocabulary(folder, hf)
-    return hf
+    _check_vocabulary(folder, shape)
+    return shape
 
 
-def _check_vocabulary(folder: Path, hf: dict[str, Any]) -> None:
+def _check_vocabulary(folder: Path, shape: ModelShape) -> None:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return
-    tokenizer = _json(file)
-    vocab = (tokenizer.get("model") or {}).get("vocab") or {}
-    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
-    largest = max(ids, default=-1)
+    largest = max(_token_ids(read_json(file, "model.path")), default=-1)
     require(
-        largest < hf["vocab_size"],
+        largest < shape.vocab,
         f"model.path: the tokenizer has token id {largest}, but config.json says vocab_size = "
-        f"{hf['vocab_size']}: the folder mixes files of two models.",
+        f"{shape.vocab}: the folder mixes files of two models.",
     )
 
 
-def _shape_as_hf(config: RunConfig) -> dict[str, Any]:
-    shape = config.model.shape
-    return {
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "num_hidden_layers": shape.num_layers,
-        "intermediate_size": shape.intermediate_size,
-        "num_experts": shape.num_experts,
-        "max_position_embeddings": shape.max_positions,
-    }
-
-
-def _check_dense(config: RunConfig, hf: dict[str, Any], source: str) -> None:
-    experts = config.parallel.expert * config.parallel.expert_tensor
-    require(
-        experts == 1,
-        f"{source}: a dense model has no experts: parallel.expert x parallel.expert_tensor = "
-        f"{experts} would have no effect. Take 1.",
-    )
-    require(
-        not config.algorithm.balances_experts,
-        f"{source}: a dense model has no experts: algorithm.balance_coef and "
-        "algorithm.balance_bias_rate would have no effect. Take 0.",
-    )
-    tensor = config.parallel.tensor
-    require(
-        hf["intermediate_size"] % tensor == 0,
-        f"{source}: intermediate size {hf['intermediate_size']} is not divisible by "
-        f"parallel.tensor = {tensor}.",
-    )
-
-
-def _check_experts(config: RunConfig, hf: dict[str, Any], experts: int, source: str) -> None:
-    parallel = config.parallel
-    require(
-        not hf.get("mlp_only_layers") and hf.get("decoder_sparse_step", 1) == 1,
-        f"{source}: dense layers among mixture-of-experts layers are not supported.",
-    )
-    require(
-        experts % parallel.expert == 0,
-        f"{source}: {experts} experts are not divisible by parallel.expert = {parallel.expert}.",
-    )
-    width = hf.get("moe_intermediate_size") or hf["intermediate_size"]
-    for name, size in (
-        ("parallel.expert_tensor", parallel.expert_tensor),
-        ("rollout.tensor", config.rollout.tensor),
-    ):
-        require(
-            width % size == 0,
-            f"{source}: an expert's width of {width} is not divisible by {name} = {size}.",
-        )
-
-
-def _check_sizes(config: RunConfig, hf: dict[str, Any], source: str) -> None:
-    heads, layers = hf["num_attention_heads"], hf["num_hidden_layers"]
-    kv_heads = hf.get("num_key_value_heads") or heads
-    tensor, rollout = config.parallel.tensor, config.rollout.tensor
-    for name, size in (("heads", heads), ("KV heads", kv_heads)):
-        require(
-            size % tensor == 0,
-            f"{source}: {size} {name} are not divisible by parallel.tensor = {tensor}.",
-        )
-    experts = hf.get("num_experts") or hf.get("num_local_experts") or 0
-    if experts:
-        _check_experts(config, hf, experts, source)
-    else:
-        _check_dense(config, hf, source)
-    require(
-        heads % rollout == 0,
-        f"{source}: {heads} heads are not divisible by rollout.tensor = {rollout}.",
-    )
-    require(
-        kv_heads % rollout == 0 or rollout % kv_heads == 0,
-        f"{source}: {kv_heads} KV heads neither divide nor are divided by rollout.tensor = "
-        f"{rollout}.",
-    )
-    stages = config.parallel.pipeline * config.parallel.virtual_pipeline
-    require(
-        layers % stages == 0,
-        f"{source}: {layers} layers are not divisible by parallel.pipeline x "
-        f"parallel.virtual_pipeline = {config.parallel.pipeline} x "
-        f"{config.parallel.virtual_pipeline}.",
-    )
-    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    require(
-        longest <= hf.get("max_position_embeddings", longest),
-        f"{source}: the model holds {hf.get('max_position_embeddings')} positions, fewer than "
-        f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}.",
-    )
+def _token_ids(tokenizer: Mapping[str, object]) -> Iterator[int]:
+    """All ids of a tokenizer.json, whose vocabulary is a table or a list."""
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, dict):
+        yield from vocab.values()
+    elif isinstance(vocab, list):
+        yield from range(len(vocab))
+    if isinstance(added, list):
+        yield from (token["id"] for token in added)
 
 
 def _check_data(config: RunConfig) -> None:
@@ -224,11 +123,11 @@ def _check_data(config: RunConfig) -> None:
     require(
         not (data.train and config.warm_start.steps),
         f"warm_start.steps = {config.warm_start.steps} needs generated mazes, whose solutions are "
-        "known; with data.train set it to 0.",
+        "known; with data.train, set it to 0.",
     )
     require(
         not data.train or bool(config.model.path),
-        "data.train needs model.path: a model made from scratch has a tokenizer for mazes alone.",
+        "data.train needs model.path: a model made from scratch has a tokenizer for mazes only.",
     )
     if config.data.train and importlib.util.find_spec("datasets") is None:
         raise ConfigError("data.train needs the `datasets` library; run `make setup`.")

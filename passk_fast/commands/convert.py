@@ -19,16 +19,14 @@ def convert(source: str, out: str) -> Path:
         ConfigError: `source` is neither, or `out` exists and is not empty.
         CorruptCheckpointError: the checkpoint's files do not match its manifest.
     """
-    from transformers import AutoConfig
-
     from passk_fast.actor.mesh import make_mesh
-    from passk_fast.actor.model import DTYPES, build_chunks, padded_vocab
+    from passk_fast.actor.model import DTYPES, build_chunks
     from passk_fast.checkpoint import megatron as checkpoint
     from passk_fast.checkpoint.store import verify_checkpoint
     from passk_fast.config.file import load_config
+    from passk_fast.model.shape import ModelShape
     from passk_fast.process_group import start_process_group
     from passk_fast.weights.hf import write_folder
-    from passk_fast.weights.layout import ModelShape
     from passk_fast.weights.megatron import Layout, full_tensors
     from passk_fast.weights.mesh import TrainerMesh
 
@@ -38,14 +36,13 @@ def convert(source: str, out: str) -> Path:
         raise ConfigError(f"{target} exists and is not empty; name a new folder.")
     verify_checkpoint(folder)
     config: RunConfig = replace(load_config(run / "config.toml"), parallel=ParallelConfig())
-    hf = AutoConfig.from_pretrained(run / "model")
+    shape = ModelShape.read(run / "model")
     start_process_group("cpu", 600)
     mesh = make_mesh(config.parallel, "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chunks = build_chunks(hf, config, mesh)
+        chunks = build_chunks(shape, config, mesh)
         checkpoint.read_weights(chunks, folder, mesh.device)
-    shape = ModelShape.from_hf(hf, padded_vocab(hf.vocab_size, 1))
     write_folder(
         full_tensors(chunks, Layout.of(shape, TrainerMesh(world=1), 0)),
         target,

@@ -233,8 +233,9 @@ def _plan(arguments: list[str]) -> ExitCode:
     import json
 
     from passk_fast.config.file import load_config
+    from passk_fast.plan.fit import Model
     from passk_fast.plan.hardware import gpu_of
-    from passk_fast.plan.plan import Model, make_plan
+    from passk_fast.plan.plan import make_plan
     from passk_fast.plan.report import as_json, as_text
     from passk_fast.plan.worker import Prober
 

@@ -11,14 +11,12 @@ tokens stand in the micro-batch once, and every response attends to them.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from typing import Any
 
 import numpy as np
 import torch
 
 from passk_fast import native
 from passk_fast.data.types import PackedBatch, RoutedRows, Sequence
-from passk_fast.model.flops import ModelFlops
 
 _EMPTY_PIECE = 64
 """Length in tokens of the padding segments of a micro-batch that has no real one."""
@@ -44,24 +42,13 @@ def plan(
     A sequence costs `linear * length + quadratic * pairs`, in any unit: what is balanced, first
     over ranks, then over each rank's micro-batches, is the sum of it. `linear` is the work a token
     takes whatever surrounds it (every matrix product with weights), `quadratic` that of one entry
-    of the attention matrix; see `flop_coefficients`. `pairs` is length**2 unless it is given.
+    of the attention matrix (`ModelFlops.balance_coefficients`). `pairs` is length**2 unless given.
     """
     tokens = np.asarray(lengths, np.int64)
     squares = tokens * tokens if pairs is None else np.asarray(pairs, np.int64)
     return native.plan_micro_batches(
         tokens, squares, data_size, max_tokens, divisor, linear, quadratic
     )
-
-
-def flop_coefficients(hf: Any) -> tuple[float, float]:
-    """(linear, quadratic) of `plan`: FLOPs of a forward pass, from a transformers config.
-
-    Every token passes all layers and, scored or not, the output layer; a pair is an entry of the
-    attention matrix, of which causal attention computes half.
-    """
-    sizes = ModelFlops.from_hf(hf)
-    linear = 2.0 * (sizes.layers * sizes.layer_weights + sizes.head_weights)
-    return linear, 2.0 * sizes.layers * sizes.attention_width
 
 
 # ---- shared prompts ----------------------------------------------------------------------------
@@ -82,9 +69,9 @@ def plan_units(
 ) -> tuple[list[list[int]], list[list[list[int]]]]:
     """Units of `shared_units`, and the indices of units by [data rank][micro-batch], as of `plan`.
 
-    Whole groups, a few to a rank, are seldom even. Where they are not, those that are not divisible by
-    the ranks are cut, or these and one more of every rank: whichever leaves the costliest rank
-    least to do, the prompts that cutting repeats included.
+    A few whole groups per rank are seldom even. Where they are not, the groups left over after each
+    rank has as many as the others are cut, or these and one more per rank: whichever leaves the
+    least work on the costliest rank, including the prompts that cutting repeats.
     """
     groups = prompt_groups(sequences)
     rest = len(groups) % data_size

@@ -33,8 +33,6 @@ class Start:
 class Prepare:
     """Work out which weights come from where, and open the parameters for them."""
 
-    padded_vocab: int
-    """The trainer's."""
     spec: str
     """Which of Megatron's layer specs the trainer has."""
 

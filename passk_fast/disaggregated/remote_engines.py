@@ -107,9 +107,9 @@ class Remote:
         self._receive()
 
     def _prepare(self, actor: Actor) -> WeightSync:
-        shape, bridge = actor.shape, self.bridge
+        bridge = self.bridge
         spec = Spec.TE if actor.transformer_engine else Spec.LOCAL
-        order = Prepare(padded_vocab=shape.padded_vocab, spec=spec.value)
+        order = Prepare(spec=spec.value)
         self._send([order] * bridge.num_rollouts)
         self._receive()
         return WeightSync.for_run(

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from passk_fast.disaggregated.messages import (
     encode_answer,
 )
 from passk_fast.errors import ExitCode, LostRankError, PasskError
+from passk_fast.model.shape import ModelShape
 from passk_fast.rollout.collect import samples_of
 from passk_fast.rollout.groups import GroupTracker
 from passk_fast.rollout.verifier_pool import VerifierPool
@@ -35,7 +36,7 @@ from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.rollout.vllm.parameters import OpenParameters
 from passk_fast.rollout.wire import encode_samples
 from passk_fast.tasks import verify
-from passk_fast.weights.layout import ModelShape, Spec
+from passk_fast.weights.layout import Spec
 from passk_fast.weights.megatron import Layout
 from passk_fast.weights.mesh import TrainerMesh
 from passk_fast.weights.sync import WeightSync
@@ -80,7 +81,7 @@ class Server:
         self.config, self.bridge, self.device, self.stop = config, bridge, device, stop
         self._verify = partial(verify, config=config.data)
         self._engine: RolloutEngine | None = None
-        self._hf: Any = None
+        self._shape: ModelShape | None = None
         self._pool: VerifierPool | None = None
         self._sync: WeightSync | None = None
         self._opened: OpenParameters | None = None
@@ -126,9 +127,7 @@ class Server:
         return replace(answer, stop=self.stop.raised)
 
     def _start(self, order: Start) -> None:
-        from transformers import AutoConfig
-
-        self._hf = AutoConfig.from_pretrained(order.model_dir)
+        self._shape = ModelShape.read(order.model_dir)
         self._engine = RolloutEngine(
             self.config,
             order.model_dir,
@@ -144,8 +143,9 @@ class Server:
 
     def _prepare(self, order: Prepare) -> None:
         bridge = self.bridge
+        assert self._shape is not None, "Start comes first"
         layout = Layout.of(
-            ModelShape.from_hf(self._hf, order.padded_vocab),
+            self._shape,
             TrainerMesh.of(self.config.parallel, bridge.num_trainers),
             bridge.rank,
             Spec(order.spec),

@@ -1,16 +1,18 @@
-"""Floating-point operations that a model's forward pass really needs, from its configuration.
+"""Floating-point operations that a model's forward pass really needs, from its shape.
 
 A multiply-add counts two. Counted are the matrix products of every unpadded token, the output
 layer where a token is scored, and causal attention by pairs of a query and a key that it sees;
-norms, rotary embedding and softmax are not (under one part in a hundred at any size used here).
-A backward pass costs twice the forward; recomputation is not counted, as is usual for MFU.
+norms, rotary embedding and softmax are not (less than 1 % at any size used here). A backward pass
+costs twice the forward pass; recomputation is not counted, as is usual for MFU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
+
+from passk_fast.model.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlops:
-    """Sizes that decide the cost; `from_hf` reads them from a transformers config."""
+    """Sizes that decide the cost of a decoder with gated MLPs or mixtures of them."""
 
     layers: int
     layer_weights: int
@@ -57,25 +59,21 @@ class ModelFlops:
     head_weights: int
     """Weights of the output layer: hidden size x vocabulary."""
     attention_width: int
-    """Query heads x head size."""
+    """Query heads x channels per head."""
 
     @classmethod
-    def from_hf(cls, hf: Any) -> Self:
-        """Sizes of a dense or mixture-of-experts decoder with a gated MLP."""
-        hidden, heads = hf.hidden_size, hf.num_attention_heads
-        size = getattr(hf, "head_dim", None) or hidden // heads
-        attention = hidden * size * (2 * heads + 2 * hf.num_key_value_heads)
-        experts = getattr(hf, "num_experts", None) or getattr(hf, "num_local_experts", None)
-        if experts:
-            width = getattr(hf, "moe_intermediate_size", None) or hf.intermediate_size
-            mlp = 3 * hidden * width * hf.num_experts_per_tok + hidden * experts
-        else:
-            mlp = 3 * hidden * hf.intermediate_size
+    def of(cls, shape: ModelShape) -> Self:
+        """The sizes of a model."""
+        hidden, size = shape.hidden, shape.head_dim
+        attention = hidden * size * (2 * shape.num_heads + 2 * shape.num_kv_heads)
+        mlp = 3 * hidden * shape.mlp_width
+        if shape.num_experts:
+            mlp = mlp * shape.experts_per_token + hidden * shape.num_experts
         return cls(
-            layers=hf.num_hidden_layers,
+            layers=shape.num_layers,
             layer_weights=attention + mlp,
-            head_weights=hidden * hf.vocab_size,
-            attention_width=heads * size,
+            head_weights=hidden * shape.vocab,
+            attention_width=shape.num_heads * size,
         )
 
     def forward(self, work: Work) -> float:
@@ -86,3 +84,13 @@ class ModelFlops:
     def train(self, work: Work) -> float:
         """FLOPs of a forward and a backward pass."""
         return 3 * self.forward(work)
+
+    def balance_coefficients(self) -> tuple[float, float]:
+        """(linear, quadratic) of `packing.plan`: FLOPs of a forward pass per token and per entry of
+        the attention matrix.
+
+        Every token passes all layers and, scored or not, the output layer; an entry counts half,
+        since causal attention computes half of the matrix.
+        """
+        linear = 2.0 * (self.layers * self.layer_weights + self.head_weights)
+        return linear, 2.0 * self.layers * self.attention_width

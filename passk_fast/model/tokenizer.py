@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from passk_fast.config import ShapeConfig
 from passk_fast.errors import ConfigError, DataError
+from passk_fast.model.shape import new_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -18,7 +19,7 @@ _VOCAB_MULTIPLE = 8
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One token a character of `alphabet` (sorted, repeats ignored), after pad, eos and unknown.
+    """One token per character of `alphabet` (sorted, repeats ignored), after pad, eos and unknown.
 
     ConfigError for an empty alphabet. Encode with `encode_checked`, which refuses characters
     outside the alphabet. Example: "ab" makes ids <pad> 0, <eos> 1, <unk> 2, a 3, b 4.
@@ -100,36 +101,14 @@ def _without_progress_bars() -> Iterator[None]:
 def _model_config(shape: ShapeConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    fields: dict[str, Any] = {
-        "vocab_size": -(-len(tokenizer) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "max_position_embeddings": shape.max_positions,
-        "tie_word_embeddings": shape.tie_embeddings,
+    vocab = -(-len(tokenizer) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    begin = tokenizer.bos_token_id
+    special = {
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": (
-            tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        ),
+        "bos_token_id": tokenizer.eos_token_id if begin is None else begin,
     }
-    if shape.architecture != "qwen2":
-        fields["head_dim"] = shape.head_dim
-    elif shape.num_heads * shape.head_dim != shape.hidden_size:
-        raise ConfigError(
-            "model.shape.architecture = 'qwen2' needs num_heads x head_dim = hidden_size, got "
-            f"{shape.num_heads} x {shape.head_dim} and {shape.hidden_size}."
-        )
-    if shape.architecture == "qwen3_moe":
-        fields |= {
-            "num_experts": shape.num_experts,
-            "num_experts_per_tok": shape.experts_per_token,
-            "moe_intermediate_size": shape.intermediate_size,
-            "norm_topk_prob": True,
-        }
-    return AutoConfig.for_model(shape.architecture, **fields)
+    return AutoConfig.for_model(**new_config(shape, vocab), **special)
 
 
 def _shorten(text: str, limit: int = 60) -> str:

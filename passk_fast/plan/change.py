@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import floor
-from typing import Any
 
 from passk_fast.config import RolloutConfig, RunConfig
 from passk_fast.errors import ConfigError
+from passk_fast.plan.facts import RECOMPUTE, with_recompute
+from passk_fast.plan.fit import Model, memory_on
 from passk_fast.plan.hardware import Gpu
 from passk_fast.plan.memory import Memory, shortcomings
-from passk_fast.plan.plan import Model, memory_on
 from passk_fast.plan.worker import Prober
 
 Change = tuple[str, RunConfig, int]
@@ -62,15 +62,10 @@ def _join(*words: str) -> str:
     return ", ".join(w for w in words if w)
 
 
-def _parallel(config: RunConfig, **values: Any) -> RunConfig:
-    return replace(config, parallel=replace(config.parallel, **values))
-
-
 def _cheap(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """One setting that leaves the mesh as it is."""
-    modes = ("none", "selective", "full")
-    for mode in modes[modes.index(config.parallel.recompute) + 1 :]:
-        yield f'parallel.recompute = "{mode}"', _parallel(config, recompute=mode)
+    for mode in RECOMPUTE[RECOMPUTE.index(config.parallel.recompute) + 1 :]:
+        yield f'parallel.recompute = "{mode}"', with_recompute(config, mode)
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     tokens = config.micro_batch_tokens // 2
     while tokens >= longest:
@@ -82,8 +77,8 @@ def _cheap(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     if config.lm_head_loss == "unfused":
         yield 'lm_head_loss = "fused"', replace(config, lm_head_loss="fused")
     if not config.parallel.distributed_optimizer:
-        words = "parallel.distributed_optimizer = true"
-        yield words, _parallel(config, distributed_optimizer=True)
+        parallel = replace(config.parallel, distributed_optimizer=True)
+        yield "parallel.distributed_optimizer = true", replace(config, parallel=parallel)
     for rollout in _larger_engines(config.rollout):
         yield f"rollout.tensor = {rollout.tensor}", replace(config, rollout=rollout)
 
@@ -99,7 +94,7 @@ def _frugal(config: RunConfig) -> tuple[str, RunConfig]:
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     words = []
     if config.parallel.recompute != "full":
-        config, words = _parallel(config, recompute="full"), ['parallel.recompute = "full"']
+        config, words = with_recompute(config, "full"), ['parallel.recompute = "full"']
     if config.micro_batch_tokens > longest:
         config = replace(config, micro_batch_tokens=longest)
         words.append(f"micro_batch_tokens = {longest}")
@@ -131,8 +126,18 @@ def _with_share(
 def _meshes(config: RunConfig, gpus: int) -> Iterator[tuple[str, RunConfig]]:
     """Meshes that cut the model further, one size at a time."""
     parallel = config.parallel
-    for name, most in (("expert", 128), ("tensor", 8), ("pipeline", gpus)):
-        size = getattr(parallel, name) * 2
-        while size <= min(most, gpus):
-            yield f"parallel.{name} = {size}", _parallel(config, **{name: size})
-            size *= 2
+    for size in _doubled(parallel.expert, min(128, gpus)):
+        larger = replace(parallel, expert=size)
+        yield f"parallel.expert = {size}", replace(config, parallel=larger)
+    for size in _doubled(parallel.tensor, min(8, gpus)):
+        larger = replace(parallel, tensor=size)
+        yield f"parallel.tensor = {size}", replace(config, parallel=larger)
+    for size in _doubled(parallel.pipeline, gpus):
+        larger = replace(parallel, pipeline=size)
+        yield f"parallel.pipeline = {size}", replace(config, parallel=larger)
+
+
+def _doubled(size: int, most: int) -> Iterator[int]:
+    """2 x size, 4 x size, ... up to `most`."""
+    while (size := 2 * size) <= most:
+        yield size

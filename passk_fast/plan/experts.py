@@ -1,31 +1,32 @@
 """Mixture-of-experts layers in a plan: a pass with tokens spread evenly over ranks.
 
-Which expert gets which token is known only with data, which a plan has not. Within a rank it makes
-no difference to bytes: the experts' products are grouped, whatever the sizes of the groups.
+Which expert gets which token is known only with data, which a plan does not have. Within a rank it
+makes no difference to bytes: the experts' products are grouped, whatever the sizes of the groups.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
-from typing import Any
 
 import torch
-from torch import Tensor
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from torch import Tensor, nn
 
 from passk_fast.config import ParallelConfig
 
 
-def balance_experts(chunk: Any, parallel: ParallelConfig) -> None:
+def balance_experts(chunk: nn.Module, parallel: ParallelConfig) -> None:
     """Give every MoE layer of a chunk a forward pass for meta tensors, with the real experts."""
-    from megatron.core.transformer.moe.moe_layer import MoELayer
-
     for module in chunk.modules():
         if isinstance(module, MoELayer):
             module.forward = MethodType(_balanced(parallel.expert), module)
 
 
-def _balanced(expert_ranks: int) -> Any:
-    def forward(layer: Any, hidden: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
+def _balanced(expert_ranks: int) -> Callable[..., tuple[Tensor, None]]:
+    def forward(
+        layer: MoELayer, hidden: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, None]:
         """As the all-to-all dispatcher: permute, exchange, sort by expert, compute, and back."""
         x = hidden.view(-1, hidden.shape[-1])
         k = layer.config.moe_router_topk

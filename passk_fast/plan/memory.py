@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from passk_fast.config import RunConfig
+from passk_fast.model.shape import ModelShape
 from passk_fast.plan.facts import Costs, Facts
 from passk_fast.plan.hardware import GIB, GRAPHS_GIB, RESERVE_GIB, Gpu
-from passk_fast.weights.layout import ModelShape
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.placement import Tensors, rollout_side
 
@@ -154,7 +153,7 @@ def _loss_head(config: RunConfig, facts: Facts, shape: ModelShape) -> int:
         return facts.logits_head
     tensor, context = config.parallel.tensor, config.parallel.context
     rows = config.micro_batch_tokens // context
-    needed = rows * (2 * shape.padded_vocab // tensor + 6 * shape.hidden)
+    needed = rows * (2 * shape.trainer_vocab(tensor) // tensor + 6 * shape.hidden)
     return (
         min(int(config.lm_head_loss_memory_gib * GIB), needed) + 2 * rows * shape.hidden // tensor
     )
@@ -170,14 +169,12 @@ def engine_weights(tensors: Tensors, tensor: int, element_bytes: int) -> int:
     return max(sizes) * element_bytes
 
 
-def engine_memory(config: RunConfig, tensors: Tensors, hf: Any, gpu: Gpu) -> EngineMemory:
+def engine_memory(config: RunConfig, tensors: Tensors, gpu: Gpu) -> EngineMemory:
     """Of one engine rank under rollout.gpu_memory_utilization."""
     rollout, shape = config.rollout, tensors.shape
     size = 2 if config.model.dtype == "bfloat16" else 4
     weights = engine_weights(tensors, rollout.tensor, size)
-    width = hf.intermediate_size
-    if shape.num_experts:
-        width = shape.intermediate * hf.num_experts_per_tok
+    width = shape.mlp_width * (shape.experts_per_token or 1)
     prefill = _ENGINE_BATCH_TOKENS * (2 * width // rollout.tensor + 4 * shape.hidden) * size
     logits = 12 * rollout.max_num_seqs * shape.vocab
     graphs = 0 if rollout.enforce_eager else int(GRAPHS_GIB * GIB)
@@ -193,7 +190,7 @@ def engine_memory(config: RunConfig, tensors: Tensors, hf: Any, gpu: Gpu) -> Eng
 
 
 def memory_of(
-    config: RunConfig, facts: Facts, tensors: Tensors, hf: Any, gpu: Gpu, micro_batches: int
+    config: RunConfig, facts: Facts, tensors: Tensors, gpu: Gpu, micro_batches: int
 ) -> Memory:
     """Every stage's bytes and the engine's."""
     rollout = config.rollout
@@ -204,7 +201,7 @@ def memory_of(
             stage_memory(config, facts, tensors.shape, micro_batches, stage)
             for stage in range(config.parallel.pipeline)
         ),
-        engine=engine_memory(config, tensors, hf, gpu),
+        engine=engine_memory(config, tensors, gpu),
         capacity=int(gpu.memory_gib * GIB),
         reserve=int(RESERVE_GIB * GIB),
         awake=awake + 2 * rollout.sync_mib * 2**20,

@@ -6,20 +6,24 @@ Nothing is computed: operations run on shapes alone, so a 32B model's pass takes
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from passk_fast.actor.autograd import Context, call
+from passk_fast.actor.layers import RMSNorm
 
 _MATMULS = {"mm", "addmm", "bmm", "matmul", "linear", "baddbmm", "grouped_mm", "_grouped_mm"}
 _ATTENTION = ("_varlen_attn", "_flash_attention", "scaled_dot_product", "_efficient_attention")
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def _tensors(tree: object) -> list[Tensor]:
     """Tensors of arguments or results; Megatron hands some over in lists."""
     return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
@@ -28,26 +32,25 @@ class _FusedNorm(torch.autograd.Function):
     """Stands for one kernel each way: same tensors saved, read and written; no values."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1]))
         return x * weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, _ = ctx.saved_tensors
         return grad * x, torch.empty_like(weight)
 
 
-def fuse_norms(chunk: Any) -> None:
+def fuse_norms(chunk: nn.Module) -> None:
     """Let the norms of a chunk run as on a GPU: one kernel, which torch takes apart on meta."""
-    from passk_fast.actor.layers import RMSNorm
 
-    def forward(norm: Any, x: Tensor) -> Tensor:
-        return _FusedNorm.apply(x.float(), norm.weight.float()).to(x.dtype)
+    def forward(norm: RMSNorm, x: Tensor) -> Tensor:
+        return call(_FusedNorm, x.float(), norm.weight.float()).to(x.dtype)
 
     for module in chunk.modules():
         if isinstance(module, RMSNorm):
-            module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+            setattr(module, "forward", MethodType(forward, module))  # noqa: B010
 
 
 @dataclass
@@ -68,15 +71,19 @@ class Ledger(TorchDispatchMode):
     """Counts, while it is entered, storages made inside (live, peak) and the traffic."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.live = 0
         self.peak = 0
         self.traffic = Traffic()
         self._seen: set[int] = set()
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         inputs = _tensors((args, kwargs or {}))
         known = {t.untyped_storage()._cdata for t in inputs}
         out = func(*args, **(kwargs or {}))
@@ -88,7 +95,7 @@ class Ledger(TorchDispatchMode):
         self._count(func, inputs, outputs, known)
         return out
 
-    def _own(self, storage: Any) -> None:
+    def _own(self, storage: UntypedStorage) -> None:
         key = storage._cdata
         if key in self._seen:
             return
@@ -103,7 +110,7 @@ class Ledger(TorchDispatchMode):
         self.live -= size
 
     def _count(
-        self, func: Any, inputs: list[Tensor], outputs: list[Tensor], known: set[int]
+        self, func: OpOverload, inputs: list[Tensor], outputs: list[Tensor], known: set[int]
     ) -> None:
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "c10d":

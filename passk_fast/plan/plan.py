@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from passk_fast.config import RunConfig, require
+from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError
 from passk_fast.model.flops import ModelFlops
-from passk_fast.plan.facts import Facts
+from passk_fast.model.shape import ModelShape
+from passk_fast.plan.change import smallest_change
+from passk_fast.plan.facts import RECOMPUTE, Facts, with_recompute
+from passk_fast.plan.fit import Model, memory_on
 from passk_fast.plan.hardware import Gpu, sides
-from passk_fast.plan.memory import Memory, memory_of, shortcomings, stage_memory
+from passk_fast.plan.memory import Memory, shortcomings, stage_memory
 from passk_fast.plan.traffic import Reshard, reshard_of
 from passk_fast.plan.work import (
     DecodeTime,
@@ -21,34 +22,8 @@ from passk_fast.plan.work import (
     decode_time,
     train_time,
 )
-from passk_fast.plan.worker import RECOMPUTE, Prober
-from passk_fast.weights.layout import ModelShape, num_experts
-from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
-from passk_fast.weights.placement import Tensors, rollout_side, trainer_side
-
-VOCAB_MULTIPLE = 8
-"""As in actor.model, which this module does not import: it would bring Megatron along."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A Hugging Face configuration and where it lies."""
-
-    folder: Path
-    hf: Any
-
-    @classmethod
-    def find(cls, config: RunConfig, beside: Path) -> Model:
-        """`model.path`, or what ships in models/ beside the configuration file; ConfigError."""
-        require(bool(config.model.path), "passk-fast plan needs model.path: a folder's name.")
-        wanted = Path(config.model.path)
-        places = [wanted, beside.parent / "models" / wanted.name]
-        for folder in places:
-            if (folder / "config.json").is_file():
-                from transformers import AutoConfig
-
-                return cls(folder.resolve(), AutoConfig.from_pretrained(str(folder)))
-        raise ConfigError(f"model.path: no config.json in {' or '.join(map(str, places))}.")
+from passk_fast.plan.worker import Prober
+from passk_fast.weights.placement import Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,71 +103,18 @@ class Plan:
         return max(names, key=lambda name: self.parts[name])
 
 
-def tensors_of(config: RunConfig, hf: Any) -> Tensors:
-    """The layout table of the model, with the trainer's vocabulary padding."""
-    multiple = VOCAB_MULTIPLE * config.parallel.tensor
-    return Tensors.of(ModelShape.from_hf(hf, -(-hf.vocab_size // multiple) * multiple))
-
-
-def check_mesh(config: RunConfig, hf: Any, gpus: int) -> Tensors:
-    """The model's tensors; ConfigError for a mesh that they do not divide over."""
-    parallel, rollout = config.parallel, config.rollout
-    require(
-        bool(num_experts(hf)) or parallel.expert * parallel.expert_tensor == 1,
-        "parallel.expert and parallel.expert_tensor have no effect on a dense model; take 1.",
-    )
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    require(
-        longest <= hf.max_position_embeddings,
-        f"The model holds {hf.max_position_embeddings} positions, fewer than "
-        f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}.",
-    )
-    trainers, engines = sides(gpus, rollout.dedicated_ranks)
-    require(
-        trainers > 0,
-        f"rollout.dedicated_ranks = {rollout.dedicated_ranks} of {gpus} GPUs leaves none to train.",
-    )
-    parallel.data(trainers)
-    require(
-        engines % rollout.tensor == 0,
-        f"{engines} GPUs are not divisible by rollout.tensor = {rollout.tensor}.",
-    )
-    tensors = tensors_of(config, hf)
-    trainer_side(tensors, TrainerMesh.of(config.parallel, trainers))
-    rollout_side(tensors, RolloutMesh(world=rollout.tensor, tensor=rollout.tensor))
-    return tensors
-
-
-def uses_logits(config: RunConfig) -> bool:
-    """Whether the loss is computed from logits on a GPU."""
-    return config.lm_head_loss == "unfused"
-
-
-def memory_on(
-    config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prober
-) -> tuple[Memory, Facts, Tensors]:
-    """Memory of a configuration; ConfigError for a mesh that cannot be."""
-    tensors = check_mesh(config, model.hf, gpus)
-    trainers, _ = sides(gpus, config.rollout.dedicated_ranks)
-    facts = prober.facts(config, model.folder, trainers, logits=uses_logits(config))
-    micro = Workload.of(config).micro_batches(config, trainers)
-    return memory_of(config, facts, tensors, model.hf, gpu, micro), facts, tensors
-
-
 def make_plan(config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prober) -> Plan:
     """The plan; ConfigError, naming the smallest change that helps, for what does not fit."""
     memory, facts, tensors = memory_on(config, model, gpu, gpus, prober)
     problems = shortcomings(config, memory)
     if problems:
-        from passk_fast.plan.change import smallest_change
-
         advice = smallest_change(config, model, gpu, gpus, prober)
         raise ConfigError(
             f"{model.folder.name} on {gpus} x {gpu.name} does not fit: {'; '.join(problems)}. "
             f"{advice}"
         )
-    hf, shape = model.hf, tensors.shape
-    flops, work = ModelFlops.from_hf(hf), Workload.of(config)
+    shape = tensors.shape
+    flops, work = ModelFlops.of(shape), Workload.of(config)
     trainers, engines = sides(gpus, config.rollout.dedicated_ranks)
     micro = work.micro_batches(config, trainers)
     return Plan(
@@ -206,8 +128,8 @@ def make_plan(config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prob
         activations=_activations(config, facts, shape, micro),
         workload=work,
         train_flops=flops.train(work.trained(config.share_prompts)),
-        decode=decode_time(config, work, flops, shape, hf, memory.engine, gpu, engines),
-        train=train_time(config, work, flops, shape, hf, facts, gpu, trainers),
+        decode=decode_time(config, work, flops, shape, memory.engine, gpu, engines),
+        train=train_time(config, work, flops, shape, facts, gpu, trainers),
         bubble=bubble_share(config, micro),
         reshard=reshard_of(config, tensors, gpu, gpus),
     )
@@ -225,11 +147,10 @@ def _count(tensors: Tensors) -> int:
 
 
 def _activations(config: RunConfig, facts: Facts, shape: ModelShape, micro: int) -> dict[str, int]:
-    out = {}
+    out: dict[str, int] = {}
     for mode in RECOMPUTE:
-        parallel = replace(config.parallel, recompute=mode)  # type: ignore[arg-type]
-        other = replace(config, parallel=parallel)
-        stages = range(parallel.pipeline)
+        other = with_recompute(config, mode)
+        stages = range(config.parallel.pipeline)
         out[mode] = max(
             stage_memory(other, facts, shape, micro, stage).activations for stage in stages
         )

@@ -11,33 +11,32 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.models.gpt import GPTModel
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
     get_num_layers_to_build,
 )
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
-from passk_fast.actor.attention import PackedAttention, packed_params
+from passk_fast.actor.attention import PackedParams, packed_params
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.head import hidden_output
 from passk_fast.actor.layers import RMSNorm
 from passk_fast.actor.mesh import Mesh, drop_mesh, make_mesh
-from passk_fast.actor.model import (
-    layer_spec,
-    padded_vocab,
-    rotary_frequencies,
-    transformer_config,
-)
+from passk_fast.actor.model import DTYPES, layer_spec, make_chunk, transformer_config
 from passk_fast.actor.optimizer import make_optimizer, wrap
 from passk_fast.config import RunConfig
 from passk_fast.data import packing
 from passk_fast.data.context_parallel import context_part
 from passk_fast.data.types import Sequence
+from passk_fast.kernels.torch_logprob import token_logprob_from_logits
+from passk_fast.model.shape import ModelShape
 from passk_fast.plan.experts import balance_experts
 from passk_fast.plan.facts import Costs, StageBytes
 from passk_fast.plan.meta import Ledger, fuse_norms
@@ -57,65 +56,42 @@ def fake_world(config: RunConfig, world: int, rank: int) -> Iterator[Mesh]:
         dist.destroy_process_group()
 
 
-def _layers(hf: Any, config: RunConfig, device: str) -> Any:
-    return transformer_config(hf, config.parallel, config.model.dtype, device)
-
-
-def _chunk(
-    hf: Any,
-    config: RunConfig,
-    layers: Any,
-    count: int,
-    ends: tuple[bool, bool],
-    *,
-    vp: int | None = None,
-    tied: bool = False,
-) -> GPTModel:
-    """A chunk of `count` layers; `ends`: with the embedding, with final norm and output layer."""
-    chunk = GPTModel(
-        layers,
-        TransformerBlockSubmodules(layer_specs=[layer_spec(layers)] * count, layer_norm=RMSNorm),
-        vocab_size=padded_vocab(hf.vocab_size, config.parallel.tensor),
-        max_sequence_length=hf.max_position_embeddings,
-        pre_process=ends[0],
-        post_process=ends[1],
-        share_embeddings_and_output_weights=tied,
-        position_embedding_type="none",
-        vp_stage=vp,
-    )
-    frequencies = rotary_frequencies(hf)
-    for module in chunk.modules():
-        if isinstance(module, PackedAttention):
-            module.inv_freq = frequencies
-    return chunk
-
-
-def stage_bytes(hf: Any, config: RunConfig, mesh: Mesh) -> StageBytes:
+def stage_bytes(shape: ModelShape, config: RunConfig, mesh: Mesh) -> StageBytes:
     """What this rank's chunks, gradient buffers and optimizer hold between steps."""
-    return held_bytes(*build(hf, config, mesh))
+    return held_bytes(*build(shape, config, mesh))
 
 
-def build(hf: Any, config: RunConfig, mesh: Mesh) -> tuple[list[Any], Any]:
+def build(
+    shape: ModelShape, config: RunConfig, mesh: Mesh
+) -> tuple[list[DistributedDataParallel], MegatronOptimizer]:
     """(wrapped chunks, optimizer) of this rank on the mesh's device, as the actor builds them."""
     virtual = config.parallel.virtual_pipeline
     with megatron_scope(mesh.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model_parallel_cuda_manual_seed(config.seed)
-        layers = _layers(hf, config, mesh.device)
+        layers = _layers(shape, config, mesh.device)
         chunks = []
         for v in range(virtual):
             vp = v if virtual > 1 else None
             first = mesh.pipeline_rank == 0 and v == 0
             last = mesh.is_last_stage and v == virtual - 1
-            count = get_num_layers_to_build(layers, vp)
-            tied = bool(hf.tie_word_embeddings)
-            chunk = _chunk(hf, config, layers, count, (first, last), vp=vp, tied=tied)
+            spec = _spec(layers, get_num_layers_to_build(layers, vp))
+            chunk = make_chunk(shape, layers, spec, first=first, last=last, vp_stage=vp)
             chunks.append(chunk.to(mesh.torch_device))
         wrapped = wrap(chunks, config, mesh.device)
         return wrapped, make_optimizer(wrapped, config, config.optim, mesh.device)
 
 
-def held_bytes(wrapped: list[Any], optimizer: Any) -> StageBytes:
+def _layers(shape: ModelShape, config: RunConfig, device: str) -> TransformerConfig:
+    return transformer_config(shape, config.parallel, config.model.dtype, device)
+
+
+def _spec(layers: TransformerConfig, count: int) -> TransformerBlockSubmodules:
+    """`count` layers of Megatron's local spec."""
+    return TransformerBlockSubmodules(layer_specs=[layer_spec(layers)] * count, layer_norm=RMSNorm)
+
+
+def held_bytes(wrapped: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> StageBytes:
     """Bytes of wrapped chunks and their optimizer, by storage; moments as after one step."""
     parameters = [p for chunk in wrapped for p in chunk.parameters()]
     held = _storages(parameters)
@@ -134,7 +110,7 @@ def held_bytes(wrapped: list[Any], optimizer: Any) -> StageBytes:
     )
 
 
-def _storages(tensors: list[torch.Tensor]) -> dict[int, int]:
+def _storages(tensors: list[Tensor]) -> dict[int, int]:
     found = [t.untyped_storage() for t in tensors]
     return {s._cdata: s.nbytes() for s in found}
 
@@ -142,7 +118,7 @@ def _storages(tensors: list[torch.Tensor]) -> dict[int, int]:
 # ---- one micro-batch ---------------------------------------------------------------------------
 
 
-def _packed(config: RunConfig, mesh: Mesh, tokens: int) -> tuple[Any, Any]:
+def _packed(config: RunConfig, mesh: Mesh, tokens: int) -> tuple[Tensor, PackedParams]:
     """(tokens [1, T], packed parameters) of a micro-batch of one sequence, on meta."""
     cp = mesh.context_size
     multiple = mesh.tensor_size * (2 * cp if cp > 1 else 1)
@@ -158,27 +134,36 @@ def _packed(config: RunConfig, mesh: Mesh, tokens: int) -> tuple[Any, Any]:
     # The kernels of a GPU, in float32 too, which there would pad.
     params = packed_params(batch, thd=False, padded=False, context_group=mesh.context_group)
     for name, value in vars(params).items():
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, Tensor):
             setattr(params, name, value.to("meta"))
     return batch.tokens_T[None].to("meta"), params
 
 
 def _cost(
-    hf: Any, config: RunConfig, mesh: Mesh, tokens: int, count: int, ends: tuple[bool, bool]
+    shape: ModelShape,
+    config: RunConfig,
+    mesh: Mesh,
+    tokens: int,
+    count: int,
+    *,
+    first: bool = False,
+    last: bool = False,
 ) -> Costs:
-    """Of one micro-batch through a chunk of `count` layers; `ends`: with embedding, final norm."""
+    """Of one micro-batch through a chunk of `count` layers; `first`: with the embedding, `last`:
+    with final norm and output layer."""
     whole = replace(config, parallel=replace(config.parallel, virtual_pipeline=1))
-    layers = _layers(hf, whole, "meta")
-    chunk = _chunk(hf, whole, layers, count, ends).to("meta")
+    layers = _layers(shape, whole, "meta")
+    untied = replace(shape, tied=False)  # a tied head wants the first stage's embedding
+    chunk = make_chunk(untied, layers, _spec(layers, count), first=first, last=last).to("meta")
     balance_experts(chunk, config.parallel)
     fuse_norms(chunk)
     chunk.train()
     tokens_BT, params = _packed(config, mesh, tokens)
     rows = tokens_BT.shape[1] // mesh.tensor_size
     entering = None
-    if not ends[0]:
+    if not first:
         entering = torch.empty(
-            rows, 1, hf.hidden_size, dtype=layers.params_dtype, device="meta", requires_grad=True
+            rows, 1, shape.hidden, dtype=layers.params_dtype, device="meta", requires_grad=True
         )
         chunk.set_input_tensor(entering)
     grads = [torch.empty_like(p, dtype=torch.float32) for p in chunk.parameters()]
@@ -202,37 +187,35 @@ def _cost(
     )
 
 
-def _to_main_grad(parameter: Any, grad: torch.Tensor) -> None:
+def _to_main_grad(parameter: Tensor, grad: Tensor) -> None:
     """Megatron's wrapper adds a gradient to its float32 buffer at once and drops it."""
 
-    def add(p: Any) -> None:
+    def add(p: Tensor) -> None:
+        assert p.grad is not None
         grad.add_(p.grad)
         p.grad = None
 
     parameter.register_post_accumulate_grad_hook(add)
 
 
-def layer_costs(hf: Any, config: RunConfig, mesh: Mesh, tokens: int) -> dict[str, Costs]:
+def layer_costs(shape: ModelShape, config: RunConfig, mesh: Mesh, tokens: int) -> dict[str, Costs]:
     """Costs of one micro-batch: "one" and "two" layers, and one layer with either end."""
-    runs = {"one": (1, False, False), "two": (2, False, False)}
-    runs |= {"first": (1, True, False), "last": (1, False, True)}
-    out = {}
     with megatron_scope("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model_parallel_cuda_manual_seed(config.seed)
-        _cost(hf, config, mesh, tokens, 1, (False, False))  # first calls leave things behind
-        for name, (count, *ends) in runs.items():
-            out[name] = _cost(hf, config, mesh, tokens, count, (ends[0], ends[1]))
-    return out
+        _cost(shape, config, mesh, tokens, 1)  # first calls leave things behind
+        return {
+            "one": _cost(shape, config, mesh, tokens, 1),
+            "two": _cost(shape, config, mesh, tokens, 2),
+            "first": _cost(shape, config, mesh, tokens, 1, first=True),
+            "last": _cost(shape, config, mesh, tokens, 1, last=True),
+        }
 
 
-def logits_head(config: RunConfig, mesh: Mesh, tokens: int, vocab: int) -> int:
+def logits_head(shape: ModelShape, config: RunConfig, mesh: Mesh, tokens: int) -> int:
     """Peak bytes of the loss from logits [T, V / tp] on this rank, forward and backward."""
-    from passk_fast.actor.model import DTYPES
-    from passk_fast.kernels.torch_logprob import token_logprob_from_logits
-
     rows = tokens // mesh.context_size
-    width = padded_vocab(vocab, mesh.tensor_size) // mesh.tensor_size
+    width = shape.trainer_vocab(mesh.tensor_size) // mesh.tensor_size
     dtype = DTYPES[config.model.dtype]
     ledger = Ledger()
     with megatron_scope("meta"), ledger:
@@ -242,12 +225,7 @@ def logits_head(config: RunConfig, mesh: Mesh, tokens: int, vocab: int) -> int:
             torch.empty(rows, dtype=torch.int64, device="meta"),
             temperature=1.0,
             group=mesh.tensor_group if mesh.tensor_size > 1 else None,
-            vocab=vocab,
+            vocab=shape.vocab,
         )
         logp.sum().backward()
     return ledger.peak
-
-
-def with_recompute(config: RunConfig, mode: Any) -> RunConfig:
-    """The same run with another `parallel.recompute`."""
-    return replace(config, parallel=replace(config.parallel, recompute=mode))

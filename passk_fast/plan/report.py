@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from passk_fast.plan.hardware import GIB, RATES, RESERVE_GIB
 from passk_fast.plan.plan import Plan
@@ -99,7 +98,7 @@ def _end(plan: Plan) -> list[str]:
     ]
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def as_json(plan: Plan) -> dict[str, object]:
     """All numbers; bytes and seconds."""
     return {
         "estimate": "not measured",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Self
+from typing import Self
 
 from passk_fast.config import RunConfig
 from passk_fast.model.flops import ModelFlops, Work
+from passk_fast.model.shape import ModelShape
 from passk_fast.plan.facts import Facts
 from passk_fast.plan.hardware import RANKS_PER_NODE, RATES, Gpu
 from passk_fast.plan.memory import EngineMemory
-from passk_fast.weights.layout import ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,6 @@ def decode_time(
     work: Workload,
     flops: ModelFlops,
     shape: ModelShape,
-    hf: Any,
     engine: EngineMemory,
     gpu: Gpu,
     gpus: int,
@@ -104,8 +103,8 @@ def decode_time(
     embedding = size * shape.vocab * shape.hidden // tensor
     expert = 0.0
     if shape.num_experts:
-        unread = (1 - hf.num_experts_per_tok / shape.num_experts) ** together
-        expert = 3 * shape.hidden * shape.intermediate * shape.num_experts * shape.num_layers
+        unread = (1 - shape.experts_per_token / shape.num_experts) ** together
+        expert = 3 * shape.hidden * shape.expert_width * shape.num_experts * shape.num_layers
         expert *= size / tensor * unread
     per_step = max(0.0, engine.weights - embedding - expert) / bandwidth
     a_token = 2 * (flops.layers * flops.layer_weights + flops.head_weights)
@@ -161,7 +160,6 @@ def train_time(
     work: Workload,
     flops: ModelFlops,
     shape: ModelShape,
-    hf: Any,
     facts: Facts,
     gpu: Gpu,
     gpus: int,
@@ -173,7 +171,7 @@ def train_time(
     micro = work.micro_batches(config, gpus) * minibatches
     passes = 4.0 if mode == "full" else 3.0
     a_gpu = gpu.flops * gpus
-    expert = _expert_weights(shape, hf)
+    expert = _expert_weights(shape)
     dense = flops.layer_weights - expert
     linear = 2 * done.tokens * flops.layers / a_gpu
     matmul = passes * linear * (dense / RATES.matmul + expert / RATES.grouped)
@@ -190,7 +188,7 @@ def train_time(
     sent = sum(two.sent.values()) - sum(one.sent.values())
     near = parallel.tensor * parallel.context <= RANKS_PER_NODE
     tensor_traffic = full * layers * sent / _rate(gpu, near)
-    experts = full * layers * _expert_traffic(config, shape, hf, gpu)
+    experts = full * layers * _expert_traffic(config, shape, gpu)
     busy = matmul + attention + elementwise + head + tensor_traffic + experts
     bubble = busy * (parallel.pipeline - 1) / (parallel.virtual_pipeline * micro / minibatches)
     forwards = (minibatches > 1) + (config.loss.kl_coef > 0)
@@ -219,19 +217,19 @@ def _rate(gpu: Gpu, near: bool) -> float:
     return gpu.link_bytes * RATES.link if near else gpu.network_bytes * RATES.network
 
 
-def _expert_weights(shape: ModelShape, hf: Any) -> int:
+def _expert_weights(shape: ModelShape) -> int:
     if not shape.num_experts:
         return 0
-    return int(3 * shape.hidden * shape.intermediate * hf.num_experts_per_tok)
+    return int(3 * shape.hidden * shape.expert_width * shape.experts_per_token)
 
 
-def _expert_traffic(config: RunConfig, shape: ModelShape, hf: Any, gpu: Gpu) -> float:
+def _expert_traffic(config: RunConfig, shape: ModelShape, gpu: Gpu) -> float:
     """Seconds of all-to-all in one layer and micro-batch: there and back, forward and backward."""
     parallel = config.parallel
     if not shape.num_experts or parallel.expert == 1:
         return 0.0
     rows = config.micro_batch_tokens / parallel.tensor / parallel.context
-    size = rows * hf.num_experts_per_tok * shape.hidden * 2
+    size = rows * shape.experts_per_token * shape.hidden * 2
     times = 6 if parallel.recompute == "full" else 4
     near = min(parallel.expert, max(1, RANKS_PER_NODE // parallel.expert_tensor))
     inside = times * size * (near - 1) / parallel.expert

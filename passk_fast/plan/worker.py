@@ -1,6 +1,6 @@
 """The probe in a process of its own: `python -m passk_fast.plan.worker`, JSON lines in and out.
 
-A fake process group would take the place of the caller's own, so the caller keeps its distance.
+A process has one default process group, and the probe's fake one must not replace the caller's.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from typing import IO, Any, Self
 
 from passk_fast.config import ModelConfig, OptimConfig, ParallelConfig, RunConfig
 from passk_fast.errors import ConfigError
-from passk_fast.plan.facts import Facts
-
-RECOMPUTE = ("none", "selective", "full")
+from passk_fast.model.shape import ModelShape
+from passk_fast.plan.facts import RECOMPUTE, Costs, Facts, StageBytes, with_recompute
 
 
 class Prober:
@@ -51,7 +50,7 @@ class Prober:
             self._errors.close()
 
     def facts(self, config: RunConfig, folder: Path, gpus: int, *, logits: bool) -> Facts:
-        """What Megatron holds and does for `folder`/config.json on this mesh.
+        """What Megatron allocates and computes for `folder`/config.json on this mesh.
 
         `logits`: the loss is computed from logits. ConfigError when Megatron refuses the mesh.
         """
@@ -69,10 +68,10 @@ class Prober:
             answer = self._ask(line)
             if "refused" in answer:
                 raise ConfigError(f"Megatron refuses this mesh: {answer['refused']}")
-            self._known[line] = Facts.from_json(answer)
+            self._known[line] = Facts.from_json(answer["facts"])
         return self._known[line]
 
-    def _ask(self, line: str) -> dict[str, Any]:
+    def _ask(self, line: str) -> dict[str, str]:
         if self._process is None:
             self._start()
         assert self._process is not None
@@ -101,13 +100,11 @@ class Prober:
         )
 
 
-def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    from transformers import AutoConfig
-
+def _answer(request: Mapping[str, Any]) -> Facts:
     from passk_fast.plan import probe
 
     gc.freeze()  # the probe collects garbage often: not among all that was imported
-    hf = AutoConfig.from_pretrained(request["folder"])
+    shape = ModelShape.read(request["folder"])
     config = replace(
         RunConfig(),
         model=ModelConfig(dtype=request["dtype"]),
@@ -117,18 +114,20 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     gpus, tokens = request["gpus"], request["tokens"]
     stages = config.parallel.pipeline
     kinds = sorted({0, min(1, stages - 1), stages - 1})
-    held, costs, head = [], {}, 0
+    held: list[StageBytes] = []
+    costs: dict[str, dict[str, Costs]] = {}
+    head = 0
     for stage in kinds:
         with probe.fake_world(config, gpus, stage * (gpus // stages)) as mesh:
-            held.append(probe.stage_bytes(hf, config, mesh))
+            held.append(probe.stage_bytes(shape, config, mesh))
             if stage != kinds[0]:
                 continue
             for mode in RECOMPUTE:
-                again = probe.with_recompute(config, mode)
-                costs[mode] = probe.layer_costs(hf, again, mesh, tokens)
+                again = with_recompute(config, mode)
+                costs[mode] = probe.layer_costs(shape, again, mesh, tokens)
             if request["logits"]:
-                head = probe.logits_head(config, mesh, tokens, hf.vocab_size)
-    return Facts(stages=tuple(held), costs=costs, logits_head=head).to_json()
+                head = probe.logits_head(shape, config, mesh, tokens)
+    return Facts(stages=tuple(held), costs=costs, logits_head=head)
 
 
 def main() -> None:
@@ -137,7 +136,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints is no answer
     for line in sys.stdin:
         try:
-            answer = _answer(json.loads(line))
+            answer = {"facts": _answer(json.loads(line)).to_json()}
         except (AssertionError, ValueError, ConfigError) as error:
             if os.environ.get("PASSK_PLAN_TRACE"):
                 raise

@@ -21,6 +21,7 @@ from passk_fast.config import RunConfig
 from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.remote_engines import Remote
 from passk_fast.errors import ConfigError, ExitCode
+from passk_fast.model.shape import ModelShape
 from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
 from passk_fast.report.curve import plot_learning_curve
 from passk_fast.report.records import read_records
@@ -164,26 +165,26 @@ def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Ru
 
     `bridge` leads to the rollout ranks where they are apart.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = Path(config.output_dir)
     say = _printer(mesh.rank)
     prompts = train_prompts(config.data)
     held_out = test_prompts(config.data)
     model_dir = model_folder(config, mesh)
-    hf = AutoConfig.from_pretrained(model_dir)
+    shape = ModelShape.read(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     remote = Remote(config, bridge, model_dir, tokenizer) if bridge else None
     if config.warm_start.steps:
-        model_dir = warm_start(config, hf, mesh, tokenizer, model_dir, say)
+        model_dir = warm_start(config, shape, mesh, tokenizer, model_dir, say)
     store = CheckpointStore(folder / "checkpoints", config.checkpoint.keep)
     newest = _newest(store, mesh) if config.checkpoint.resume else None
-    actor = Actor(config, hf, mesh)
+    actor = Actor(config, shape, mesh)
     actor.load_folder(model_dir)
-    if actor.shape.num_experts:
+    if shape.num_experts:
         te = actor.transformer_engine
         path = grouped_path(mesh.device, config.model.dtype, transformer_engine=te)
-        say(f"Experts: {actor.shape.num_experts} a layer, computed by {path}")
+        say(f"Experts: {shape.num_experts} per layer, computed by {path}")
     progress = Progress()
     if newest:
         progress = Progress(**checkpoint.read(actor, Path(newest[1])))

@@ -22,6 +22,7 @@ from passk_fast.actor.model import DTYPES
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.data.types import Sequence
 from passk_fast.errors import DivergedError
+from passk_fast.model.shape import ModelShape
 from passk_fast.model.tokenizer import encode_checked
 from passk_fast.tasks import fresh_solutions
 from passk_fast.weights.hf import write_folder
@@ -44,7 +45,7 @@ def cache_folder(config: RunConfig) -> Path:
 
 def warm_start(
     config: RunConfig,
-    hf: Any,
+    shape: ModelShape,
     mesh: Mesh,
     tokenizer: Any,
     folder: str,
@@ -64,7 +65,7 @@ def warm_start(
     optim = OptimConfig(
         lr=settings.lr, lr_warmup_steps=settings.lr_warmup_steps, beta2=0.95, grad_clip=1.0
     )
-    actor = Actor(config, hf, mesh, optim=optim)
+    actor = Actor(config, shape, mesh, optim=optim)
     actor.load_folder(folder)
     start = time.monotonic()
     for step, sequences in enumerate(_batches(config, tokenizer)):

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,20 @@ from passk_fast.errors import ConfigError
 _INDEX = "model.safetensors.index.json"
 
 
+class _Slice(Protocol):
+    """A tensor in an open safetensors file, of which parts can be read."""
+
+    def get_shape(self) -> list[int]: ...
+    def __getitem__(self, index: slice | tuple[slice, slice]) -> Tensor: ...
+
+
+class _File(Protocol):
+    """An open safetensors file."""
+
+    def get_tensor(self, name: str) -> Tensor: ...
+    def get_slice(self, name: str) -> _Slice: ...
+
+
 class HFReader:
     """Reads single tensors of a model folder by name; only what is asked for is loaded."""
 
@@ -26,7 +40,7 @@ class HFReader:
         self.folder = Path(folder)
         index = self.folder / _INDEX
         self._files: dict[str, str] = {}
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[str, _File] = {}
         if index.is_file():
             self._files = json.loads(index.read_text())["weight_map"]
             return
@@ -59,12 +73,12 @@ class HFReader:
         part = self._handle(name).get_slice(name)
         return part[r0:r1, c0:c1] if len(part.get_shape()) > 1 else part[r0:r1][:, None]
 
-    def _handle(self, name: str) -> Any:
+    def _handle(self, name: str) -> _File:
         file = self._files.get(name)
         if file is None:
             raise ConfigError(f"model.path: {self.folder} has no tensor {name!r}.")
         if file not in self._handles:
-            self._handles[file] = safe_open(self.folder / file, framework="pt").__enter__()
+            self._handles[file] = safe_open(self.folder / file, framework="pt")
         return self._handles[file]
 
 

@@ -1,8 +1,8 @@
 """The layout table: for every weight its Hugging Face name, and where trainer and engine hold it.
 
-One row a Hugging Face tensor, for Qwen2/2.5, Qwen3, Llama 3, Qwen3-MoE and Mixtral. Import, export
-and resharding are readers of this table; nothing else knows a weight's name. `placement.py` turns
-rows into rectangles for a mesh.
+One row per Hugging Face tensor, for every family of `model/families.py`. Import, export and
+resharding read this table; nothing else knows a weight's name. `placement.py` turns rows into
+rectangles for a mesh.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
 
-from passk_fast.errors import ConfigError
-from passk_fast.model.experts import num_experts
+from passk_fast.model.families import Mixture
+from passk_fast.model.shape import ModelShape
 
 
 class Split(StrEnum):
@@ -36,7 +35,8 @@ class Place:
     """Where a tensor stands in one side's parameter."""
 
     name: str
-    """Parameter, with {layer} (global index) and, where there is one a rank, {expert} (local)."""
+    """The parameter, with {layer} (global index) and, where each expert has its own, {expert} (its
+    index on the rank)."""
     split: Split = Split.NONE
     before: tuple[int, ...] = ()
     """Rows of the full tensors that are stacked above it in the same parameter."""
@@ -46,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One Hugging Face tensor, or one a layer, or one an expert of each layer."""
+    """One Hugging Face tensor, or one per layer, or one per expert of each layer."""
 
     hf: str
     """Name with {layer} and {expert} (both global)."""
@@ -66,90 +66,11 @@ class Spec(StrEnum):
     """Transformer Engine: norms inside of the linear layer that follows them, grouped experts."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """The sizes that the table needs."""
-
-    architecture: str
-    num_layers: int
-    hidden: int
-    intermediate: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab: int
-    padded_vocab: int
-    tied: bool
-    num_experts: int = 0
-
-    @classmethod
-    def from_hf(cls, hf: Any, padded_vocab: int) -> Self:
-        """From a transformers config and the trainer's padded vocabulary.
-
-        ConfigError for an architecture without a table.
-        """
-        if hf.model_type not in ARCHITECTURES:
-            raise ConfigError(
-                f"model: no layout table for {hf.model_type!r}; there is one for "
-                f"{', '.join(ARCHITECTURES)}. To add one, describe its tensors in "
-                "passk_fast/weights/layout.py."
-            )
-        experts = num_experts(hf)
-        width = getattr(hf, "moe_intermediate_size", None) if experts else None
-        if getattr(hf, "mlp_only_layers", None) or getattr(hf, "decoder_sparse_step", 1) != 1:
-            raise ConfigError("model: dense layers among mixture-of-experts layers have no table.")
-        return cls(
-            architecture=hf.model_type,
-            num_layers=hf.num_hidden_layers,
-            hidden=hf.hidden_size,
-            intermediate=width or hf.intermediate_size,
-            num_heads=hf.num_attention_heads,
-            num_kv_heads=hf.num_key_value_heads,
-            head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
-            vocab=hf.vocab_size,
-            padded_vocab=padded_vocab,
-            tied=bool(hf.tie_word_embeddings),
-            num_experts=experts,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """What distinguishes one family from the next."""
-
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    router: str = ""
-    """Router of a mixture of experts, under model.layers.N."""
-    experts: str = ""
-    expert_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-    engine_experts: str = ""
-
-
-ARCHITECTURES = {
-    "qwen2": Architecture(qkv_bias=True),
-    "qwen3": Architecture(qk_norm=True),
-    "llama": Architecture(),
-    "qwen3_moe": Architecture(
-        qk_norm=True,
-        router="mlp.gate",
-        experts="mlp.experts",
-        engine_experts="mlp.experts.routed_experts",
-    ),
-    "mixtral": Architecture(
-        router="block_sparse_moe.gate",
-        experts="block_sparse_moe.experts",
-        expert_names=("w1", "w3", "w2"),
-        engine_experts="block_sparse_moe.experts.routed_experts",
-    ),
-}
-
-
 def table(shape: ModelShape, spec: Spec = Spec.LOCAL) -> tuple[Row, ...]:
-    """All rows of a model."""
-    family = ARCHITECTURES[shape.architecture]
-    rows = [*_top(shape), *_norms(shape, family, spec), *_attention(shape, family)]
-    rows += _experts(shape, family, spec) if shape.num_experts else _mlp(shape)
+    """All rows of a model; every shape in them is of the whole tensor."""
+    mixture = shape.family.mixture
+    rows = [*_top(shape), *_norms(shape, spec), *_attention(shape)]
+    rows += _mlp(shape) if mixture is None else _experts(shape, mixture, spec)
     return tuple(rows)
 
 
@@ -188,22 +109,22 @@ def _same(suffix: str, size: int, trainer: str) -> Row:
     return Row(hf=name, shape=(size,), trainer=(place,), rollout=Place(name=name))
 
 
-def _norms(shape: ModelShape, family: Architecture, spec: Spec) -> Iterator[Row]:
+def _norms(shape: ModelShape, spec: Spec) -> Iterator[Row]:
     te = spec is Spec.TE
     first = "self_attention.linear_qkv.layer_norm_weight" if te else "input_layernorm.weight"
     dense = te and not shape.num_experts
     second = "mlp.linear_fc1.layer_norm_weight" if dense else "pre_mlp_layernorm.weight"
     yield _same("input_layernorm", shape.hidden, first)
     yield _same("post_attention_layernorm", shape.hidden, second)
-    if family.qk_norm:
+    if shape.qk_norm:
         yield _same("self_attn.q_norm", shape.head_dim, "self_attention.q_layernorm.weight")
         yield _same("self_attn.k_norm", shape.head_dim, "self_attention.k_layernorm.weight")
 
 
-def _attention(shape: ModelShape, family: Architecture) -> Iterator[Row]:
+def _attention(shape: ModelShape) -> Iterator[Row]:
     d = shape.head_dim
     heads = {"q": shape.num_heads * d, "k": shape.num_kv_heads * d, "v": shape.num_kv_heads * d}
-    for kind in ("weight", "bias") if family.qkv_bias else ("weight",):
+    for kind in ("weight", "bias") if shape.qkv_bias else ("weight",):
         before: tuple[int, ...] = ()
         for letter, size in heads.items():
             yield Row(
@@ -244,17 +165,17 @@ def _gated(
     """gate and up stacked, and down: an MLP or one expert."""
     expert = bool(shape.num_experts)
     for i, name in enumerate(names[:2]):
-        before = (shape.intermediate,) * i
+        before = (shape.mlp_width,) * i
         yield Row(
             hf=name,
-            shape=(shape.intermediate, shape.hidden),
+            shape=(shape.mlp_width, shape.hidden),
             trainer=(Place(name=trainer[0], split=Split.ROWS, before=before),),
             rollout=Place(name=rollout[0], split=Split.ROWS, before=before),
             per_expert=expert,
         )
     yield Row(
         hf=names[2],
-        shape=(shape.hidden, shape.intermediate),
+        shape=(shape.hidden, shape.mlp_width),
         trainer=(Place(name=trainer[1], split=Split.COLUMNS),),
         rollout=Place(name=rollout[1], split=Split.COLUMNS),
         per_expert=expert,
@@ -273,21 +194,23 @@ def _mlp(shape: ModelShape) -> Iterator[Row]:
     )
 
 
-def _experts(shape: ModelShape, family: Architecture, spec: Spec) -> Iterator[Row]:
+def _experts(shape: ModelShape, mixture: Mixture, spec: Spec) -> Iterator[Row]:
     layer, mine = "model.layers.{layer}.", "decoder.layers.{layer}.mlp."
-    router = f"{layer}{family.router}.weight"
+    router = f"{layer}{mixture.router}.weight"
     yield Row(
         hf=router,
         shape=(shape.num_experts, shape.hidden),
         trainer=(Place(name=f"{mine}router.weight"),),
         rollout=Place(name=router),
     )
-    gate, up, down = (f"{layer}{family.experts}.{{expert}}.{n}.weight" for n in family.expert_names)
+    gate, up, down = (
+        f"{layer}{mixture.experts}.{{expert}}.{n}.weight" for n in mixture.expert_names
+    )
     if spec is Spec.TE:
         fc1, fc2 = (f"{mine}experts.linear_fc{i}.weight{{expert}}" for i in (1, 2))
     else:
         local = f"{mine}experts.local_experts.{{expert}}"
         fc1, fc2 = (f"{local}.linear_fc{i}.weight" for i in (1, 2))
-    engine = f"{layer}{family.engine_experts}"
+    engine = f"{layer}{mixture.engine_experts}"
     weights = [f"{engine}.w13_weight", f"{engine}.w2_weight"]
     yield from _gated(shape, (gate, up, down), (fc1, fc2), weights)

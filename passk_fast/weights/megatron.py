@@ -1,7 +1,7 @@
 """Weights of this rank's Megatron chunks from and to Hugging Face names, by the layout table.
 
-`load` reads from a model folder the rectangles that a rank holds. `full_tensors` walks the model
-layer by layer and yields full Hugging Face tensors: what an export reads.
+`load` reads the rectangles that a rank holds from a model folder. `full_tensors` walks the model
+layer by layer and yields full Hugging Face tensors, which an export writes.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from passk_fast.errors import ConfigError
+from passk_fast.model.shape import ModelShape
 from passk_fast.weights.exchange import Exchange, check_targets
 from passk_fast.weights.hf import HFReader
-from passk_fast.weights.layout import ModelShape, Spec
+from passk_fast.weights.layout import Spec
 from passk_fast.weights.mesh import TrainerMesh
 from passk_fast.weights.placement import Side, Tensors, trainer_side
 from passk_fast.weights.reshard import plan_reshard
@@ -41,15 +41,30 @@ class Layout:
         return cls(tensors, trainer_side(tensors, mesh), rank)
 
 
-def named_parameters(chunks: Sequence[Any]) -> dict[str, torch.nn.Parameter]:
+def unwrapped(chunk: nn.Module) -> nn.Module:
+    """The GPTModel inside of Megatron's wrappers."""
+    while isinstance(inner := getattr(chunk, "module", None), nn.Module):
+        chunk = inner
+    return chunk
+
+
+def layers_of(chunk: nn.Module) -> list[nn.Module]:
+    """The transformer layers of a chunk, wrapped or not, in order."""
+    return list(unwrapped(chunk).get_submodule("decoder.layers").children())
+
+
+def layer_index(layer: nn.Module) -> int:
+    """A layer's place in the whole model, from 0."""
+    number: int = getattr(layer, "layer_number")  # noqa: B009  nn.Module hides its type
+    return number - 1
+
+
+def named_parameters(chunks: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
     """Parameters of this rank by Megatron name with global layer indices."""
     named = {}
     for chunk in chunks:
-        module = chunk
-        while hasattr(module, "module"):
-            module = module.module
-        layers = [layer.layer_number - 1 for layer in module.decoder.layers]
-        for name, parameter in module.named_parameters():
+        layers = [layer_index(layer) for layer in layers_of(chunk)]
+        for name, parameter in unwrapped(chunk).named_parameters():
             match = _LAYER.match(name)
             if match:
                 name = f"decoder.layers.{layers[int(match[1])]}.{name[match.end() :]}"
@@ -58,7 +73,7 @@ def named_parameters(chunks: Sequence[Any]) -> dict[str, torch.nn.Parameter]:
 
 
 @torch.no_grad()
-def load(chunks: Sequence[Any], reader: HFReader, layout: Layout) -> None:
+def load(chunks: Sequence[nn.Module], reader: HFReader, layout: Layout) -> None:
     """Fill this rank's parameters from a model folder; rows of padding become zero.
 
     ConfigError names a tensor that is missing or does not have the configuration's shape, and a
@@ -89,7 +104,7 @@ def _check_shape(reader: HFReader, name: str, expected: tuple[int, ...]) -> None
 
 
 def full_tensors(
-    chunks: Sequence[Any], layout: Layout, ranks: Iterable[int] | None = None
+    chunks: Sequence[nn.Module], layout: Layout, ranks: Iterable[int] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face name, full tensor) on `ranks` (default: all), layer by layer.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from passk_fast.config import ParallelConfig
 from passk_fast.errors import ConfigError
+from passk_fast.model.divisibility import Cuts, check_engine_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,17 @@ class TrainerMesh:
                     f"{self.world} trainer ranks are not divisible by {name} = {size}."
                 )
 
+    @property
+    def cuts(self) -> Cuts:
+        """Into how many parts the mesh divides a model."""
+        return Cuts(
+            tensor=self.tensor,
+            pipeline=self.pipeline,
+            virtual=self.virtual,
+            expert=self.expert,
+            expert_tensor=self.expert_tensor,
+        )
+
     def stage(self, rank: int) -> int:
         """Pipeline stage of a rank."""
         return (rank - self.first_rank) // (self.world // self.pipeline)
@@ -60,13 +72,9 @@ class TrainerMesh:
         return self.stage(rank), within % self.expert_tensor, expert
 
     def layers(self, stage: int, num_layers: int) -> list[int]:
-        """Global indices of a stage's layers; ConfigError when layers do not divide."""
+        """Global indices of the layers of a stage; all stages together must divide them."""
         chunks = self.pipeline * self.virtual
-        if num_layers % chunks:
-            raise ConfigError(
-                f"{num_layers} layers are not divisible by parallel.pipeline x "
-                f"parallel.virtual_pipeline = {chunks}."
-            )
+        assert num_layers % chunks == 0, f"{num_layers} layers on {chunks} chunks"
         size = num_layers // chunks
         return [
             (v * self.pipeline + stage) * size + i for v in range(self.virtual) for i in range(size)
@@ -80,20 +88,24 @@ class TrainerMesh:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutMesh:
-    """Consecutive blocks of `tensor` ranks, each an engine with a whole model."""
+    """Consecutive blocks of `tensor` ranks; each block is an engine with a whole model."""
 
     world: int
     tensor: int = 1
     expert: bool = False
-    """Experts are dealt out to the ranks of a block whole, instead of cut."""
+    """The ranks of a block hold whole experts instead of a part of each."""
     first_rank: int = 0
 
     def __post_init__(self) -> None:
-        if self.world % self.tensor:
-            raise ConfigError(f"{self.world} rollout ranks are not divisible by {self.tensor}.")
+        check_engine_ranks(self.world, self.tensor, "rollout ranks")
+
+    @property
+    def cuts(self) -> Cuts:
+        """Into how many parts an engine divides a model."""
+        return Cuts(rollout_tensor=self.tensor, rollout_whole_experts=self.expert)
 
     def tensor_rank(self, rank: int) -> int:
-        """Place in the rank's block."""
+        """Place of a rank in its block."""
         return (rank - self.first_rank) % self.tensor
 
     @property

@@ -13,12 +13,11 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from passk_fast.errors import ConfigError
-from passk_fast.weights.layout import ModelShape, Place, Row, Spec, Split, table
+from passk_fast.model.divisibility import check_divisible
+from passk_fast.model.shape import ModelShape
+from passk_fast.weights.layout import Place, Row, Spec, Split, table
 from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
 
-ENGINE_VOCAB_MULTIPLE = 64
-"""vLLM pads the vocabulary to a multiple of this before it divides it."""
 _FIELDS = ("tensor", "param", "r0", "r1", "c0", "c1", "row", "col")
 
 
@@ -100,15 +99,8 @@ class Side:
 
 
 def local_rows(rows: int, unit: int, size: int) -> int:
-    """Rows of a stacked tensor on one of `size` ranks; whole units, shared if there are fewer."""
-    units = rows // unit
-    if units >= size:
-        if units % size:
-            raise ConfigError(f"{units} heads or rows are not divisible by {size} tensor ranks.")
-        return rows // size
-    if size % units:
-        raise ConfigError(f"{size} tensor-parallel ranks are not divisible by {units} heads.")
-    return unit
+    """Rows of a stacked tensor on one of `size` ranks; a unit is never cut."""
+    return rows // size if rows // unit >= size else unit
 
 
 def _stacked(place: Place, rows: int, columns: int, rank: int, size: int) -> list[list[int]]:
@@ -122,8 +114,6 @@ def _grouped(
     place: Place, shape: ModelShape, rows: int, columns: int, rank: int, size: int
 ) -> list[list[int]]:
     d, groups = shape.head_dim, shape.num_kv_heads
-    if groups % size:
-        raise ConfigError(f"{groups} key-value heads are not divisible by {size} tensor ranks.")
     height = rows // groups
     above = sum(other // groups for other in place.before)
     step = (shape.num_heads // groups + 2) * d
@@ -136,7 +126,8 @@ def _grouped(
 def rectangles(
     row: Row, place: Place, shape: ModelShape, rank: int, size: int, padded_vocab: int
 ) -> list[list[int]]:
-    """[r0, r1, c0, c1, row, col] of what tensor-parallel `rank` of `size` holds of a tensor."""
+    """[r0, r1, c0, c1, row, col] of what tensor-parallel `rank` of `size` holds of a tensor, which
+    `size` divides (`model.divisibility`)."""
     rows, columns = row.shape[0], prod(row.shape[1:])
     match place.split:
         case Split.NONE:
@@ -146,8 +137,6 @@ def rectangles(
         case Split.GROUPED:
             return _grouped(place, shape, rows, columns, rank, size)
         case Split.COLUMNS:
-            if columns % size:
-                raise ConfigError(f"{row.hf}: {columns} columns are not divisible by {size} ranks.")
             width = columns // size
             return [[0, rows, rank * width, (rank + 1) * width, 0, 0]]
     height = padded_vocab // size
@@ -205,8 +194,10 @@ def _held_at_ends(mesh: TrainerMesh, shape: ModelShape, stage: int) -> set[str]:
 
 
 def trainer_side(tensors: Tensors, mesh: TrainerMesh) -> Side:
-    """What Megatron's ranks hold."""
+    """What Megatron's ranks hold; ConfigError when the mesh does not divide the model."""
     side, shape = Side(), tensors.shape
+    check_divisible(shape, mesh.cuts)
+    padded = shape.trainer_vocab(mesh.tensor)
     dense: dict[tuple[int, int], list[int]] = {}
     experts: dict[tuple[int, int, int], list[int]] = {}
     for rank in mesh.ranks:
@@ -219,16 +210,12 @@ def trainer_side(tensors: Tensors, mesh: TrainerMesh) -> Side:
             return [p for p in row.trainer if row.per_layer or p.name in ends]
 
         def cut(row: Row, place: Place, tensor: int = tensor) -> list[list[int]]:
-            return rectangles(row, place, shape, tensor, mesh.tensor, shape.padded_vocab)
+            return rectangles(row, place, shape, tensor, mesh.tensor, padded)
 
         side.add(
             _dense_tiles(side, tensors, mesh.layers(stage, shape.num_layers), places, cut), ranks
         )
     for (stage, tensor, expert), ranks in experts.items() if shape.num_experts else ():
-        if shape.num_experts % mesh.expert:
-            raise ConfigError(
-                f"{shape.num_experts} experts are not divisible by {mesh.expert} expert ranks."
-            )
         each = shape.num_experts // mesh.expert
         mine = np.arange(expert * each, (expert + 1) * each)
         layers = np.array(mesh.layers(stage, shape.num_layers))
@@ -260,17 +247,15 @@ def _trainer_experts(
 
 
 def rollout_side(tensors: Tensors, mesh: RolloutMesh) -> Side:
-    """What vLLM's ranks hold, in the layout in which it loads."""
+    """What vLLM's ranks hold, in the layout in which it loads; ConfigError when its tensor-parallel
+    size does not divide the model."""
     side, shape = Side(), tensors.shape
-    multiple = ENGINE_VOCAB_MULTIPLE
-    padded = -(-shape.vocab // multiple) * multiple
-    if padded % mesh.tensor:
-        raise ConfigError(f"A vocabulary of {padded} is not divisible by {mesh.tensor} ranks.")
+    check_divisible(shape, mesh.cuts)
     layers = np.arange(shape.num_layers)
     for tensor in range(mesh.tensor):
 
         def cut(row: Row, place: Place, tensor: int = tensor) -> list[list[int]]:
-            return rectangles(row, place, shape, tensor, mesh.tensor, padded)
+            return rectangles(row, place, shape, tensor, mesh.tensor, shape.engine_vocab)
 
         pieces = _dense_tiles(side, tensors, layers.tolist(), lambda row: [row.rollout], cut)
         pieces += _rollout_experts(side, tensors, mesh, tensor, layers)

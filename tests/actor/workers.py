@@ -23,6 +23,7 @@ from passk_fast.config import (
 )
 from passk_fast.data.types import Sequence
 from passk_fast.kernels.options import DEFAULT_LOSS
+from passk_fast.model.shape import ModelShape
 
 VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of the softmax
 
@@ -73,6 +74,11 @@ def hf_config(kind: str) -> Any:
         "original_max_position_embeddings": 32,
     }
     return LlamaConfig(**sizes, tie_word_embeddings=False, rope_parameters=rope)
+
+
+def model_shape(kind: str) -> ModelShape:
+    """`hf_config` as the trainer reads it."""
+    return ModelShape.parse(hf_config(kind).to_dict())
 
 
 def make_folder(kind: str, folder: str) -> None:
@@ -144,7 +150,7 @@ def build(
     drop_mesh()
     config = run_config(parallel, micro_batch_tokens, share_prompts, **algorithm)
     mesh = make_mesh(config.parallel, "cpu")
-    actor = Actor(config, hf_config(kind), mesh)
+    actor = Actor(config, model_shape(kind), mesh)
     actor.load_folder(folder)
     return actor
 
@@ -243,7 +249,7 @@ def bfloat16_step(kind: str, folder: str, parallel: dict[str, Any]) -> dict[str,
     for dtype in ("float32", "bfloat16"):
         drop_mesh()
         config = replace(run_config(parallel, 4096), model=ModelConfig(dtype=dtype))
-        actor = Actor(config, hf_config(kind), make_mesh(config.parallel, "cpu"))
+        actor = Actor(config, model_shape(kind), make_mesh(config.parallel, "cpu"))
         actor.load_folder(folder)
         make = partial(losses.policy_loss, settings=actor.settings, denominator=denominator)
         actor.backward(actor.pack(sequences), make)  # on-policy: no clip edge to fall off
@@ -340,7 +346,7 @@ def reference_kl(kind: str, folder: str) -> tuple[float, float]:
 
     drop_mesh()
     config = run_config({}, 4096, loss=PolicyLoss(kl_coef=0.1, kl_estimator="k3"))
-    actor = Actor(config, hf_config(kind), make_mesh(config.parallel, "cpu"))
+    actor = Actor(config, model_shape(kind), make_mesh(config.parallel, "cpu"))
     actor.load_folder(folder)
     actor.load_reference(folder)
     values = []

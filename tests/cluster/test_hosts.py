@@ -104,7 +104,9 @@ def test_two_hosts_train_as_one_does(hosts: TwoHosts, tmp_path: Path) -> None:
 def test_one_host_trains_what_the_other_samples(hosts: TwoHosts, tmp_path: Path) -> None:
     one = train(tmp_path / "one", tmp_path / "c", "--steps", "2", "--nproc", "4", *DISAGGREGATED)
     assert one.returncode == 0, one.stdout + one.stderr
-    codes = hosts.run([*run_arguments(tmp_path, "two"), "--steps", "2", *DISAGGREGATED], timeout_s=400)
+    codes = hosts.run(
+        [*run_arguments(tmp_path, "two"), "--steps", "2", *DISAGGREGATED], timeout_s=400
+    )
     assert codes == (0, 0), said(hosts)
     assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
 

@@ -41,6 +41,8 @@ def model_folder(tmp_path: Path, **changes: Any) -> str:
     folder.mkdir()
     config = {
         "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": 64,
         "vocab_size": 16,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -64,7 +66,7 @@ def test_good_configurations_pass(tmp_path: Path) -> None:
     [
         ({"parallel": ParallelConfig(tensor=2)}, 3, "tensor x parallel.pipeline"),
         ({"rollout": RolloutConfig(tensor=2)}, 1, "rollout.tensor = 2"),
-        ({"parallel": ParallelConfig(tensor=4)}, 4, "2 KV heads are not divisible"),
+        ({"parallel": ParallelConfig(tensor=4)}, 4, "2 key-value heads are not divisible"),
         ({"parallel": ParallelConfig(tensor=3)}, 3, "4 heads are not divisible"),
         ({"parallel": ParallelConfig(pipeline=3)}, 3, "4 layers are not divisible"),
         ({"parallel": ParallelConfig(context=2)}, 3, "parallel.context = 1 x 1 x 2 = 2"),
@@ -114,6 +116,7 @@ def test_models_that_do_not_fit(tmp_path: Path, field: dict[str, Any], message: 
 
 MOE = {
     "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
     "num_experts": 6,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 40,
@@ -124,7 +127,12 @@ MOE = {
     ("field", "changes", "world", "message"),
     [
         ({}, {"parallel": ParallelConfig(expert=4)}, 4, "6 experts are not divisible"),
-        ({}, {"parallel": ParallelConfig(expert_tensor=3)}, 3, "width of 40 is not divisible by p"),
+        (
+            {},
+            {"parallel": ParallelConfig(expert_tensor=3)},
+            3,
+            "40 channels of an expert are not divisible by p",
+        ),
         (
             {"moe_intermediate_size": 33},
             {"rollout": RolloutConfig(tensor=2)},

@@ -7,7 +7,6 @@ from pathlib import Path
 from random import Random
 from threading import Event, Thread
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passk_fast import native
-from passk_fast.data.packing import flop_coefficients, plan, unit_pairs
+from passk_fast.config import ShapeConfig
+from passk_fast.data.packing import plan, unit_pairs
 from passk_fast.model.flops import ModelFlops, Work
+from passk_fast.model.shape import ModelShape
 from tests.data.test_packing import sequence
 
 
@@ -186,20 +187,13 @@ def test_planning_lets_other_threads_run() -> None:
 
 def test_a_sequence_costs_its_flops() -> None:
     """Up to the diagonal of the attention matrix, as model.flops counts a whole sequence."""
-    hf = SimpleNamespace(
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        vocab_size=100,
-    )
-    linear, quadratic = flop_coefficients(hf)
+    sizes = ShapeConfig(head_dim=8, hidden_size=24, intermediate_size=40, num_layers=3)
+    flops = ModelFlops.of(ModelShape.of(sizes, vocab=100))
+    linear, quadratic = flops.balance_coefficients()
     length = 6
     diagonal = Work(pairs=length * (length + 1) // 2 - length * length / 2)
     whole = Work(tokens=length, scored=length, pairs=length * (length + 1) // 2)
-    count = ModelFlops.from_hf(hf).forward
+    count = flops.forward
     assert linear * length + quadratic * length**2 == count(whole) - count(diagonal)
 
 

@@ -31,7 +31,7 @@ from passk_fast.errors import (
 PROMPT = Prompt(id="p", text='a "quoted"\nü\ud800', answer="", task="t")
 ORDERS = [
     Start(model_dir="runs/a b/initial_model"),
-    Prepare(padded_vocab=152_064, spec="te"),
+    Prepare(spec="te"),
     TakeWeights(verify=True),
     Sample(
         prompts=[PROMPT],

@@ -11,7 +11,9 @@ from tests.run.test_end_to_end_moe import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
-LAG = "--steps 4 --rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu --checkpoint.every 4"
+LAG = (
+    "--steps 4 --rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu --checkpoint.every 4"
+)
 LAYOUTS = {
     "one-and-one": ("2 --rollout.dedicated-ranks 1", "1", "--algorithm.routing-replay measure"),
     "ep2-tp2": (

@@ -44,18 +44,6 @@ _JOINED: dict[str, Bridge] = {}
 VERIFY = CoinVerifier(0.5)
 LENGTHS = Lengths.of(BenchConfig(response_mean=6.0), 20)
 SHAPE = model_shape("qwen3")
-HF = SimpleNamespace(
-    model_type="qwen3",
-    num_hidden_layers=SHAPE.num_layers,
-    hidden_size=SHAPE.hidden,
-    intermediate_size=SHAPE.intermediate,
-    num_attention_heads=SHAPE.num_heads,
-    num_key_value_heads=SHAPE.num_kv_heads,
-    head_dim=SHAPE.head_dim,
-    vocab_size=SHAPE.vocab,
-    tie_word_embeddings=SHAPE.tied,
-)
-"""As transformers would describe SHAPE."""
 
 
 def enter(ranks: int) -> Bridge:
@@ -122,7 +110,7 @@ class FakeServer(Server):
         if order.model_dir == "too large":
             raise ConfigError("vLLM could not start with rollout.kv_cache_gib = 1")
         self.damage = order.model_dir == "damaged"
-        self._hf = HF
+        self._shape = SHAPE
         self._verify = VERIFY  # type: ignore[assignment]
         tensor, place = self.config.rollout.tensor, dist.get_rank()
         engine = FakeEngine(LENGTHS, 50, 64, place // tensor, dist.get_world_size() // tensor)

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from passk_fast.model.flops import ModelFlops, Work
+from passk_fast.model.shape import ModelShape
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_matrix_products_are_those_that_torch_counts(kind: str, extra: dict[str,
     length = 20
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, length, dtype=torch.long), use_cache=False)
-    flops = ModelFlops.from_hf(hf)
+    flops = ModelFlops.of(ModelShape.parse(hf.to_dict()))
     # Eager attention multiplies every query with every key, causal or not.
     whole = Work(tokens=length, scored=length, pairs=length * length)
     assert counter.get_total_flops() == flops.forward(whole)
@@ -52,7 +53,10 @@ def test_only_the_experts_of_a_token_count() -> None:
         vocab_size=50,
     )
     attention = 32 * 16 * (2 * 2 + 2 * 2)
-    assert ModelFlops.from_hf(hf).layer_weights == attention + 3 * 32 * 8 * 2 + 32 * 16
+    assert (
+        ModelFlops.of(ModelShape.parse(hf.to_dict())).layer_weights
+        == attention + 3 * 32 * 8 * 2 + 32 * 16
+    )
 
 
 def test_sharing_a_prompt_saves_its_tokens_and_no_attention_of_responses() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from passk_fast.config import ModelConfig, ParallelConfig, RolloutConfig, RunConfig
 from passk_fast.data.types import Sequence
+from passk_fast.model.shape import ModelShape
 
 TOKENS = 512
 
@@ -39,6 +40,11 @@ def hf_config(kind: str) -> Any:
     return Qwen2Config(**sizes, tie_word_embeddings=False)
 
 
+def model_shape(kind: str) -> ModelShape:
+    """`hf_config` as the trainer reads it."""
+    return ModelShape.parse(hf_config(kind).to_dict())
+
+
 def run_config(dtype: str, parallel: dict[str, Any]) -> RunConfig:
     """A run whose micro-batches hold TOKENS."""
     return RunConfig(
@@ -59,7 +65,7 @@ def held(kind: str, dtype: str, parallel: dict[str, Any]) -> dict[str, int]:
     drop_mesh()
     config = run_config(dtype, parallel)
     mesh = make_mesh(config.parallel, "cpu")
-    actor = Actor(config, hf_config(kind), mesh)
+    actor = Actor(config, model_shape(kind), mesh)
     chunks, optimizer = actor.chunks, actor.optimizer
     for chunk in chunks:
         chunk.zero_grad_buffer()
@@ -125,7 +131,7 @@ def saved(kind: str, dtype: str, parallel: dict[str, Any]) -> int:
     config = run_config(dtype, parallel)
     mesh = make_mesh(config.parallel, "cpu")
     with _activation_of_a_gpu():
-        actor = Actor(config, hf_config(kind), mesh)
+        actor = Actor(config, model_shape(kind), mesh)
     # Sequences of one length, so that attention on a CPU has nothing to pad.
     each = Sequence(
         token_ids=(1,) * 128, prompt_length=64, rollout_logprobs=(0.0,) * 64, advantage=1.0

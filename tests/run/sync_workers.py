@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from passk_fast.config import ModelConfig, ParallelConfig, RolloutConfig, RunConfig
 from passk_fast.errors import PasskError
+from passk_fast.model.shape import ModelShape
 
 _RUNNING: dict[str, Any] = {}
 
@@ -17,7 +18,6 @@ _RUNNING: dict[str, Any] = {}
 def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 256) -> None:
     """An actor and an engine on the weights of `folder`."""
     warnings.simplefilter("ignore")
-    from transformers import AutoConfig
 
     from passk_fast.actor.actor import Actor
     from passk_fast.actor.mesh import drop_mesh, make_mesh
@@ -40,7 +40,7 @@ def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 25
         ),
     )
     mesh = make_mesh(config.parallel, "cpu")
-    actor = Actor(config, AutoConfig.from_pretrained(folder), mesh)
+    actor = Actor(config, ModelShape.read(folder), mesh)
     actor.load_folder(folder)
     engine = RolloutEngine(
         config, folder, rank=dist.get_rank(), world_size=dist.get_world_size(), device="cpu"
@@ -129,19 +129,14 @@ def start_engine_alone(folder: str, tensor: int) -> None:
 
 def sync_from_shards(folder: str, mesh: dict[str, Any], tensor: int) -> None:
     """The engine takes the weights of `folder` from a mesh of shards that stand for a trainer."""
-    from transformers import AutoConfig
-
     from passk_fast.weights.hf import HFReader
-    from passk_fast.weights.layout import ModelShape
     from passk_fast.weights.megatron import Layout, load, named_parameters
     from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
     from passk_fast.weights.sync import WeightSync
     from tests.weights.shapes import Chunk
 
     world, engine = dist.get_world_size(), _RUNNING["engine"]
-    hf = AutoConfig.from_pretrained(folder)
-    shape = ModelShape.from_hf(hf, -(-hf.vocab_size // 128) * 128)
-    layout = Layout.of(shape, TrainerMesh(world=world, **mesh), dist.get_rank())
+    layout = Layout.of(ModelShape.read(folder), TrainerMesh(world=world, **mesh), dist.get_rank())
     chunk = Chunk(layout)
     load([chunk], HFReader(folder), layout)
     sync = WeightSync.of(

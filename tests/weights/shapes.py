@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from passk_fast.weights.layout import ModelShape
+from passk_fast.model.shape import ModelShape
 from passk_fast.weights.megatron import Layout
 from passk_fast.weights.placement import Side, Tensors
 
 
-def model_shape(architecture: str, **changes: Any) -> ModelShape:
+def model_shape(family: str, **changes: Any) -> ModelShape:
     """8 query heads over 4 key-value heads of 3 channels, 4 layers, a vocabulary of 13."""
-    sizes: dict[str, Any] = {
-        "architecture": architecture,
-        "num_layers": 4,
-        "hidden": 8,
-        "intermediate": 8,
-        "num_heads": 8,
-        "num_kv_heads": 4,
+    config = {
+        "model_type": family,
+        "num_hidden_layers": 4,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
         "head_dim": 3,
-        "vocab": 13,
-        "padded_vocab": 16,
-        "tied": False,
-        "num_experts": 4 if architecture in ("qwen3_moe", "mixtral") else 0,
+        "vocab_size": 13,
+        "max_position_embeddings": 64,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
     }
-    return ModelShape(**{**sizes, **changes})
+    return replace(ModelShape.parse(config), **changes)
 
 
 def full_weights(tensors: Tensors) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from passk_fast.weights.layout import ARCHITECTURES
+from passk_fast.model.families import FAMILIES
 from tests.ranks import RankError, RankPool
 
 W = "tests.weights.workers:"
@@ -33,16 +33,16 @@ MESHES = [
 
 
 @pytest.mark.parametrize(("round_bytes", "alone"), [(96, 1 << 16), (1 << 20, 1 << 16), (700, 8)])
-@pytest.mark.parametrize(("architecture", "trainer", "rollout"), MESHES)
+@pytest.mark.parametrize(("family", "trainer", "rollout"), MESHES)
 def test_weights_arrive_where_the_table_says(
     four: RankPool,
-    architecture: str,
+    family: str,
     trainer: dict[str, Any],
     rollout: dict[str, Any],
     round_bytes: int,
     alone: int,
 ) -> None:
-    got = four.run(W + "exchange", architecture, trainer, rollout, round_bytes, alone=alone)
+    got = four.run(W + "exchange", family, trainer, rollout, round_bytes, alone=alone)
     assert got == [""] * 4
 
 
@@ -50,7 +50,7 @@ def test_weights_arrive_where_the_table_says(
 def test_random_meshes(four: RankPool, seed: int) -> None:
     """Four ranks in all, trainer and engine on any of them, over any rounds."""
     rng = random.Random(seed)
-    architecture = rng.choice(sorted(ARCHITECTURES))
+    family = rng.choice(sorted(FAMILIES))
     trainer = {"world": rng.choice([2, 4])}
     trainer["tensor"] = rng.choice([1, 2])
     trainer["pipeline"] = rng.choice(
@@ -65,7 +65,7 @@ def test_random_meshes(four: RankPool, seed: int) -> None:
     rollout["expert"] = rng.random() < 0.5
     rollout["first_rank"] = rng.randrange(5 - rollout["world"])
     round_bytes, alone = 2 ** rng.randrange(5, 16), 2 ** rng.randrange(3, 9)
-    got = four.run(W + "exchange", architecture, trainer, rollout, round_bytes, alone=alone)
+    got = four.run(W + "exchange", family, trainer, rollout, round_bytes, alone=alone)
     assert got == [""] * 4
 
 

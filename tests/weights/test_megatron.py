@@ -59,7 +59,7 @@ def load_small(folder: str, architecture: str, **changes: Any) -> None:
 
 
 def test_shapes_that_disagree_with_the_configuration_are_named(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, "llama", intermediate=12)
+    folder = make_folder(tmp_path, "llama", ffn_width=12)
     with pytest.raises(ConfigError, match=r"gate_proj.weight has shape \(12, 8\); config.json"):
         load_small(folder, "llama")
 

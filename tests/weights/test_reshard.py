@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from passk_fast import native
 from passk_fast.errors import ConfigError
+from passk_fast.model.families import FAMILIES
+from passk_fast.model.shape import ModelShape
 from passk_fast.weights import reshard
-from passk_fast.weights.layout import ARCHITECTURES, ModelShape
 from passk_fast.weights.mesh import RolloutMesh, TrainerMesh
 from passk_fast.weights.placement import Side, Tensors, rollout_side, trainer_side
 from passk_fast.weights.reshard import DST, ROUND, SRC, ReshardPlan, plan_reshard
@@ -71,26 +72,26 @@ def apply(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(sorted(ARCHITECTURES)),
+    st.sampled_from(sorted(FAMILIES)),
     st.booleans(),
     trainer_meshes(),
     rollout_meshes(),
     st.sampled_from([64, 4096, 1 << 20]),
 )
 def test_every_rank_gets_its_shard_and_nothing_it_has(
-    architecture: str,
+    family: str,
     tied: bool,
     trainer: TrainerMesh,
     rollout: RolloutMesh,
     round_bytes: int,
 ) -> None:
-    tensors = Tensors.of(model_shape(architecture, tied=tied))
+    tensors = Tensors.of(model_shape(family, tied=tied))
     full = full_weights(tensors)
     source, target = trainer_side(tensors, trainer), rollout_side(tensors, rollout)
     plan = plan_reshard(tensors, source, target, element_bytes=BYTES, round_bytes=round_bytes)
     sources = {rank: held(tensors, source, rank, full) for rank in trainer.ranks}
     got = apply(plan, sources, target)
-    for rank in rollout.dedicated_ranks:
+    for rank in rollout.ranks:
         expected = held(tensors, target, rank, full)
         assert got[rank].keys() == expected.keys()
         for name, values in expected.items():
@@ -154,7 +155,7 @@ def test_all_ranks_agree_on_what_moves_and_when() -> None:
 
 def test_few_rounds_are_needed() -> None:
     """At most a third more than the busiest rank's bytes ask for."""
-    tensors = Tensors.of(model_shape("qwen3", hidden=64, intermediate=256))
+    tensors = Tensors.of(model_shape("qwen3", hidden=64, ffn_width=256))
     source = trainer_side(tensors, TrainerMesh(world=8, tensor=4, pipeline=2))
     target = rollout_side(tensors, RolloutMesh(world=8, tensor=2))
     plan = plan_reshard(tensors, source, target, element_bytes=BYTES, round_bytes=1 << 15)
@@ -203,18 +204,21 @@ def test_pieces_out_of_range_are_refused(piece: list[int], message: str) -> None
 
 def qwen3_moe(layers: int, hidden: int, width: int, heads: int) -> ModelShape:
     """A published size with 128 experts."""
-    return ModelShape(
-        architecture="qwen3_moe",
-        num_layers=layers,
-        hidden=hidden,
-        intermediate=width,
-        num_heads=heads,
-        num_kv_heads=4,
-        head_dim=128,
-        vocab=151_936,
-        padded_vocab=152_064,
-        tied=False,
-        num_experts=128,
+    return ModelShape.parse(
+        {
+            "model_type": "qwen3_moe",
+            "num_hidden_layers": layers,
+            "hidden_size": hidden,
+            "intermediate_size": 3 * hidden,
+            "moe_intermediate_size": width,
+            "num_attention_heads": heads,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "vocab_size": 151_936,
+            "max_position_embeddings": 4096,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+        }
     )
 
 

@@ -21,7 +21,7 @@ from tests.weights.shapes import Chunk, full_weights, held, model_shape
 
 
 def exchange(
-    architecture: str,
+    family: str,
     trainer: dict[str, Any],
     rollout: dict[str, Any],
     round_bytes: int,
@@ -36,7 +36,7 @@ def exchange(
     """
     exchange_module._ALONE = alone
     rank = dist.get_rank()
-    tensors = Tensors.of(model_shape(architecture))
+    tensors = Tensors.of(model_shape(family))
     full = {n: w.to(torch.float32) for n, w in full_weights(tensors).items()}
     full64 = {n: w.to(torch.float64) for n, w in full.items()}
     source = trainer_side(tensors, TrainerMesh(**trainer))
@@ -69,11 +69,9 @@ def exchange(
     return ""
 
 
-def round_trip(architecture: str, folder: str, trainer: dict[str, Any], tied: bool) -> None:
+def round_trip(family: str, folder: str, trainer: dict[str, Any], tied: bool) -> None:
     """Import onto this rank's part of a mesh and export again."""
-    layout = Layout.of(
-        model_shape(architecture, tied=tied), TrainerMesh(**trainer), dist.get_rank()
-    )
+    layout = Layout.of(model_shape(family, tied=tied), TrainerMesh(**trainer), dist.get_rank())
     chunk = Chunk(layout)
     load([chunk], HFReader(folder), layout)
     reader = HFReader(folder)

@@ -6,14 +6,14 @@ in float32). Transformer Engine's layers bring their own grouped GEMM.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from passk_fast.actor.autograd import Context, call
 from passk_fast.actor.cpu.swiglu import swiglu
 
 
@@ -21,15 +21,18 @@ class GroupedExperts(SequentialMLP):
     """Megatron's experts with their parameters and names, computed together."""
 
     def forward(
-        self, tokens: Tensor, tokens_per_expert: Tensor, probs: Tensor
-    ) -> tuple[Tensor, None]:
-        """Tokens [S, H] sorted by expert with their weights [S] -> weighted outputs [S, H]."""
+        self,
+        tokens: Float[Tensor, "S D"],
+        tokens_per_expert: Int[Tensor, " E"],
+        probs: Float[Tensor, " S"],
+    ) -> tuple[Float[Tensor, "S D"], None]:
+        """Outputs of tokens that are sorted by expert, each times its routing weight."""
         ends = tokens_per_expert.cumsum(0).to(tokens.device, torch.int32)
         first = [expert.linear_fc1.weight for expert in self.local_experts]
         second = [expert.linear_fc2.weight for expert in self.local_experts]
-        hidden = swiglu(_GroupedLinear.apply(tokens, ends, *first))
+        hidden = swiglu(call(_GroupedLinear, tokens, ends, *first))
         hidden = (hidden * probs[:, None]).to(tokens.dtype)
-        return _GroupedLinear.apply(hidden, ends, *second), None
+        return call(_GroupedLinear, hidden, ends, *second), None
 
 
 def grouped_path(device: str, dtype: str, *, transformer_engine: bool) -> str:
@@ -44,12 +47,12 @@ def grouped_path(device: str, dtype: str, *, transformer_engine: bool) -> str:
 class _GroupedLinear(torch.autograd.Function):
     """x W_e^T for the rows of each expert e: x [S, K], `ends` int32 [E], E weights [N, K].
 
-    Weights are stacked for the product alone, forward and again backward: a stack kept between the
-    two would be a second copy of all experts of all layers.
+    Weights are stacked for the product only, forward and again backward: a stack kept in between
+    would be a second copy of all experts of all layers.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ends: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, ends: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, ends, *weights)
         if not len(x):
             return x.new_zeros(0, weights[0].shape[0])
@@ -57,7 +60,7 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, ends, *weights = ctx.saved_tensors
         if not len(x):
             return x.new_zeros(x.shape), None, *(torch.zeros_like(w) for w in weights)

@@ -7,14 +7,15 @@ is reached as `layer.mlp.router`; `experts.moe_layers` lists them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float, Int64
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from passk_fast.actor.attention import PackedParams
 from passk_fast.actor.mesh import Mesh
 from passk_fast.data.types import RoutedRows
 
@@ -22,10 +23,12 @@ from passk_fast.data.types import RoutedRows
 class Router(TopKRouter):
     """Top-k of a softmax over experts; passes with gradients are observed."""
 
-    def __init__(self, config: Any, pg_collection: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, pg_collection: object = None, **kwargs: object
+    ) -> None:
         super().__init__(config=config, pg_collection=pg_collection, **kwargs)
-        self.packed: Any = None
-        """PackedParams of the micro-batch that the layer is computing."""
+        self.packed: PackedParams | None = None
+        """The micro-batch that the layer is computing."""
         self.load_E = torch.zeros(self.num_experts, device=self.weight.device)
         """Tokens that went to each expert from this rank since `reset`, by sequence: a prompt that
         N sequences share counts N times, padding and a sequence's last token never."""
@@ -44,14 +47,16 @@ class Router(TopKRouter):
         self.load_E = torch.zeros(self.num_experts, device=self.weight.device)
         self.balance_loss = torch.zeros((), device=self.weight.device)
 
-    def routing(self, logits: Tensor, padding_mask: Any = None) -> tuple[Tensor, Tensor]:
-        """Weights and choices [T / tp, E] for logits [T / tp, 1, E]."""
+    def routing(
+        self, logits: Float[Tensor, "t 1 E"], padding_mask: Tensor | None = None
+    ) -> tuple[Float[Tensor, "t E"], Bool[Tensor, "t E"]]:
+        """Weights and choices of this rank's t = T / tp tokens; 0 where an expert is not chosen."""
         logits = logits.view(-1, 1, self.num_experts)
         if self.balance_bias is not None and self.router_replay is None:
             probs, chosen = self._biased(logits[:, 0])
         else:
             probs, chosen = super().routing(logits)
-        routed = getattr(self.packed, "routed", None)
+        routed = self.packed.routed if self.packed else None
         if routed is None or not torch.is_grad_enabled():
             return probs, chosen
         rows = routed.part(self.tp_group.rank(), self.tp_group.size())
@@ -65,8 +70,8 @@ class Router(TopKRouter):
             probs = MoEAuxLossAutoScaler.apply(probs, self.balance_coef * loss)
         return probs, chosen
 
-    def biased_choice(self, scores_tE: Tensor) -> Tensor:
-        """Experts [t, K] by shares of the softmax, float32, and the bias."""
+    def biased_choice(self, scores_tE: Float[Tensor, "t E"]) -> Int64[Tensor, "t K"]:
+        """The K experts of each token by shares of the softmax and the bias."""
         assert self.balance_bias is not None
         return (scores_tE + self.balance_bias).topk(self.topk, dim=-1).indices
 
@@ -84,8 +89,12 @@ class Router(TopKRouter):
 
 
 def balance_loss(
-    logits: Tensor, chosen: Tensor, rows: RoutedRows, topk: int, group: dist.ProcessGroup
-) -> Tensor:
+    logits: Float[Tensor, "t E"],
+    chosen: Bool[Tensor, "t E"],
+    rows: RoutedRows,
+    topk: int,
+    group: dist.ProcessGroup,
+) -> Float[Tensor, ""]:
     """This rank's share of the mean over the step's sequences of (DeepSeek-V3, Eq. 17-20)
 
         sum_e f_e P_e,  f_e = E / (k T) sum_t [e chosen for t],  P_e = 1 / T sum_t softmax(t)_e

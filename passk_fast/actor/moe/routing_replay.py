@@ -8,17 +8,20 @@ where the trainer would have chosen others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int16, Int64
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
 
+from passk_fast.actor.attention import ExpertChoices
 from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.moe.experts import moe_layers
 from passk_fast.actor.moe.router import Router
 from passk_fast.data.types import PackedBatch
 from passk_fast.errors import ConfigError
-from passk_fast.model.experts import check_routing
+from passk_fast.model.shape import ModelShape
+from passk_fast.weights.megatron import layer_index
 
 
 class MicroBatchExperts:
@@ -29,7 +32,12 @@ class MicroBatchExperts:
     """
 
     def __init__(
-        self, routed_tMK: Tensor, layers: list[int], device: torch.device, *, replay: bool
+        self,
+        routed_tMK: Int16[Tensor, "t M K"],
+        layers: list[int],
+        device: torch.device,
+        *,
+        replay: bool,
     ) -> None:
         moved = routed_tMK.to(device)
         self._routed = {layer: moved[:, i] for i, layer in enumerate(layers)}
@@ -52,8 +60,10 @@ class MicroBatchExperts:
         rows = batch.experts_TMK.chunk(mesh.tensor_size)[mesh.tensor_rank]
         return cls(rows[:, layers], layers, mesh.torch_device, replay=replay)
 
-    def choose(self, layer: int, scores_tE: Tensor, own_tK: Tensor) -> tuple[Tensor, Tensor]:
-        """(scores [t, K] with gradient, experts int64 [t, K]) that take the place of `own_tK`.
+    def choose(
+        self, layer: int, scores_tE: Float[Tensor, "t E"], own_tK: Int64[Tensor, "t K"]
+    ) -> tuple[Float[Tensor, "t K"], Int64[Tensor, "t K"]]:
+        """(scores with gradient, experts) that take the place of `own_tK`.
 
         Tokens whose stored set is the router's own keep its order, so that replaying a router's own
         choice changes no bit.
@@ -77,13 +87,13 @@ class ReplayRouting:
 
     def get_replay_topk(
         self,
-        scores: Tensor,
+        scores: Float[Tensor, "t E"],
         topk: int,
         num_groups: int | None = None,
         group_topk: int | None = None,
         default_compute_topk: Callable[..., tuple[Tensor, Tensor]] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Megatron's call: (scores, experts), both [t, topk], for scores [t, E]."""
+    ) -> tuple[Float[Tensor, "t K"], Int64[Tensor, "t K"]]:
+        """Megatron's call: (scores, experts) of the K = topk experts of each token."""
         assert default_compute_topk is not None
         router = self._router
         if router.balance_bias is None:
@@ -94,25 +104,25 @@ class ReplayRouting:
             shares = scores if router.config.moe_router_pre_softmax else scores.softmax(dim=-1)
             own = router.biased_choice(shares)
             values = scores.gather(1, own)
-        experts: MicroBatchExperts | None = getattr(router.packed, "experts", None)
+        experts: ExpertChoices | None = router.packed.experts if router.packed else None
         return (values, own) if experts is None else experts.choose(self._layer, scores, own)
 
 
 class RoutingReplay:
     """algorithm.routing_replay on one rank: its routers, and what each pass is given."""
 
-    def __init__(self, chunks: list[Any], hf: Any, mode: str, mesh: Mesh) -> None:
+    def __init__(self, chunks: list[nn.Module], shape: ModelShape, mode: str, mesh: Mesh) -> None:
         """ConfigError for a dense model, or for layers whose recompute would lose the micro-batch.
 
         Nothing is attached when `mode` is "off".
         """
-        check_routing(hf, mode)
+        shape.check_routing_replay(mode)
         self._mesh, self._replay = mesh, mode == "replay"
         self._layers: list[int] = []
         self._seen: list[tuple[int, dict[int, Tensor]]] = []
         if mode != "off":
             for layer, mixture in (pair for chunk in chunks for pair in moe_layers(chunk)):
-                index = layer.layer_number - 1
+                index = layer_index(layer)
                 _check(mixture.config)
                 mixture.router.router_replay = ReplayRouting(mixture.router, index)
                 self._layers.append(index)
@@ -139,7 +149,7 @@ class RoutingReplay:
         }
 
 
-def _check(config: Any) -> None:
+def _check(config: TransformerConfig) -> None:
     """ConfigError where Megatron would not ask, or would ask for another micro-batch's experts."""
     if config.moe_router_fusion:
         raise ConfigError("algorithm.routing_replay: a fused router cannot replay.")

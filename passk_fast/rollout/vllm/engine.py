@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Rollout
-from passk_fast.errors import ConfigError
+from passk_fast.model.divisibility import check_engine_ranks
 from passk_fast.rollout.engine_protocol import OpenWeights, check_prompt
 from passk_fast.rollout.groups import GroupTracker, StepActions
 from passk_fast.rollout.vllm.cpu.sampler import SeededSampler, use_seeded_sampler
@@ -44,10 +44,7 @@ class RolloutEngine:
         the longest sequence.
         """
         rollout = config.rollout
-        if world_size % rollout.tensor:
-            raise ConfigError(
-                f"World size {world_size} is not divisible by rollout.tensor = {rollout.tensor}."
-            )
+        check_engine_ranks(world_size, rollout.tensor, "rollout ranks")
         self.rank = rank
         self.world_size = world_size
         self.tensor_size = rollout.tensor

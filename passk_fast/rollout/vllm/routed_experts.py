@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from passk_fast.errors import ConfigError
-from passk_fast.model.experts import check_routing, stored_dtype
+from passk_fast.model.shape import ModelShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PretrainedConfig
     from vllm import LLM, RequestOutput
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.cpu_worker import CPUWorker
@@ -39,8 +38,8 @@ class Routing(Protocol):
 class ReturnedRouting:
     """GPU: vLLM returns the experts of all layers with a response."""
 
-    def __init__(self, hf: PretrainedConfig) -> None:
-        self._dtype = stored_dtype(hf)
+    def __init__(self, shape: ModelShape) -> None:
+        self._dtype = shape.expert_index_dtype
 
     def begin(self, request_id: str, internal_id: str) -> None:
         """vLLM needs no help."""
@@ -68,15 +67,15 @@ class CachedRouting:
     M x K bytes (twice that above 256 experts) for each of the cache's tokens.
     """
 
-    def __init__(self, llm: LLM, hf: PretrainedConfig) -> None:
+    def __init__(self, llm: LLM, shape: ModelShape) -> None:
         import torch
 
         (self._runner,) = llm.collective_rpc(_model_runner)
         spec = self._runner.kv_cache_config
         (group,) = spec.kv_cache_groups  # one: the models here have full attention throughout
         self._block = group.kv_cache_spec.block_size
-        layers, top_k = hf.num_hidden_layers, hf.num_experts_per_tok
-        dtype = torch.from_numpy(np.empty(0, stored_dtype(hf))).dtype
+        layers, top_k = shape.num_layers, shape.experts_per_token
+        dtype = torch.from_numpy(np.empty(0, shape.expert_index_dtype)).dtype
         # The last row takes what vLLM gives no place: slot -1 is padding.
         self._experts_SMK = torch.zeros(
             (spec.num_blocks * self._block + 1, layers, top_k), dtype=dtype
@@ -145,8 +144,6 @@ def routing_of(llm: LLM, model_dir: str, mode: str, *, on_cpu: bool) -> Routing 
     """
     if mode == "off":
         return None
-    from transformers import AutoConfig
-
-    hf = AutoConfig.from_pretrained(model_dir)
-    check_routing(hf, mode)
-    return CachedRouting(llm, hf) if on_cpu else ReturnedRouting(hf)
+    shape = ModelShape.read(model_dir)
+    shape.check_routing_replay(mode)
+    return CachedRouting(llm, shape) if on_cpu else ReturnedRouting(shape)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from passk_fast.config import RunConfig
 from passk_fast.errors import ConfigError
+from passk_fast.model.divisibility import Cuts, check_divisible
+from passk_fast.model.shape import ModelShape
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -39,6 +41,8 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
     from passk_fast.rollout.vllm.cpu.shared_memory import own_segments
 
     rollout = config.rollout
+    shape = ModelShape.read(model_dir)
+    check_divisible(shape, Cuts(rollout_tensor=rollout.tensor), f"The model in {model_dir}")
     replays = config.algorithm.routing_replay != "off"
     options: dict[str, object] = {
         "model": model_dir,
@@ -55,7 +59,7 @@ def start_llm(config: RunConfig, model_dir: str, device: str) -> LLM:
         "enforce_eager": device == "cpu" or rollout.enforce_eager,
     }
     if device == "cpu":
-        _check_head_dim(model_dir)
+        _check_head_dim(shape, model_dir)
         options["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * _GIB)
         # With seeds, vLLM rewinds a request's generator after a partial prefill, which torch's CPU
         # generator cannot do: prefill every prompt whole.
@@ -88,13 +92,11 @@ def _fast_path(*, replays: bool) -> dict[str, object]:
     }
 
 
-def _check_head_dim(model_dir: str) -> None:
+def _check_head_dim(shape: ModelShape, model_dir: str) -> None:
     """vLLM on CPU finds an unsupported head_dim only at the first sample: ask before."""
-    from transformers import AutoConfig
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    hf = AutoConfig.from_pretrained(model_dir)
-    size = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+    size = shape.head_dim
     allowed = CPUAttentionBackend.get_supported_head_sizes()
     if size not in allowed:
         raise ConfigError(

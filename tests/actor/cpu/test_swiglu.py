@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import Tensor
@@ -55,18 +53,11 @@ def test_strided_input_and_gradient() -> None:
 def test_dense_layers_on_a_cpu_have_it(device: str, ours: bool) -> None:
     from passk_fast.actor.cpu.swiglu import Swiglu
     from passk_fast.actor.model import layer_spec, transformer_config
-    from passk_fast.config import ParallelConfig
+    from passk_fast.config import ParallelConfig, ShapeConfig
+    from passk_fast.model.shape import ModelShape
 
-    hf = SimpleNamespace(
-        num_hidden_layers=1,
-        hidden_size=8,
-        intermediate_size=16,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        rms_norm_eps=1e-6,
-        model_type="llama",
-    )
-    spec = layer_spec(transformer_config(hf, ParallelConfig(), "float32", device))
+    shape = ModelShape.of(ShapeConfig(architecture="llama"))
+    spec = layer_spec(transformer_config(shape, ParallelConfig(), "float32", device))
     mlp = spec.submodules.mlp
     parts = getattr(mlp, "keywords", {}).get("submodules") or mlp.submodules
     assert (parts.activation_func is Swiglu) == ours

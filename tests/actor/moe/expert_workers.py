@@ -10,7 +10,7 @@ import torch
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.mesh import drop_mesh, make_mesh
 from passk_fast.config import ModelConfig, ParallelConfig
-from tests.actor.workers import build, hf_config, make_sequences, run_config
+from tests.actor.workers import build, make_sequences, model_shape, run_config
 
 
 def balance(
@@ -92,10 +92,9 @@ def refused(kind: str, folder: str, parallel: dict[str, Any], experts: int) -> s
     from passk_fast.actor.model import transformer_config
     from passk_fast.errors import ConfigError
 
-    hf = hf_config(kind)
-    hf.num_experts = experts
+    shape = replace(model_shape(kind), num_experts=experts)
     try:
-        transformer_config(hf, ParallelConfig(**parallel), "float32", "cpu")
+        transformer_config(shape, ParallelConfig(**parallel), "float32", "cpu")
     except ConfigError as error:
         return str(error)
     return ""
@@ -108,7 +107,7 @@ def bfloat16_beside_float32(folder: str, parallel: dict[str, Any]) -> dict[str, 
     for dtype in ("float32", "bfloat16"):
         drop_mesh()
         config = replace(run_config(parallel, 4096), model=ModelConfig(dtype=dtype))
-        actor = Actor(config, hf_config("qwen3_moe"), make_mesh(config.parallel, "cpu"))
+        actor = Actor(config, model_shape("qwen3_moe"), make_mesh(config.parallel, "cpu"))
         actor.load_folder(folder)
         before = {name: p.detach().clone() for name, p in actor.parameters().items()}
         batches = actor.pack(make_sequences())

@@ -138,7 +138,7 @@ def test_engine_names_what_is_wrong(pool: RankPool, model_a: str) -> None:
     text = pool.run(W + "start_error", model_a, 1, max_response_tokens=5000)[0]
     assert text.startswith("ConfigError: rollout.max_prompt_tokens + rollout.max_response_tokens")
     text = pool.run(W + "start_error", model_a, 3)[0]
-    assert text == "ConfigError: World size 2 is not divisible by rollout.tensor = 3."
+    assert text == "ConfigError: 2 rollout ranks are not divisible by rollout.tensor = 3."
     pool.run(W + "start", model_a, 2)
     assert len(pool.run(W + "sample", PROMPTS, num_rollouts=1, seed=0)[0]) == len(PROMPTS)
 

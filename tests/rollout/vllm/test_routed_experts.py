@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from passk_fast.advantage import table, zero_advantage_rows
+from passk_fast.config import ShapeConfig
 from passk_fast.data.types import Prompt, RolloutGroup, SampleRequest
 from passk_fast.errors import ConfigError
-from passk_fast.model.experts import check_routing, stored_dtype
+from passk_fast.model.shape import ModelShape
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.dynamic_sampling import InformativeShare, draw
 from passk_fast.rollout.vllm.routed_experts import ReturnedRouting
@@ -141,16 +142,20 @@ def test_experts_follow_new_weights(pool: RankPool, folder: str, tmp_path: Path)
 
 
 def test_stored_types_hold_every_expert() -> None:
-    assert stored_dtype(SimpleNamespace(num_experts=256)) == np.uint8
-    assert stored_dtype(SimpleNamespace(num_experts=300)) == np.int16
-    assert stored_dtype(SimpleNamespace(num_local_experts=8)) == np.uint8
+    found = [
+        ModelShape.of(
+            ShapeConfig(architecture="qwen3_moe", num_experts=count, experts_per_token=2)
+        ).expert_index_dtype
+        for count in (256, 300)
+    ]
+    assert found == [np.uint8, np.int16]
 
 
 def test_a_dense_model_is_refused() -> None:
-    dense = SimpleNamespace(num_hidden_layers=2, model_type="qwen3")
-    check_routing(dense, "off")
-    with pytest.raises(ConfigError, match=r"the model \(qwen3\) is no mixture"):
-        check_routing(dense, "replay")
+    dense = ModelShape.of(ShapeConfig(architecture="qwen3"))
+    dense.check_routing_replay("off")
+    with pytest.raises(ConfigError, match=r"the model \(qwen3\) is not a mixture"):
+        dense.check_routing_replay("replay")
 
 
 def test_what_vllm_returns_is_cut_to_the_tokens_that_ran() -> None:

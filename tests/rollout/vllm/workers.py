@@ -9,10 +9,10 @@ import torch.distributed as dist
 from passk_fast.config import AlgorithmConfig, ModelConfig, RolloutConfig, RunConfig
 from passk_fast.data.types import Prompt, Rollout, RolloutGroup, SampleRequest
 from passk_fast.errors import PasskError
+from passk_fast.model.shape import ModelShape
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.weights.hf import HFReader
-from passk_fast.weights.layout import ModelShape
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.placement import Tensors, rollout_side
 
@@ -74,11 +74,9 @@ def sample_error(prompts: list[list[int]], **options: Any) -> str:
 def load(folder: str) -> None:
     """New weights for the running engine, from a Hugging Face folder."""
     _RUNNING["key"] = None
-    from transformers import AutoConfig
 
     running, reader = engine(), HFReader(folder)
-    hf = AutoConfig.from_pretrained(folder)
-    tensors = Tensors.of(ModelShape.from_hf(hf, hf.vocab_size))
+    tensors = Tensors.of(ModelShape.read(folder))
     side = rollout_side(tensors, RolloutMesh(world=running.world_size, tensor=running.tensor_size))
     opened = running.open_parameters()
     for tensor, param, r0, r1, c0, c1, row, col in side.of_rank(running.rank).tolist():
