@@ -15,6 +15,10 @@ from passk_fast.errors import ExitCode
 from tests.cluster.hosts import ROOT, TwoHosts, why_not
 from tests.run.test_end_to_end import CONFIG, SMALL, metrics, train
 
+DISAGGREGATED = """
+    --rollout.dedicated-ranks 2 --rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu
+""".split()
+
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[TwoHosts]:
