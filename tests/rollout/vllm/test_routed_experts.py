@@ -163,7 +163,7 @@ def test_what_vllm_returns_is_cut_to_the_tokens_that_ran() -> None:
     found = np.arange(7 * 3 * 2, dtype=np.int32).reshape(7, 3, 2)
     completion = SimpleNamespace(token_ids=[1, 2, 3, 4], routed_experts=found)
     output = SimpleNamespace(prompt_token_ids=[5, 6, 7], outputs=[completion])
-    routing = ReturnedRouting(SimpleNamespace(num_experts=8))
+    routing = ReturnedRouting(SimpleNamespace(expert_index_dtype=np.dtype(np.uint8)))
     experts = routing.end(output)
     np.testing.assert_array_equal(experts, found[:6])
     assert experts.dtype == np.uint8
