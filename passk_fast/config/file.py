@@ -11,8 +11,11 @@ import dataclasses
 import difflib
 import hashlib
 import io
+import itertools
 import json
 import re
+import shutil
+import textwrap
 import tomllib
 import types
 import typing
@@ -56,6 +59,8 @@ _FREE_FIELDS = (
     "warm_start.cache_dir",
 )
 """What may change when a run is resumed: where and how it runs, not what it computes."""
+
+_HELP_INDENT = " " * 8
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -239,14 +244,33 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         raise ConfigError(f"command line: {text}") from None
 
 
-def help_text() -> str:
-    """All options of a run with their documentation."""
+def help_text(width: int | None = None) -> str:
+    """All options of a run with their documentation, wrapped to `width` (None: the terminal's)."""
     import tyro
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         tyro.cli(RunConfig, args=["--help"], prog="passk-fast train CONFIG")
-    return printed.getvalue()
+    columns = shutil.get_terminal_size().columns if width is None else width
+    return _paragraphs(printed.getvalue(), max(40, columns))
+
+
+def _paragraphs(text: str, width: int) -> str:
+    """tyro keeps the line breaks of a docstring: its indented lines become whole paragraphs."""
+    out: list[str] = []
+    for indented, lines in itertools.groupby(text.splitlines(), _is_help):
+        if indented:
+            paragraph = " ".join(" ".join(lines).split())
+            out += textwrap.wrap(
+                paragraph, width, initial_indent=_HELP_INDENT, subsequent_indent=_HELP_INDENT
+            )
+        else:
+            out += [line.rstrip()[:width] for line in lines]
+    return "\n".join(out) + "\n"
+
+
+def _is_help(line: str) -> bool:
+    return line.startswith(_HELP_INDENT) and bool(line.strip())
 
 
 # ---- writing and comparing -----------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,14 @@ def test_a_renamed_key_names_the_new_one(tmp_path: Path, old: str, new: str) -> 
     with pytest.raises(ConfigError, match=f"is now called --{new.replace('_', '-')}"):
         load_config(CONFIGS[0], [f"--{old.replace('_', '-')}", "1"])
     assert new in dict(flatten(RunConfig()))
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_help_texts_are_whole_paragraphs(width: int) -> None:
+    """A line ends only where the next word would not have fitted."""
+    lines = help_text(width).splitlines()
+    pairs = [pair for pair in pairwise(lines) if all(line.startswith(" " * 8) for line in pair)]
+    assert len(pairs) > 50
+    for line, following in pairs:
+        assert len(line) + 1 + len(following.split()[0]) > width, line
+    assert max(map(len, lines)) <= width
