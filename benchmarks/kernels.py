@@ -36,7 +36,6 @@ PACKAGES = (
     "torch", "triton", "liger-kernel", "cut-cross-entropy", "verl", "quack-kernels",
     "nvidia-cutlass-dsl", "megatron-core", "transformer-engine",
 )  # fmt: skip
-LIVE_KINDS = ("rl", "on-policy")
 Case = tuple[str, Shape, str]
 
 
@@ -104,7 +103,7 @@ class Bench:
             try:
                 runs[provider.name] = (provider, provider.make())
             except Exception as error:
-                self.absent[provider.name.removesuffix(", live rows")] = reason(error)
+                self.absent[provider.name.removesuffix(", informative rows")] = reason(error)
         found = self._errors(case, runs)
         ready = {name: runs[name] for name, row in found.items() if row["status"] == "ok"}
         self._times(case, ready, found)
@@ -113,7 +112,7 @@ class Bench:
             head = {"kind": kind, **vars(shape), "regime": regime, "provider": name}
             if row["status"] == "ok":
                 row["fraction_of_floor"] = floor / row["time_ms"]["median"]
-                row["fraction_of_live_floor"] = row["fraction_of_floor"] * row["live_fraction"]
+                row["fraction_of_informative_floor"] = row["fraction_of_floor"] * row["informative_fraction"]
             self.rows.append({**head, "floor_ms": floor, **row})
             print(line(self.rows[-1]), flush=True)
 
@@ -195,7 +194,7 @@ class Bench:
             cap_s=self.options.cap_s,
         )  # fmt: skip
         for name, time_ms in times.items():
-            found[name] |= {"time_ms": time_ms, "live_fraction": problem.live_fraction}
+            found[name] |= {"time_ms": time_ms, "informative_fraction": problem.informative_fraction}
 
 
 def _caller(run: Any, problem: Problem, leaves: dict[str, torch.Tensor]) -> Any:

@@ -263,9 +263,9 @@ def head_providers() -> list[Provider]:
     rl = ("rl", "on-policy")
     for name, load in _LOGP:
         found.append(Provider(name, _by_logp(load, False)))
-        found.append(Provider(f"{name}, live rows", _by_logp(load, True), rl))
+        found.append(Provider(f"{name}, informative rows", _by_logp(load, True), rl))
     found.append(Provider("Liger fused_linear_ppo", _liger_ppo(False)))
-    found.append(Provider("Liger fused_linear_ppo, live rows", _liger_ppo(True), rl))
+    found.append(Provider("Liger fused_linear_ppo, informative rows", _liger_ppo(True), rl))
     found.append(Provider("QuACK linear CE", lambda: _quack(), ("dense",), cross_entropy=True))
     return found
 

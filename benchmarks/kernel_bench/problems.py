@@ -52,7 +52,7 @@ class Problem:
     """Rows of a sequence where all are equally long (dense), else 0."""
 
     @property
-    def live_fraction(self) -> float:
+    def informative_fraction(self) -> float:
         return len(self.index) / len(self.targets)
 
     def rows(self) -> LossRows:

@@ -228,8 +228,8 @@ def changed(data: dict[str, Any], change: str) -> None:
     elif change == "all masked":
         data["mask"] = torch.zeros_like(data["mask"])
     elif change == "ratio 100":
-        # Rows that count whose anchor is 100 nats off, both ways, among ordinary ones. Upwards only a
-        # negative advantage has a gradient, downwards only a positive one (clipping).
+        # Rows whose anchor is 100 nats off, both ways, among ordinary ones. Upwards only a negative
+        # advantage has a gradient, downwards only a positive one (clipping).
         data["mask"][:4] = True
         data["old_logp"][1] -= 100.0
         data["advantages"][1] = -1e-40

@@ -44,7 +44,7 @@ def test_small_mode(tmp_path: Path) -> None:
             assert errors["logp_max"] <= 5e-6
             assert max(errors["dhidden_relative"], errors["dweight_relative"]) <= 3e-6
             assert errors["idle_rows_zero"]
-    assert rows["head", "rl", "torch, whole logits, live rows"]["live_fraction"] < 0.9
+    assert rows["head", "rl", "torch, whole logits, informative rows"]["informative_fraction"] < 0.9
     assert rows["head", "rl", "ours, fused"]["errors"]["bitwise_repeat"]
     assert rows["logprob", "dense", "ours, fused"]["errors"]["entropy_max"] <= 1e-4
     assert rows["logits", "dense", "ours"]["errors"]["dlogits_relative"] <= 2e-6
