@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,7 +48,7 @@ class Entry:
 
     name: str
     kernel: Any
-    constants: dict[str, Constant]
+    constants: Mapping[str, Constant]
     num_warps: int = 8
     num_stages: int = 3
     absent: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ def entries() -> Iterator[Entry]:
     yield Entry("rescale", logits.rescale_kernel, {"BLOCK": 4096}, 4)
 
 
-def _option_sets() -> Iterator[tuple[str, dict[str, Constant], tuple[str, ...]]]:
+def _option_sets() -> Iterator[tuple[str, Mapping[str, Constant], tuple[str, ...]]]:
     import torch
 
     from passk_fast.kernels.triton.rows import option_constants
