@@ -1,7 +1,7 @@
 """Array shapes in signatures are checked while tests run: jaxtyping's import hook with beartype.
 
 Call `check_shapes` before the first import of passk_fast, in every process that runs tests. Only
-modules that import jaxtyping are hooked, and only annotations with a shape are checked: mypy checks
+modules that import jaxtyping (the kernels by their own shapes.py) are hooked, and only annotations with a shape are checked: mypy checks
 the other types, and tests hand in stand-ins for engines and samplers.
 """
 
@@ -15,6 +15,7 @@ from typing import TypeVar, get_args
 from beartype import beartype
 from jaxtyping import AbstractArray, install_import_hook
 
+IMPORTS = ("from jaxtyping import", "from passk_fast.kernels.shapes import")
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -30,7 +31,7 @@ def hooked_modules() -> list[str]:
     assert spec.submodule_search_locations
     root = Path(spec.submodule_search_locations[0])
     files = [*root.rglob("*.py"), *(root / "kernels").rglob("*.py")]  # rglob skips links
-    with_shapes = {file for file in files if "from jaxtyping import" in file.read_text()}
+    with_shapes = {f for f in files if any(line in f.read_text() for line in IMPORTS)}
     return sorted(
         ".".join(("passk_fast", *file.relative_to(root).with_suffix("").parts))
         for file in with_shapes

@@ -105,8 +105,8 @@ def entries() -> Iterator[Entry]:
     for label, options, absent in _option_sets():
         tau = {"PER_ROW_TAU": label == "all", "BLOCK": ROW_BLOCK}
         skip = absent if label == "all" else (*absent, "tau_ptr")
-        constants = {**options, **tau, "GRADIENT": True}
-        yield Entry(f"K2 fused, {label}", logits.fused_kernel, constants, absent=skip)
+        fused: dict[str, Constant] = {**options, **tau, "GRADIENT": True}
+        yield Entry(f"K2 fused, {label}", logits.fused_kernel, fused, absent=skip)
         count, block = len(row_kernels.METRICS), row_kernels.BLOCK_ROWS
         rows = {**options, "METRIC_COUNT": count, "BLOCK": block}
         yield Entry(f"rows, {label}", row_kernels.row_kernel, rows, 4, absent=absent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
@@ -36,6 +37,16 @@ def test_axes_of_one_name_must_agree_with_the_result() -> None:
     assert advantages_of(weights, np.zeros((4, 2))).shape == (4, 2)
     with pytest.raises(TypeCheckError, match="down_T"):
         GapWeights(base=0.0, up_T=np.zeros(1), down_T=np.zeros(2))
+
+
+def test_rows_of_the_kernels_must_agree() -> None:
+    from passk_fast.kernels import LossRows
+
+    ones = torch.ones(3)
+    rows = {"targets": ones.long(), "advantages": ones, "mask": ones.bool()}
+    assert LossRows(**rows, denominator=1.0).targets.shape == (3,)
+    with pytest.raises(TypeCheckError, match="LossRows"):
+        LossRows(**{**rows, "mask": torch.ones(4, dtype=torch.bool)}, denominator=1.0)
 
 
 def test_ranks_refuse_it_too() -> None:
