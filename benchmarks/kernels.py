@@ -112,7 +112,8 @@ class Bench:
             head = {"kind": kind, **vars(shape), "regime": regime, "provider": name}
             if row["status"] == "ok":
                 row["fraction_of_floor"] = floor / row["time_ms"]["median"]
-                row["fraction_of_informative_floor"] = row["fraction_of_floor"] * row["informative_fraction"]
+                share = row["informative_fraction"]
+                row["fraction_of_informative_floor"] = row["fraction_of_floor"] * share
             self.rows.append({**head, "floor_ms": floor, **row})
             print(line(self.rows[-1]), flush=True)
 
@@ -193,8 +194,9 @@ class Bench:
             calls, self.device, warm=self.options.warm, timed=self.options.timed,
             cap_s=self.options.cap_s,
         )  # fmt: skip
+        share = problem.informative_fraction
         for name, time_ms in times.items():
-            found[name] |= {"time_ms": time_ms, "informative_fraction": problem.informative_fraction}
+            found[name] |= {"time_ms": time_ms, "informative_fraction": share}
 
 
 def _caller(run: Any, problem: Problem, leaves: dict[str, torch.Tensor]) -> Any:

@@ -7,47 +7,24 @@ its epilogue) and "blas" (cuBLAS with float32 output and a row pass); `TUNING` c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from passk_fast.kernels.tiles import (
+    FIRST,
+    FIRST_NO_STORE,
+    INPUT_GRAD,
+    SMALL,
+    WEIGHT_GRAD,
+    GemmConfig,
+)
+
 MAX_EXPONENT = 80.0
 Z_BLOCKS = 16
 """Back end "blas" makes float32 logits of a chunk in this many pieces."""
 
-
-@dataclass(frozen=True)
-class GemmConfig:
-    """Tiles of one persistent GEMM kernel."""
-
-    block_m: int = 128
-    block_n: int = 256
-    block_k: int = 64
-    group: int = 8
-    num_stages: int = 3
-    num_warps: int = 4
-    warp_specialize: bool = True
-
-    def constants(self) -> dict[str, int | bool]:
-        """The kernel's compile-time constants."""
-        return {
-            "BM": self.block_m,
-            "BN": self.block_n,
-            "BK": self.block_k,
-            "GROUP": self.group,
-            "WARP_SPECIALIZE": self.warp_specialize,
-        }
-
-
-FIRST = GemmConfig()
-FIRST_NO_STORE = GemmConfig(num_stages=4)
-INPUT_GRAD = GemmConfig()
-# Splitting its accumulator for the reduction defeats the warp-specialisation pass.
-WEIGHT_GRAD = GemmConfig(num_warps=8, warp_specialize=False)
-SMALL = GemmConfig(16, 16, 16, 2, 1, 4, False)
-"""The interpreter's tiles."""
 
 FirstGemm = Literal["fused", "blas"]
 

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from passk_fast.kernels.backend import Backend
 from passk_fast.kernels.shard import Shard
+from passk_fast.kernels.tiles import ROW_BLOCK
 from passk_fast.kernels.torch_logprob import token_logprob_from_logits
-
-ROW_BLOCK = 2048
-"""Columns a program reads at a time on a GPU; 4096 makes the fused kernel spill."""
 
 
 @dataclass(frozen=True, kw_only=True)

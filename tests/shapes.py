@@ -1,8 +1,9 @@
 """Array shapes in signatures are checked while tests run: jaxtyping's import hook with beartype.
 
 Call `check_shapes` before the first import of passk_fast, in every process that runs tests. Only
-modules that import jaxtyping (the kernels by their own shapes.py) are hooked, and only annotations with a shape are checked: mypy checks
-the other types, and tests hand in stand-ins for engines and samplers.
+modules that import jaxtyping (the kernels: their own shapes.py) are hooked, and only annotations
+with a shape are checked: mypy checks the other types, and tests hand in stand-ins for engines and
+samplers.
 """
 
 from __future__ import annotations

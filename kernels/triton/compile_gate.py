@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from passk_fast.kernels import engines
+from passk_fast.kernels import tiles
 from passk_fast.kernels.inputs import LossRows
-from passk_fast.kernels.logit_rows import ROW_BLOCK
 from passk_fast.kernels.options import PolicyLoss
 
 Constant: TypeAlias = int | float | bool | str
@@ -74,15 +73,15 @@ class Row:
 
 
 def entries() -> Iterator[Entry]:
-    """All that ships: tiles as in engines.py, loss options from the plainest to all of them."""
+    """All that ships: tiles as in tiles.py, loss options from the plainest to all of them."""
     from passk_fast.kernels.triton import groups, head, logits
     from passk_fast.kernels.triton import rows as row_kernels
 
     for name, kernel, config, more in (
-        ("K1 first GEMM", head.first_gemm_kernel, engines.FIRST, {"STORE": True}),
-        ("K3 first GEMM", head.first_gemm_kernel, engines.FIRST_NO_STORE, {"STORE": False}),
-        ("K1 dX", head.input_grad_kernel, engines.INPUT_GRAD, {}),
-        ("K1 dW", head.weight_grad_kernel, engines.WEIGHT_GRAD, {"REDUCE": True}),
+        ("K1 first GEMM", head.first_gemm_kernel, tiles.FIRST, {"STORE": True}),
+        ("K3 first GEMM", head.first_gemm_kernel, tiles.FIRST_NO_STORE, {"STORE": False}),
+        ("K1 dX", head.input_grad_kernel, tiles.INPUT_GRAD, {}),
+        ("K1 dW", head.weight_grad_kernel, tiles.WEIGHT_GRAD, {"REDUCE": True}),
     ):
         yield Entry(
             name,
@@ -103,7 +102,7 @@ def entries() -> Iterator[Entry]:
     yield Entry("K1 fill holes", head.fill_holes_kernel, {"BLOCK": 2048}, 4)
     yield Entry("K0 groups", groups.group_kernel, {"BLOCK": 32}, 1, out="*fp32")
     for label, options, absent in _option_sets():
-        tau = {"PER_ROW_TAU": label == "all", "BLOCK": ROW_BLOCK}
+        tau = {"PER_ROW_TAU": label == "all", "BLOCK": tiles.ROW_BLOCK}
         skip = absent if label == "all" else (*absent, "tau_ptr")
         fused: dict[str, Constant] = {**options, **tau, "GRADIENT": True}
         yield Entry(f"K2 fused, {label}", logits.fused_kernel, fused, absent=skip)
@@ -111,11 +110,11 @@ def entries() -> Iterator[Entry]:
         rows = {**options, "METRIC_COUNT": count, "BLOCK": block}
         yield Entry(f"rows, {label}", row_kernels.row_kernel, rows, 4, absent=absent)
     for bonus in (True, False):
-        constants = {"PER_ROW_TAU": True, "HAS_BONUS": bonus, "BLOCK": ROW_BLOCK}
+        constants = {"PER_ROW_TAU": True, "HAS_BONUS": bonus, "BLOCK": tiles.ROW_BLOCK}
         absent = () if bonus else ("bonus_ptr",)
         name = f"K2 gradient{', entropy bonus' if bonus else ''}"
         yield Entry(name, logits.gradient_kernel, constants, absent=absent)
-    constants = {"PER_ROW_TAU": True, "BLOCK": ROW_BLOCK}
+    constants = {"PER_ROW_TAU": True, "BLOCK": tiles.ROW_BLOCK}
     yield Entry("K2 statistics", logits.stats_kernel, constants)
     yield Entry("rescale", logits.rescale_kernel, {"BLOCK": 4096}, 4)
 
