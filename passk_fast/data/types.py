@@ -176,7 +176,7 @@ class PackedBatch:
     prefix_B: tuple[int, ...] | None = None
     """Segment whose keys and values a segment sees before its own, or -1; None: nothing shared."""
     context: ContextPart | None = None
-    """Set on a context-parallel rank's part; the tensors above then hold its rows alone."""
+    """Set on a context-parallel rank's part; the tensors above then hold only its rows."""
     routed: RoutedRows | None = None
     """Set by packing; the actor of a dense model drops it."""
     live_L: Int64[Tensor, " L"] | None = None
