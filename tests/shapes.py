@@ -8,7 +8,9 @@ samplers.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -23,6 +25,22 @@ Function = TypeVar("Function", bound=Callable[..., object])
 def check_shapes() -> None:
     """Install the import hook."""
     install_import_hook(hooked_modules(), "tests.shapes.shapes_only")
+    import_with_types("passk_fast.data.types")
+
+
+def import_with_types(module: str) -> None:
+    """Import a module together with what it imports for type checkers only.
+
+    Verifier processes import `data.types` and have no use for torch; without torch the shapes of
+    its fields mean nothing and would not be checked.
+    """
+    import torch  # noqa: F401  with TYPE_CHECKING false, as ever
+
+    typing.TYPE_CHECKING = True  # type: ignore[misc]
+    try:
+        importlib.import_module(module)
+    finally:
+        typing.TYPE_CHECKING = False
 
 
 def hooked_modules() -> list[str]:

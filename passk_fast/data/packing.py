@@ -1,6 +1,6 @@
 """Sequences -> data-parallel ranks -> packed micro-batches.
 
-Every rank computes the same plan from the lengths alone, so nothing is communicated. All
+Every rank computes the same plan from the lengths, so nothing is communicated. All
 data-parallel ranks get the same number of micro-batches (the pipeline needs it); a rank that has
 too few sequences gets an empty one, which packs to padding that carries no loss.
 
@@ -205,7 +205,7 @@ class _Rows:
         self._close(length, prefix)
 
     def pad(self, piece: int) -> None:
-        """Fill up with segments of at most `piece` tokens, which attend to themselves alone."""
+        """Fill up with segments of at most `piece` tokens, which attend only to themselves."""
         self.real = self.filled
         while left := len(self.tokens) - self.filled:
             length = min(piece, left)
@@ -242,7 +242,7 @@ class _Rows:
 
 
 def _experts(sequences: SequenceOf[Sequence]) -> tuple[int, ...] | None:
-    """(layers, experts a token) of the routed experts, where there are any."""
+    """(layers, experts per token) of the routed experts, if there are any."""
     known = (s.routed_experts for s in sequences if s.routed_experts is not None)
     first = next(known, None)
     return None if first is None else first.shape[1:]

@@ -55,7 +55,7 @@ class ModelFlops:
 
     layers: int
     layer_weights: int
-    """Weights of one layer's matrices that a token is multiplied with (its own experts alone)."""
+    """Weights of one layer's matrices that a token is multiplied with (only its own experts)."""
     head_weights: int
     """Weights of the output layer: hidden size x vocabulary."""
     attention_width: int

@@ -1,1 +1,1 @@
-"""A run on paper: memory, traffic and time of a configuration on a cluster, on one CPU."""
+"""Estimates memory, traffic and time of a configuration on a cluster, without a GPU."""

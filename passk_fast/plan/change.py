@@ -1,4 +1,4 @@
-"""The smallest change of a configuration that does not fit: tried in order of what it costs."""
+"""The smallest change that makes a configuration fit, tried in order of what it costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from passk_fast.plan.memory import Memory, shortcomings
 from passk_fast.plan.worker import Prober
 
 Change = tuple[str, RunConfig, int]
-"""What is said to the user, the configuration and the number of GPUs."""
+"""The change in words, the changed configuration and the number of GPUs."""
 _MOST_GPUS = 4096
 
 

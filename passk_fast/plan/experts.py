@@ -46,7 +46,7 @@ def _balanced(expert_ranks: int) -> Callable[..., tuple[Tensor, None]]:
             if count > 1:
                 out = out.index_select(0, rows)
             out = out.clone()
-        # As Megatron's scatter_add, whose backward keeps indices alone.
+        # As Megatron's scatter_add, whose backward keeps only the indices.
         summed = torch.zeros_like(x).index_put((rows,), out, accumulate=True)
         return summed.view_as(hidden), None
 

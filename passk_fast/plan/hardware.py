@@ -71,5 +71,5 @@ def gpu_of(name: str) -> Gpu:
 
 
 def sides(gpus: int, rollout_ranks: int) -> tuple[int, int]:
-    """GPUs that train, and GPUs that sample: the same ones, unless some have an engine alone."""
+    """(GPUs that train, GPUs that sample): the same ones, unless some hold only an engine."""
     return gpus - rollout_ranks, rollout_ranks or gpus

@@ -15,7 +15,7 @@ from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.placement import Tensors, rollout_side
 
 _ENGINE_BATCH_TOKENS = 16384
-"""Tokens that vLLM prefills at once by default on these GPUs."""
+"""Tokens that vLLM prefills together, by default, on these GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ def memory_of(
 
 
 def shortcomings(config: RunConfig, memory: Memory) -> list[str]:
-    """What does not fit, a sentence each; empty when all does."""
+    """What does not fit, one sentence each; empty when everything does."""
     out = []
     capacity = memory.capacity / GIB
     worst = max(memory.stages, key=lambda s: s.training)
@@ -233,7 +233,7 @@ def shortcomings(config: RunConfig, memory: Memory) -> list[str]:
         engine = memory.engine
         out.append(
             f"rollout.gpu_memory_utilization = {config.rollout.gpu_memory_utilization:g} leaves "
-            f"{engine.kv_cache / GIB:.1f} GiB for keys and values beside weights of "
+            f"{engine.kv_cache / GIB:.1f} GiB for keys and values next to weights of "
             f"{engine.weights / GIB:.1f} and workspace of {engine.workspace / GIB:.1f}; one "
             f"sequence of {longest} tokens needs {longest * engine.kv_bytes_per_token / GIB:.1f}"
         )

@@ -1,6 +1,6 @@
 """What a forward and backward pass over meta tensors would allocate, read, write and send.
 
-Nothing is computed: operations run on shapes alone, so a 32B model's pass takes a second on a CPU.
+Nothing is computed: operations run on shapes only, so a 32B model's pass takes a second on a CPU.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _FusedNorm(torch.autograd.Function):
 
 
 def fuse_norms(chunk: nn.Module) -> None:
-    """Let the norms of a chunk run as on a GPU: one kernel, which torch takes apart on meta."""
+    """Let the norms of a chunk run as one kernel, as on a GPU; on meta torch runs them in parts."""
 
     def forward(norm: RMSNorm, x: Tensor) -> Tensor:
         return call(_FusedNorm, x.float(), norm.weight.float()).to(x.dtype)

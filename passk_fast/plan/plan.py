@@ -1,4 +1,4 @@
-"""A plan: everything about one configuration on one cluster, or the reason why it cannot be."""
+"""A plan: memory, traffic and time of one configuration on one cluster, or why it cannot run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def hidden(self) -> float:
-        """Seconds in which rollout ranks sample beside the trainer: all of the quicker side's."""
+        """Seconds of sampling that overlap training: all of the faster side's."""
         return (
             min(self.decode.total, self.train.total) if self.config.rollout.dedicated_ranks else 0.0
         )
@@ -93,7 +93,7 @@ class Plan:
 
     @property
     def bottleneck(self) -> str:
-        """The largest part; of the slower side, where they run beside each other."""
+        """The largest part; where sampling overlaps training, the largest of the slower side."""
         training = self.train.total > self.decode.total
         names = [
             name

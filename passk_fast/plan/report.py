@@ -22,7 +22,7 @@ def _head(plan: Plan) -> list[str]:
     work = plan.workload
     return [
         f"{plan.model} on {plan.gpus} x {gpu.name}: an estimate, not measured",
-        f"{plan.weights / 1e9:.2f} B weights, {plan.active_weights / 1e9:.2f} B a token; trainer "
+        f"{plan.weights / 1e9:.2f} B weights, {plan.active_weights / 1e9:.2f} B per token; trainer "
         f"TP {parallel.tensor}, PP {parallel.pipeline}, VPP {parallel.virtual_pipeline}, CP "
         f"{parallel.context}{experts}, DP {parallel.data(plan.trainers)}; engines of "
         f"{rollout.tensor}{apart}",
@@ -77,7 +77,7 @@ def _step(plan: Plan) -> list[str]:
     reshard, train = plan.reshard, plan.train
     return [
         *lines,
-        f"Training: {plan.train_flops / 1e15:.0f} PFLOPs, {train.micro_batches} micro-batches a "
+        f"Training: {plan.train_flops / 1e15:.0f} PFLOPs, {train.micro_batches} micro-batches per "
         f"rank, pipeline idle {plan.bubble:.1%}, MFU while training "
         f"{plan.train_flops / train.total / plan.trainers / plan.gpu.flops:.0%}",
         f"Decoding: {plan.decode.concurrency} sequences together, {plan.decode.steps} steps",
@@ -88,13 +88,14 @@ def _step(plan: Plan) -> list[str]:
 
 
 def _end(plan: Plan) -> list[str]:
-    overlap = "sampling overlaps training alone" if plan.hidden else "nothing overlaps"
+    overlap = "only sampling overlaps training" if plan.hidden else "nothing overlaps"
     return [
         f"Bottleneck: {plan.bottleneck}",
         f"Expected: {plan.tokens_per_second:.0f} tokens/s/GPU over the whole step",
         f"Assumed: {RATES.matmul:.0%} of peak in matrix products, {RATES.memory:.0%} of memory "
         f"bandwidth, {RATES.attention:.0%} in attention, {RATES.grouped:.0%} in experts, "
-        f"{overlap}, no group is dead, {RESERVE_GIB:g} GiB reserve. No run has confirmed this.",
+        f"{overlap}, no zero-advantage groups, {RESERVE_GIB:g} GiB reserve. No run has confirmed "
+        "this.",
     ]
 
 

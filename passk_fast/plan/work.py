@@ -1,4 +1,4 @@
-"""Time of a step by roofline: every part's operations and bytes over what the hardware gives."""
+"""Time of a step by roofline: operations and bytes of each part over the hardware's rates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Workload:
         return self.sequences * (self.prompt + self.response)
 
     def trained(self, shared: bool) -> Work:
-        """What the trainer does; nothing is taken as dead."""
+        """What the trainer computes, if no group has zero advantages."""
         if shared:
             one = Work.of_shared(self.prompt, [self.response] * self.rollouts)
             count = self.prompts
@@ -91,7 +91,7 @@ def decode_time(
     gpu: Gpu,
     gpus: int,
 ) -> DecodeTime:
-    """All engines work alike on their share; a step lasts as long as its longest response."""
+    """Every engine has an equal share; a step lasts as long as its longest response."""
     tensor = config.rollout.tensor
     mine = ceil(work.sequences / (gpus // tensor))
     fit = engine.kv_tokens // (work.prompt + work.response)
@@ -164,7 +164,7 @@ def train_time(
     gpu: Gpu,
     gpus: int,
 ) -> TrainTime:
-    """Compute, bytes and traffic one after the other: nothing is taken to overlap."""
+    """Compute, memory and network one after the other: nothing overlaps."""
     parallel = config.parallel
     done = work.trained(config.share_prompts)
     mode, minibatches = parallel.recompute, config.algorithm.minibatches
@@ -177,7 +177,7 @@ def train_time(
     matmul = passes * linear * (dense / RATES.matmul + expert / RATES.grouped)
     seen = 4 * flops.attention_width * done.pairs * flops.layers / a_gpu
     attention = (passes if mode != "selective" else 4.0) * seen / RATES.attention
-    # The head is on the last stage alone, whose other stages wait for it.
+    # Only the last stage has the head; the other stages wait for it.
     head = 3 * 2 * flops.head_weights * done.scored * parallel.pipeline / a_gpu / RATES.matmul
     ranks = gpus // parallel.pipeline
     full = done.tokens * parallel.tensor * parallel.context / ranks / config.micro_batch_tokens

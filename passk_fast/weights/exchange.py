@@ -261,7 +261,7 @@ def checksum(x: Tensor, dtype: torch.dtype) -> int:
 def check_targets(side: Side, rank: int, targets: Mapping[str, Tensor]) -> None:
     """ConfigError unless `targets` are the parameters that `side` has on `rank`, or larger.
 
-    A parameter without a rectangle on this rank (it holds padding alone) may be there.
+    A parameter without a rectangle on this rank (it holds only padding) may be there.
     """
     shapes = side.shapes(rank)
     unknown = sorted(set(targets) - set(side.names))

@@ -90,7 +90,7 @@ def write_folder(
     dtype: torch.dtype,
     max_file_bytes: int = 4 << 30,
 ) -> None:
-    """Write named tensors as sharded safetensors beside `like`'s config and tokenizer files."""
+    """Write named tensors as sharded safetensors, with `like`'s config and tokenizer files."""
     out.mkdir(parents=True, exist_ok=True)
     for file in like.iterdir():
         if file.suffix in (".json", ".txt", ".model", ".jinja") and file.name != _INDEX:

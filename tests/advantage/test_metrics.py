@@ -134,7 +134,7 @@ def group(texts: list[str], rewards: list[float]) -> RolloutGroup:
     )
     prompt = Prompt(id="p", text="", answer="", task="exact")
     return RolloutGroup(
-        prompt=prompt, prompt_ids=(1,), rollouts=rollouts, rewards=np.array(rewards)
+        prompt=prompt, prompt_ids=(1,), rollouts=rollouts, rewards=np.array(rewards, dtype=float)
     )
 
 

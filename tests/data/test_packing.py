@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from passk_fast.data.context_parallel import context_part
 from passk_fast.data.packing import (
@@ -223,3 +225,11 @@ def test_experts_follow_their_rows_to_context_parallel_ranks() -> None:
         known = part.experts_TMK[:, 0, 0] >= 0
         assert torch.equal(part.experts_TMK[known, 0, 0].long(), 4 * part.tokens_T[known])
         assert int(known.sum()) > 0
+
+
+def test_columns_of_another_length_or_type_are_refused() -> None:
+    """Shapes and element types of a batch's fields are checked while tests run."""
+    batch = pack([sequence(3, 2, 1)], [0], multiple=4, pad_id=0)
+    for wrong in (torch.zeros(3, dtype=torch.bool), torch.zeros(len(batch.tokens_T))):
+        with pytest.raises(TypeCheckError, match="mask_T"):
+            replace(batch, mask_T=wrong)

@@ -84,7 +84,7 @@ def group(rewards: list[float]) -> RolloutGroup:
     )
     prompt = Prompt(id="0", text="x", answer="", task="exact")
     return RolloutGroup(
-        prompt=prompt, prompt_ids=(1, 2), rollouts=rollouts, rewards=np.array(rewards)
+        prompt=prompt, prompt_ids=(1, 2), rollouts=rollouts, rewards=np.array(rewards, dtype=float)
     )
 
 

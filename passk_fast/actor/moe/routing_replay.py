@@ -155,6 +155,6 @@ def _check(config: TransformerConfig) -> None:
         raise ConfigError("algorithm.routing_replay: a fused router cannot replay.")
     if config.recompute_granularity == "selective" and "moe" in (config.recompute_modules or ()):
         raise ConfigError(
-            "algorithm.routing_replay: mixture layers that are recomputed alone would be given "
+            "algorithm.routing_replay: recomputing only the mixture layers would give them "
             "another micro-batch's experts. Take parallel.recompute = 'full' or 'none'."
         )
