@@ -86,8 +86,11 @@ def test_no_other_function_sets_an_attribute_of_another_library() -> None:
         for file in sorted((ROOT / "passk_fast").rglob("*.py"))
         for where in assignments(ast.parse(file.read_text()), module_name(file))
     }
-    # sets what the shim's records name
-    assert found - known == {"passk_fast.actor.cpu.megatron_shim._Dispatchers"}
+    allowed = {
+        "passk_fast.actor.cpu.megatron_shim._Dispatchers",  # sets what the shim's records name
+        "passk_fast.plan.meta.fuse_norms",  # of our own norms
+    }
+    assert found - known == allowed
 
 
 def test_the_search_finds_what_it_should() -> None:
@@ -104,6 +107,8 @@ class C:
         layer.forward = 1
 def e():
     setattr(y, "name", 3)
+def g(layer):
+    setattr(layer, "forward", 3)
 def f(group):
     y.part.table[group] = 3
 def fine(self, layer):
@@ -111,7 +116,7 @@ def fine(self, layer):
     layer.weight = 2
     here = y.part
 """
-    assert set(assignments(ast.parse(code), "m")) == {"m.a", "m.b", "m.C", "m.e", "m.f"}
+    assert set(assignments(ast.parse(code), "m")) == {"m.a", "m.b", "m.C", "m.e", "m.f", "m.g"}
 
 
 def module_name(file: Path) -> str:
@@ -137,7 +142,7 @@ def assignments(tree: ast.Module, module: str) -> Iterator[str]:
             if (
                 isinstance(node, ast.Call)
                 and getattr(node.func, "id", "") == "setattr"
-                and _root(node.args[0]) in foreign
+                and (_root(node.args[0]) in foreign or ast.unparse(node.args[1]) == "'forward'")
             ):
                 yield name
 
