@@ -1,4 +1,4 @@
-"""Resharding: planning time, bytes over the lower bound, seconds beside gather-and-broadcast.
+"""Resharding: planning time, bytes over the lower bound, seconds against gather-and-broadcast.
 
     torchrun --nproc-per-node 2 benchmarks/reshard.py --engine --out FILE
 
@@ -96,7 +96,7 @@ def lower_bound(source: Side, target: Side, rank: int) -> int:
 
 
 def planning(repeats: int) -> dict[str, Any]:
-    """Seconds to place and plan, for one rank and for all of them; bytes beside the bound."""
+    """Seconds to place and plan, for one rank and for all of them; bytes and their lower bound."""
     out = {}
     for name, (shape, trainer, rollout) in PLANS.items():
         rows: dict[str, list[float]] = {"place": [], "plan_one_rank": [], "plan_all_ranks": []}

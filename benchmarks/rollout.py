@@ -1,11 +1,11 @@
-"""Tokens a second of `RolloutEngine.sample` beside vLLM's own `LLM.generate`, on one CPU engine.
+"""Tokens per second of `RolloutEngine.sample` and of vLLM's own `LLM.generate`, on one CPU engine.
 
     python benchmarks/rollout.py [--out benchmarks/results/rollout_cpu.json]
 
-Two processes hold one engine each and take turns, so both see the same machine: ours, and a plain
-`LLM` with vLLM's defaults (no seeds, temperature-1 log-probs, text made by vLLM), but for blocks as
-small as ours, so that its prefix cache shares prompts too. Both sample the same number of tokens:
-the end token is not in either model's reach.
+Two processes hold one engine each and take turns, so that both see the same load: ours, and a plain
+`LLM` with vLLM's defaults (no seeds, log-probs at temperature 1, text made by vLLM) except for its
+block size, which is ours, so that its prefix cache shares prompts too. Both sample the same number
+of tokens: neither model can sample the end token.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def make_model(folder: Path) -> str:
 
 
 def measure(repetitions: int, threads: int) -> dict[str, list[float]]:
-    """Tokens a second of each way of sampling, one number a repetition."""
+    """Tokens per second of each way of sampling, one number per repetition."""
     rates: dict[str, list[float]] = {"ours": [], "raw": [], "raw_without_logprobs": []}
     env = {"OMP_NUM_THREADS": str(threads)}
     module = "benchmarks.rollout:"

@@ -45,10 +45,11 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def hidden_output(model: nn.Module) -> Iterator[Tensor | None]:
-    """Inside, a GPTModel of the last stage returns hidden states [1, T / tp, H], not logits.
+    """The fused loss takes hidden states, but Megatron's GPTModel returns logits.
 
-    Yields the output layer's weight [V / tp, H] (the embedding's where they are tied); None on
-    stages that have no output layer, which stay as they are.
+    Inside, a model of the last stage returns hidden states [1, T / tp, H]. Yields the output
+    layer's weight [V / tp, H] (the embedding's where they are tied); None on stages that have no
+    output layer, which stay as they are.
     """
     inner = _unwrapped(model)
     if not getattr(inner, "post_process", False):

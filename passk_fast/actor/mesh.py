@@ -94,7 +94,7 @@ def _groups() -> list[dist.ProcessGroup]:
 
 
 def drop_mesh() -> None:
-    """End Megatron's groups, so that tests can build another mesh in the same processes.
+    """Megatron forgets its process groups without ending them; tests then build another mesh.
 
     Every gloo group has threads of its own, one of which wakes a hundred times a second.
     """

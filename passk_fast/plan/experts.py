@@ -17,7 +17,10 @@ from passk_fast.config import ParallelConfig
 
 
 def balance_experts(chunk: nn.Module, parallel: ParallelConfig) -> None:
-    """Give every MoE layer of a chunk a forward pass for meta tensors, with the real experts."""
+    """Megatron's MoE layer reads how many tokens each expert gets, which meta tensors do not say.
+
+    Gives every MoE layer of a chunk a forward pass for meta tensors, with the real experts.
+    """
     for module in chunk.modules():
         if isinstance(module, MoELayer):
             module.forward = MethodType(_balanced(parallel.expert), module)

@@ -1,6 +1,6 @@
 """What the rest of the project asks of a sampler; `vllm.engine.RolloutEngine` is one.
 
-Another sampler implements `Engine` in a package beside `vllm/`; nothing else needs to change.
+Another sampler implements `Engine` in a package next to `vllm/`, and `run.build` constructs it.
 """
 
 from __future__ import annotations

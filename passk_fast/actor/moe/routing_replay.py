@@ -79,7 +79,10 @@ class MicroBatchExperts:
 
 
 class ReplayRouting:
-    """Stands where Megatron's RouterReplay would, at one router."""
+    """Megatron's RouterReplay records and replays its own choices, not those of sampling.
+
+    This stands in its place at one router.
+    """
 
     def __init__(self, router: Router, layer: int) -> None:
         """`router.packed` are the PackedParams of the micro-batch that its layer is computing."""
