@@ -96,7 +96,7 @@ def pass_at_powers(correct_P: np.ndarray, n: int) -> dict[str, float]:
 def group_metrics(
     groups: Sequence[RolloutGroup],
     advantages_PN: np.ndarray,
-    dead: np.ndarray,
+    zero_advantage_rows: np.ndarray,
     k: int,
     answer_of: Callable[[str], str],
 ) -> dict[str, object]:
@@ -108,15 +108,15 @@ def group_metrics(
 
     Args:
         advantages_PN: what the step trained on.
-        dead: bool [N + 1], numbers of correct responses without a gradient.
+        zero_advantage_rows: bool [N + 1], by the number of correct responses.
         k: of the record's "pass@k".
         answer_of: the answer inside a response, to tell wrong ones apart.
 
     Returns:
         "reward", "pass@k" and `pass_at_powers`; "correct_histogram", whole groups by number of
         correct responses, int [N + 1], and "censored_histogram" of the others by those seen;
-        "censored_share"; "zero_advantage_share" of prompts; "effective_batch", sequences whose advantage is
-        not zero; "policy_entropy" in nats a token; "wrong_distinct_share".
+        "censored_share"; "zero_advantage_share" of prompts; "effective_batch", sequences with
+        non-zero advantage; "policy_entropy" in nats per token; "wrong_distinct_share".
     """
     rewards_PN = np.stack([group.rewards for group in groups])
     n = rewards_PN.shape[1]
@@ -133,7 +133,7 @@ def group_metrics(
         "correct_histogram": np.bincount(correct_P[~censored_P], minlength=n + 1).tolist(),
         "censored_histogram": np.bincount(correct_P[censored_P], minlength=n + 1).tolist(),
         "censored_share": float(censored_P.mean()),
-        "zero_advantage_share": float((dead[correct_P] | censored_P).mean()),
+        "zero_advantage_share": float((zero_advantage_rows[correct_P] | censored_P).mean()),
         "effective_batch": int(np.count_nonzero(advantages_PN)),
         "policy_entropy": float(sampled_entropy(groups).mean()),
         "wrong_distinct_share": wrong_distinct_share(whole, answer_of),

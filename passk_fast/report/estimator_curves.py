@@ -66,7 +66,7 @@ class Curve:
     def argmax(self) -> list[int]:
         """The numbers of correct responses at which eta is largest (several where it is flat)."""
         values = eta(self.table)
-        return np.flatnonzero(values >= values.max() * (1 - 1e-12)).tolist()
+        return [int(c) for c in np.flatnonzero(values >= values.max() * (1 - 1e-12))]
 
     def summary(self) -> str:
         """Where eta peaks, in words. Example: "passk:4: eta is largest, 10.3622, at c = 8 ..."."""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from passk_fast.report.records import Record
+from passk_fast.report.curve import plot_learning_curve
+from passk_fast.report.records import Record, read_records
+from passk_fast.report.sinks import METRICS_FILE, SAMPLES_FOLDER, TENSORBOARD_FOLDER
 
 
 def _interval(evaluation: Record, name: str) -> str:
@@ -72,3 +74,20 @@ def print_summary(
     """Print `format_summary`; call it on rank 0, after the report is closed."""
     text = format_summary(before, after, paths)
     (console or Console()).print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def summarise_run(folder: Path) -> None:
+    """Plot the learning curve of a finished run and print its summary."""
+    metrics = folder / METRICS_FILE
+    evaluated = [record["eval"] for record in read_records(metrics) if record.get("eval")]
+    paths = {
+        "config": folder / "config.toml",
+        "metrics": metrics,
+        "tensorboard": folder / TENSORBOARD_FOLDER,
+        "samples": folder / SAMPLES_FOLDER,
+        "checkpoints": folder / "checkpoints",
+    }
+    if evaluated:
+        paths["curve"] = plot_learning_curve(metrics, folder / "curve.png")[0]
+    first, last = (evaluated[0], evaluated[-1]) if evaluated else (None, None)
+    print_summary(first, last, paths)

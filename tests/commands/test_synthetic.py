@@ -10,9 +10,9 @@ import pytest
 
 from passk_fast.advantage import table, zero_advantage_rows
 from passk_fast.commands.synthetic import (
-    CoinVerifier,
     Lengths,
     NumberTokenizer,
+    RandomVerifier,
     SyntheticEngine,
     prompts,
 )
@@ -56,7 +56,7 @@ def test_random_responses_stop_as_sampled_ones_would() -> None:
     cast, texts = prompts(40, 4, 99, 0), [[1, 2, 3, 4]] * 40
     watches = []
     for dead in (None, zero_advantage_rows(table("passk", n, k))):
-        watch = GroupTracker(cast, n, CoinVerifier(0.7), zero_advantage_rows=dead)
+        watch = GroupTracker(cast, n, RandomVerifier(0.7), zero_advantage_rows=dead)
         engine.stream(texts, watch, seed=1, prompt_keys=range(40))
         watches.append(watch)
     whole, stopped = watches
