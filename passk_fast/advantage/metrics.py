@@ -65,8 +65,8 @@ def evaluation(correct_P: np.ndarray, n: int, k: int) -> dict[str, float]:
         raise ValueError("correct is empty: there are no prompts to evaluate.")
     out: dict[str, float] = {"k": k, "prompts": num_prompts, "rollouts": n}
     out |= pass_at_powers(correct_P, n)
-    for name, draws in (("pass@1", 1), ("pass@k", k)):
-        mean = float(pass_at_k(correct_P, n, draws).mean())
+    for name, samples in (("pass@1", 1), ("pass@k", k)):
+        mean = float(pass_at_k(correct_P, n, samples).mean())
         out[name] = mean
         out[f"{name}_low"], out[f"{name}_high"] = wilson(mean, num_prompts)
     return out
@@ -81,8 +81,8 @@ def pass_at_powers(correct_P: np.ndarray, n: int) -> dict[str, float]:
     """Mean unbiased pass@k over prompts for every power of two k up to n, and standard errors.
 
     Keys "pass@1", "pass@1_se", "pass@2", ... The error is that of the mean over P prompts, the
-    sample deviation over sqrt(P); with one prompt it is NaN. It covers both what prompts and what
-    samples were drawn.
+    sample deviation over sqrt(P); with one prompt it is NaN. It covers the choice of
+    prompts and of samples.
     """
     out: dict[str, float] = {}
     for k in powers_of_two(n):
@@ -110,7 +110,7 @@ def group_metrics(
         advantages_PN: what the step trained on.
         zero_advantage_rows: bool [N + 1], by the number of correct responses.
         k: of the record's "pass@k".
-        answer_of: the answer inside a response, to tell wrong ones apart.
+        answer_of: the answer inside a response, to distinguish wrong ones.
 
     Returns:
         "reward", "pass@k" and `pass_at_powers`; "correct_histogram", whole groups by number of

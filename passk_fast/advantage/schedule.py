@@ -180,7 +180,7 @@ class Schedule:
         elif self._config.kind == "adaptive":
             why = "algorithm.schedule.kind = 'adaptive': the ranking is over the batch as a whole"
         elif any("seed" in find(stage.estimator).options for stage in self._stages):
-            why = "a bootstrap estimator: its draws depend on the place in the batch"
+            why = "a bootstrap estimator: its random groups depend on the place in the batch"
         if why:
             raise ConfigError(f"rollout.dynamic_sampling does not go with {why}.")
 

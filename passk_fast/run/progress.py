@@ -1,4 +1,4 @@
-"""Where a run stands, apart from its parts' own memories; a checkpoint keeps it."""
+"""Where a run stands; a checkpoint keeps it, and what its parts remember on top."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def largest_difference(one: Any, other: Any) -> float:
 
 
 def start_engine_alone(folder: str, tensor: int) -> None:
-    """An engine without a trainer beside it."""
+    """An engine without a trainer."""
     from passk_fast.rollout.vllm.engine import RolloutEngine
 
     if _RUNNING:

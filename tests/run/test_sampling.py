@@ -1,4 +1,4 @@
-"""Batches in order, advantages once a step, the next batch in a thread that ends with the run."""
+"""Batches in order, advantages once per step, the next batch in a thread that ends with the run."""
 
 from __future__ import annotations
 
