@@ -31,8 +31,8 @@ from passk_fast.errors import ExitCode, LostRankError, PasskError
 from passk_fast.model.shape import ModelShape
 from passk_fast.rollout.collect import samples_of
 from passk_fast.rollout.engine_protocol import Engine, OpenWeights
-from passk_fast.rollout.groups import GroupTracker, Verify
-from passk_fast.rollout.verifier_pool import VerifierPool
+from passk_fast.rollout.groups import GroupTracker
+from passk_fast.rollout.verifier_pool import VerifierPool, Verify
 from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.rollout.wire import encode_samples
 from passk_fast.tasks import verify

@@ -15,8 +15,7 @@ from passk_fast.data.types import RolloutGroup, SampleRequest
 from passk_fast.errors import ExitCode
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.engine_protocol import Engine
-from passk_fast.rollout.groups import Verify
-from passk_fast.rollout.verifier_pool import VerifierPool
+from passk_fast.rollout.verifier_pool import VerifierPool, Verify
 from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.tasks import verify
 from passk_fast.weights.mesh import RolloutMesh
