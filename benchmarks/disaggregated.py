@@ -1,12 +1,12 @@
 """Seconds of a step: all ranks train and sample, or one rank trains while the other samples.
 
-    python benchmarks/disaggregated.py --repeats 3 --out benchmarks/results/apart_cpu.json
+    python benchmarks/disaggregated.py --repeats 3 --out benchmarks/results/disaggregated_cpu.json
 
 Two ranks of one thread each, the same model, prompts and seeds, as whole runs in turn; a layout's
-figure is the median over the repeats of the median step. `together` takes turns on both ranks;
-`together, lag` samples the next batch in a thread beside training; `apart` is one trainer rank and
-one rollout rank. In `shipped` sampling is most of a step; `all trained` trains every sequence on
-its own, so that the sides have more alike to do.
+figure is the median over the repeats of the median step. `colocated` takes turns on both ranks;
+`colocated, off-policy` samples the next batch in a thread during training; `disaggregated` is one
+trainer rank and one rollout rank. In `shipped` sampling is most of a step; `all trained` trains
+every sequence on its own, so that both sides have about the same work.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ COMMON = [
     *("--eval.num-prompts", "16", "--eval.every", "0", "--checkpoint.every", "0"),
 ]
 LAYOUTS = {
-    "together": [],
-    "together, lag": ["--rollout.max-off-policy-steps", "1"],
-    "apart": ["--rollout.max-off-policy-steps", "1", "--rollout.dedicated-ranks", "1"],
+    "colocated": [],
+    "colocated, off-policy": ["--rollout.max-off-policy-steps", "1"],
+    "disaggregated": ["--rollout.max-off-policy-steps", "1", "--rollout.dedicated-ranks", "1"],
 }
 LOADS = {
     "shipped": [],
@@ -57,7 +57,7 @@ def one(layout: str, load: str, steps: int, cache: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """All layouts under all loads, then the ratios to `together`."""
+    """All layouts under all loads, then the ratios to `colocated`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
@@ -84,7 +84,7 @@ def main() -> None:
         "machine": machine(PACKAGES),
         "step_s": step,
         "speedup": {
-            load: {name: layouts["together"] / seconds for name, seconds in layouts.items()}
+            load: {name: layouts["colocated"] / seconds for name, seconds in layouts.items()}
             for load, layouts in step.items()
         },
         "runs": runs,

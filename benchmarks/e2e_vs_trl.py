@@ -13,9 +13,9 @@ trains with shared prompts (config share_prompts), whose gradient is the same up
 TRL trains a batch in four parts (gradient accumulation), which is a tenth faster here than in one,
 and glibc keeps freed memory on both sides, which ours sees to by itself.
 
-With --accuracy A, verdicts are coins of that chance, N = 16 and k = 8, and ours leaves out what has
-no gradient (prune, early_stop); the figure is then prompts/s, whole groups on both sides. TRL's
-loss is GRPO's, which has almost no group without a gradient to leave out.
+With --accuracy A, rewards are random and binary with mean A, N = 16 and k = 8, and ours skips
+zero-advantage groups (skip_zero_advantage, early_stop); the figure is then prompts/s, whole groups
+on both sides. TRL's loss is GRPO's, which has almost no zero-advantage groups to skip.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,12 @@ def odd_distinct(text: str) -> float:
 
 
 def num_rollouts(accuracy: float | None) -> int:
-    """N: 8 where every sequence is trained, 16 where verdicts are coins."""
+    """N: 8 where every sequence is trained, 16 where rewards are random."""
     return 8 if accuracy is None else 16
 
 
 def reward(text: str, accuracy: float | None) -> float:
-    """The verdict on a response: a coin of the chance `accuracy`, or `odd_distinct`."""
+    """Of a response: random with mean `accuracy`, or `odd_distinct`."""
     if accuracy is None:
         return odd_distinct(text)
     return float(random.Random(text).random() < accuracy)
@@ -115,9 +116,8 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
     from passk_fast.model.shape import ModelShape
     from passk_fast.process_group import start_process_group
     from passk_fast.rollout.vllm.engine import RolloutEngine
-    from passk_fast.run.clock import Clock
-    from passk_fast.run.engines import Colocated
-    from passk_fast.run.loop import Progress, Trainer
+    from passk_fast.run.colocated_engines import ColocatedEngines
+    from passk_fast.run.parts import Records, make_trainer
     from passk_fast.tasks import PromptOrder
 
     rollouts, everything = num_rollouts(accuracy), accuracy is None
@@ -152,25 +152,17 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
         Prompt(id=str(i), text=text, answer="", task="bench")
         for i, text in enumerate(maze_prompts(512))
     ]
-    trainer = Trainer(
-        config=config,
-        actor=actor,
-        engines=Colocated(
-            config, engine, engine.tokenizer, lambda prompt, text: reward(text, accuracy)
-        ),
-        tokenizer=engine.tokenizer,
-        prompts=prompts,
-        test_prompts=[],
-        order=PromptOrder(len(prompts), 0),
-        progress=Progress(),
+    engines = ColocatedEngines(
+        config, engine, engine.tokenizer, lambda prompt, text: reward(text, accuracy)
     )
-    trainer.sync_weights()
-    clock = Clock()
-    spans = []
-    for _ in range(steps):
-        record, _ = trainer.step(clock)
+    order = PromptOrder(len(prompts), 0)
+    trainer = make_trainer(config, actor, engines, engine.tokenizer, prompts, order)
+    report = Records()
+    replace(trainer, report=report).train()
+    records: list[dict[str, Any]] = [dict(record) for record in report.records[1:]]
+    for record in records:
         assert not everything or record["response_tokens"] == PROMPTS * rollouts * TOKENS
-        spans.append(clock.take())
+    spans = [record["time"] for record in records]
     return summarise([s["total"] for s in spans[1:]], spans[1:], rollouts)
 
 
@@ -308,7 +300,7 @@ def main() -> None:
     report = {
         "what": "completion tokens/s of whole training steps, every sequence trained"
         if accuracy is None
-        else "prompts/s of whole training steps, ours without what has no gradient",
+        else "prompts/s of whole training steps, ours without zero-advantage groups",
         "setup": {
             "prompts": PROMPTS,
             "rollouts": num_rollouts(accuracy),

@@ -1,13 +1,16 @@
-"""Steps/s with and without the work that has no gradient: `passk-fast bench` in turn.
+"""Steps/s with and without the work on zero-advantage groups: `passk-fast bench` in turn.
 
     python benchmarks/live_work.py --repeats 3 --out benchmarks/results/live_work_cpu.json
 
-N = 16, k = 8; verdicts are coins of a given accuracy, so groups differ as samples of one prompt do.
-Every mode is a run of its own, in turn (off, prune, ..., off, ...); a mode's figure is the median
-over the repeats of the median step. `off` trains every sequence on its own and samples everything.
-`prune` is the same run without sequences that have no advantage, and gives the same weights up to
-rounding. `share` computes a prompt once for its responses. `all` also stops groups that are
-decided; its loss is over live tokens, since what is not sampled cannot be counted.
+N = 16, k = 8; rewards are random and binary with a given mean, so groups differ as samples of one
+prompt do. Every mode is a run of its own, in turn (off, skip, ..., off, ...); the figure of a mode
+is the median over the repeats of the median step.
+
+- off: every sequence is trained on its own and everything is sampled.
+- skip: without zero-advantage sequences in the update; the same weights up to rounding.
+- skip, share: a prompt's tokens are trained once for its responses too.
+- all: groups whose advantage is sure to be zero are stopped too. The loss is over the tokens of
+  informative groups, since what is not sampled cannot be counted.
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ LOAD = [
 ]
 MODES = {
     "off": ["--algorithm.skip-zero-advantage", "off", "--no-share-prompts"],
-    "prune": ["--no-share-prompts"],
-    "prune, share": [],
+    "skip": ["--no-share-prompts"],
+    "skip, share": [],
     "all": ["--rollout.early-stop", "--algorithm.loss-denominator", "informative_tokens"],
 }
 

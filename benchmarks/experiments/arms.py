@@ -37,7 +37,7 @@ class Arm:
     title: str
     questions: tuple[str, ...]
     algorithm: dict[str, Any]
-    loss: dict[str, float] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
     lr_factor: float = 1.0
     extra: bool = False
     """Runs after all others: the first to be missing where time is short."""

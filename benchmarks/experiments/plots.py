@@ -66,7 +66,7 @@ def _plot_arms(
 def _plot_curves(found: list[Arm], runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure, axes = _figure(3)
     labels = {
-        "policy_entropy": "policy entropy (nats a token)",
+        "policy_entropy": "policy entropy (nats per token)",
         "wrong_distinct_share": "distinct among wrong",
         "pass@16": "training pass@16",
     }

@@ -42,7 +42,7 @@ def _spread(values: list[float]) -> tuple[float, float]:
 
 
 def _final(runs: list[dict[str, Any]], key: str, tail: int = 8) -> list[float]:
-    """Mean over the last steps of a training metric, one number a run."""
+    """Mean over the last steps of a training metric, one number per run."""
     return [
         float(np.mean([s[key] for s in run["steps"][-tail:] if s[key] is not None])) for run in runs
     ]
@@ -142,7 +142,7 @@ def _environment() -> dict[str, str]:
 
 
 def _compact(run: dict[str, Any]) -> dict[str, Any]:
-    """A run for the repository: a list a metric, five digits."""
+    """A run for the repository: a list per metric, five digits."""
     names = run["steps"][0] if run["steps"] else ()
     columns = {
         name: [None if s[name] is None else float(f"{s[name]:.5g}") for s in run["steps"]]
@@ -192,7 +192,7 @@ def _generated(store: Store, found: list[Arm], start: dict[str, Any] | None) -> 
     lines = [
         f"{sum(len(store.read(a.name)) for a in found)} of {len(arms(base)) * len(SEEDS)} runs. "
         "Mean ± standard deviation over seeds (in brackets: how many); entropy is that of the "
-        "last eight training steps, in nats a token.",
+        "last eight training steps, in nats per token.",
         "",
     ]
     for question, title in QUESTIONS.items():

@@ -14,13 +14,16 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from passk_fast.advantage.metrics import pass_at_powers, sampled_entropy, wrong_distinct_share
 from passk_fast.config import RunConfig
 from passk_fast.seeding import seed_for
+
+if TYPE_CHECKING:
+    from passk_fast.run.loop import Trainer
 
 KEPT = (
     "reward",
@@ -85,28 +88,19 @@ class Laboratory:
         self.verify = partial(verify, config=base.data)
         self.engine = RolloutEngine(base, self.folder, rank=0, world_size=1, device="cpu")
 
-    def trainer(self, config: RunConfig) -> Any:
+    def trainer(self, config: RunConfig) -> Trainer:
         """A fresh trainer: new actor from the warm start, new optimizer, schedule and order."""
         from passk_fast.actor.actor import Actor
-        from passk_fast.run.engines import Colocated
-        from passk_fast.run.loop import Progress, Trainer
+        from passk_fast.run.colocated_engines import ColocatedEngines
+        from passk_fast.run.parts import make_trainer
         from passk_fast.tasks import PromptOrder
 
         gc.collect()
         actor = Actor(config, self.shape, self.mesh)
         actor.load_folder(self.folder)
-        trainer = Trainer(
-            config=config,
-            actor=actor,
-            engines=Colocated(config, self.engine, self.tokenizer, self.verify),
-            tokenizer=self.tokenizer,
-            prompts=self.prompts,
-            test_prompts=self.held_out,
-            order=PromptOrder(len(self.prompts), config.seed),
-            progress=Progress(),
-        )
-        trainer.sync_weights()
-        return trainer
+        engines = ColocatedEngines(config, self.engine, self.tokenizer, self.verify)
+        order = PromptOrder(len(self.prompts), config.seed)
+        return make_trainer(config, actor, engines, self.tokenizer, self.prompts, order)
 
     def evaluate(self, seed: int) -> dict[str, Any]:
         """Held-out pass@k of what the engine holds, with standard errors over prompts."""
@@ -135,14 +129,14 @@ class Laboratory:
 
     def run(self, config: RunConfig) -> dict[str, Any]:
         """Train and evaluate; plain JSON values."""
-        from passk_fast.run.clock import Clock
+        from passk_fast.run.parts import Records
 
         start = time.monotonic()
-        trainer = self.trainer(config)
-        steps = []
-        for _ in range(config.steps):
-            record, _ = trainer.step(Clock())
-            steps.append({name: record[name] for name in KEPT if name in record})
+        report = Records()
+        replace(self.trainer(config), report=report).train()
+        steps = [
+            {name: record[name] for name in KEPT if name in record} for record in report.records[1:]
+        ]
         result = {
             "seed": config.seed,
             "algorithm": asdict(config.algorithm),
@@ -170,7 +164,7 @@ def main(out: Path, minutes: float) -> None:
     store = Store(out)
     laboratory = Laboratory(base)
     if store.claim("warm", 0):
-        laboratory.trainer(replace(base, seed=0))
+        laboratory.trainer(replace(base, seed=0)).sync()
         store.write("warm", 0, {"seed": 0, "steps": [], "eval": laboratory.evaluate(0)})
     expected_s = 0.0
     for arm, seed in jobs(base):

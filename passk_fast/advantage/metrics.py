@@ -65,8 +65,8 @@ def evaluation(correct_P: np.ndarray, n: int, k: int) -> dict[str, float]:
         raise ValueError("correct is empty: there are no prompts to evaluate.")
     out: dict[str, float] = {"k": k, "prompts": num_prompts, "rollouts": n}
     out |= pass_at_powers(correct_P, n)
-    for name, draws in (("pass@1", 1), ("pass@k", k)):
-        mean = float(pass_at_k(correct_P, n, draws).mean())
+    for name, samples in (("pass@1", 1), ("pass@k", k)):
+        mean = float(pass_at_k(correct_P, n, samples).mean())
         out[name] = mean
         out[f"{name}_low"], out[f"{name}_high"] = wilson(mean, num_prompts)
     return out
@@ -81,8 +81,8 @@ def pass_at_powers(correct_P: np.ndarray, n: int) -> dict[str, float]:
     """Mean unbiased pass@k over prompts for every power of two k up to n, and standard errors.
 
     Keys "pass@1", "pass@1_se", "pass@2", ... The error is that of the mean over P prompts, the
-    sample deviation over sqrt(P); with one prompt it is NaN. It covers both what prompts and what
-    samples were drawn.
+    sample deviation over sqrt(P); with one prompt it is NaN. It covers the choice of
+    prompts and of samples.
     """
     out: dict[str, float] = {}
     for k in powers_of_two(n):
@@ -96,7 +96,7 @@ def pass_at_powers(correct_P: np.ndarray, n: int) -> dict[str, float]:
 def group_metrics(
     groups: Sequence[RolloutGroup],
     advantages_PN: np.ndarray,
-    dead: np.ndarray,
+    zero_advantage_rows: np.ndarray,
     k: int,
     answer_of: Callable[[str], str],
 ) -> dict[str, object]:
@@ -108,15 +108,15 @@ def group_metrics(
 
     Args:
         advantages_PN: what the step trained on.
-        dead: bool [N + 1], numbers of correct responses without a gradient.
+        zero_advantage_rows: bool [N + 1], by the number of correct responses.
         k: of the record's "pass@k".
-        answer_of: the answer inside a response, to tell wrong ones apart.
+        answer_of: the answer inside a response, to distinguish wrong ones.
 
     Returns:
         "reward", "pass@k" and `pass_at_powers`; "correct_histogram", whole groups by number of
         correct responses, int [N + 1], and "censored_histogram" of the others by those seen;
-        "censored_share"; "zero_advantage_share" of prompts; "effective_batch", sequences whose advantage is
-        not zero; "policy_entropy" in nats a token; "wrong_distinct_share".
+        "censored_share"; "zero_advantage_share" of prompts; "effective_batch", sequences with
+        non-zero advantage; "policy_entropy" in nats per token; "wrong_distinct_share".
     """
     rewards_PN = np.stack([group.rewards for group in groups])
     n = rewards_PN.shape[1]
@@ -133,7 +133,7 @@ def group_metrics(
         "correct_histogram": np.bincount(correct_P[~censored_P], minlength=n + 1).tolist(),
         "censored_histogram": np.bincount(correct_P[censored_P], minlength=n + 1).tolist(),
         "censored_share": float(censored_P.mean()),
-        "zero_advantage_share": float((dead[correct_P] | censored_P).mean()),
+        "zero_advantage_share": float((zero_advantage_rows[correct_P] | censored_P).mean()),
         "effective_batch": int(np.count_nonzero(advantages_PN)),
         "policy_entropy": float(sampled_entropy(groups).mean()),
         "wrong_distinct_share": wrong_distinct_share(whole, answer_of),

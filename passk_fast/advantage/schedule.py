@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from passk_fast.advantage.registry import check, find
+from passk_fast.advantage.registry import Estimator, check, find
 from passk_fast.advantage.table import advantages, dead_states, eta, table
 from passk_fast.config import AlgorithmConfig, ScheduleConfig
 from passk_fast.errors import ConfigError
@@ -33,13 +33,23 @@ class Stage:
         seeded = {"seed": seed} if "seed" in find(self.estimator).options else {}
         return advantages(self.estimator, rewards_PN, self.k, **self.options, **seeded)
 
-    def dead(self, n: int) -> np.ndarray:
-        """bool [n + 1]: numbers of correct responses at which nothing has a gradient."""
+    def zero_advantage_rows(self, n: int) -> np.ndarray:
+        """bool [n + 1]: numbers of correct responses at which every advantage is zero."""
         return dead_states(self.estimator, n, self.k, **self.options)
 
     def peak_eta(self, n: int) -> float:
         """The largest sum of |advantage| over a group, over c."""
         return float(eta(table(self.estimator, n, self.k, **self.options)).max())
+
+
+class ScheduleState(TypedDict):
+    """The memory of a plateau schedule: JSON values."""
+
+    phase: int
+    best: float | None
+    """The metric's best value in this phase."""
+    waited: int
+    """Steps since then."""
 
 
 class Schedule:
@@ -105,7 +115,9 @@ class Schedule:
         """bool [P]: which prompts take the first of two stages."""
         num_prompts, num = rewards_PN.shape
         if self._config.kind == "by_accuracy":
-            return (rewards_PN == 1.0).sum(axis=1) <= math.floor(self._config.tau * num + 1e-9)
+            correct_P: np.ndarray = (rewards_PN == 1.0).sum(axis=1)
+            takes_first_P: np.ndarray = correct_P <= math.floor(self._config.tau * num + 1e-9)
+            return takes_first_P
         assert entropy_P is not None, "an adaptive schedule needs the prompts' entropies"
         return highest(entropy_P, math.ceil(self._config.share * num_prompts - 1e-9))
 
@@ -117,26 +129,27 @@ class Schedule:
         wanted = np.abs(other.advantages(rewards_PN, seed)).sum()
         return own_PN * (wanted / size) if size > 0 else own_PN
 
-    def dead(self, step: int) -> np.ndarray:
-        """bool [N + 1]: counts c of a group that cannot have a gradient at this step.
+    def zero_advantage_rows(self, step: int) -> np.ndarray:
+        """bool [N + 1]: numbers of correct responses whose group has zero advantage at a step.
 
-        Asked of true rewards: with noise rewards no state is surely dead.
+        Asked of true rewards: with noise rewards no number is sure to give zero.
         """
         n = self._algorithm.num_rollouts
-        dead = [stage.dead(n) for stage in self.stages(step)]
+        zero = [stage.zero_advantage_rows(n) for stage in self.stages(step)]
         if self._algorithm.flip_negatives > 0:
             return np.zeros(n + 1, dtype=bool)
         if self._config.kind == "by_accuracy":
             low = np.arange(n + 1) <= math.floor(self._config.tau * n + 1e-9)
-            return np.where(low, dead[0], dead[1])
-        return np.logical_and.reduce(dead)
+            return np.where(low, zero[0], zero[1])
+        everywhere: np.ndarray = np.all(zero, axis=0)
+        return everywhere
 
     def check_early_stop(self) -> None:
         """ConfigError unless a group's own count alone says when its sampling may stop."""
         algorithm, kind = self._algorithm, self._config.kind
         name, why = "", ""
         if algorithm.flip_negatives > 0:
-            name, why = "flip_negatives", "a noise reward may bring any group back to life"
+            name, why = "flip_negatives", "a noise reward may give any group a gradient"
         elif algorithm.match_norm:
             name, why = "match_norm", "the norm counts the groups that would be stopped"
         elif kind == "adaptive":
@@ -149,7 +162,8 @@ class Schedule:
         if name:
             raise ConfigError(f"rollout.early_stop does not go with algorithm.{name}: {why}.")
         n = algorithm.num_rollouts
-        if not any((dead[:-1] & dead[1:]).any() for dead in (s.dead(n) for s in self._stages)):
+        rows = [stage.zero_advantage_rows(n) for stage in self._stages]
+        if not any((zero[:-1] & zero[1:]).any() for zero in rows):
             names = ", ".join(sorted({repr(stage.estimator) for stage in self._stages}))
             raise ConfigError(
                 f"rollout.early_stop has no effect with estimator {names}: a group of {n} may have "
@@ -157,16 +171,16 @@ class Schedule:
             )
 
     def check_dynamic_sampling(self) -> None:
-        """ConfigError unless a group alone says whether it has a gradient, whatever is drawn."""
+        """ConfigError unless a group's advantages depend on that group alone."""
         algorithm, why = self._algorithm, ""
         if algorithm.flip_negatives > 0:
-            why = "algorithm.flip_negatives: noise is drawn for the batch as a whole"
+            why = "algorithm.flip_negatives: noise is sampled for the batch as a whole"
         elif algorithm.match_norm:
             why = "algorithm.match_norm: the norm is that of the batch as a whole"
         elif self._config.kind == "adaptive":
             why = "algorithm.schedule.kind = 'adaptive': the ranking is over the batch as a whole"
         elif any("seed" in find(stage.estimator).options for stage in self._stages):
-            why = "a bootstrap estimator: its draws depend on the place in the batch"
+            why = "a bootstrap estimator: its random groups depend on the place in the batch"
         if why:
             raise ConfigError(f"rollout.dynamic_sampling does not go with {why}.")
 
@@ -185,12 +199,14 @@ class Schedule:
 
     # ---- memory --------------------------------------------------------------------------------
 
-    def observe(self, record: Mapping[str, Any]) -> None:
+    def observe(self, record: Mapping[str, object]) -> None:
         """Take one step's metrics; `plateau` goes to the next phase when its metric stalls."""
         config = self._config
         if config.kind != "plateau" or self._phase == len(self._stages) - 1:
             return
-        value = float(record[config.metric])
+        entry = record[config.metric]
+        assert isinstance(entry, float | int), f"{config.metric} is not a number: {entry!r}"
+        value = float(entry)
         if self._best is None or value > self._best + config.min_delta:
             self._best, self._waited = value, 0
             return
@@ -198,15 +214,14 @@ class Schedule:
         if self._waited >= config.patience:
             self._phase, self._best, self._waited = self._phase + 1, None, 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """JSON values: what a checkpoint must keep."""
+    def state_dict(self) -> ScheduleState:
+        """What a checkpoint must keep."""
         return {"phase": self._phase, "best": self._best, "waited": self._waited}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; an empty one is a fresh start."""
-        if state:
-            self._phase, self._best = int(state["phase"]), state["best"]
-            self._waited = int(state["waited"])
+    def load_state_dict(self, state: ScheduleState) -> None:
+        """Continue from `state_dict`."""
+        self._phase, self._best = state["phase"], state["best"]
+        self._waited = state["waited"]
 
 
 def highest(values_P: np.ndarray, count: int) -> np.ndarray:
@@ -264,7 +279,7 @@ def _names_and_ks(
     return (algorithm.estimator,) * len(config.ks), config.ks
 
 
-def _find(name: str, index: int, config: ScheduleConfig) -> Any:
+def _find(name: str, index: int, config: ScheduleConfig) -> Estimator:
     try:
         return find(name)
     except ValueError as error:
@@ -285,7 +300,7 @@ def _checked(stage: Stage, index: int, algorithm: AlgorithmConfig) -> Stage:
     if config.kind == "linear" and stage.k != algorithm.k:
         where = "algorithm.schedule.ks"
     try:
-        dead = stage.dead(n)
+        zero_advantage = stage.zero_advantage_rows(n)
         if config.scale_lr != "off":
             stage.peak_eta(n)
     except ValueError as error:
@@ -293,7 +308,7 @@ def _checked(stage: Stage, index: int, algorithm: AlgorithmConfig) -> Stage:
         option = next((key for key in stage.options if text.startswith(key)), None)
         where = "algorithm.options" if option else where
         raise ConfigError(f"{where}: {text}") from None
-    if dead.all():
+    if zero_advantage.all():
         raise ConfigError(
             f"{where}: estimator {stage.estimator!r} with k = {stage.k} gives no gradient for any "
             f"group of {n} rollouts. Take k < {n}."

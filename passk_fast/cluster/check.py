@@ -27,6 +27,7 @@ import torch.distributed as dist
 from passk_fast.cluster.facts import Facts, collect
 from passk_fast.cluster.report import by_node, parse, problems, table
 from passk_fast.errors import ExitCode
+from passk_fast.process import run_rank
 
 _PING_PONGS = 20
 _STALE_S = 15.0
@@ -185,13 +186,11 @@ def check(options: argparse.Namespace) -> list[Facts]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the checks on this rank and exit: 0, or BAD_CONFIG where something is wrong."""
-    from passk_fast.process import quiet, report_error
     from passk_fast.process_group import pick_device, start_process_group
 
     options, limits = parse(sys.argv[1:] if arguments is None else arguments)
-    quiet()
-    code = ExitCode.DONE
-    try:
+
+    def work() -> ExitCode:
         start_process_group(pick_device(options.device), options.timeout_s)
         facts = check(options)
         found = problems(facts, limits)
@@ -201,13 +200,10 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"wrong: {line}", file=sys.stderr, flush=True)
             if not found:
                 print(f"{len(facts)} ranks on {len(by_node(facts))} hosts: nothing wrong.")
-        code = ExitCode.BAD_CONFIG if found else ExitCode.DONE
         dist.barrier()
-    except BaseException as error:
-        code = report_error(error, int(os.environ.get("RANK", "0")))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(int(code))  # gloo's destructors may hang once a peer has left
+        return ExitCode.BAD_CONFIG if found else ExitCode.DONE
+
+    run_rank(work)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from passk_fast.config import ParallelConfig, RunConfig
-from passk_fast.errors import ConfigError
+from passk_fast.errors import ConfigError, ExitCode
+from passk_fast.process import quiet
+
+
+def command(arguments: list[str]) -> ExitCode:
+    """`RUN_OR_CHECKPOINT OUT`."""
+    if len(arguments) != 2:
+        raise ConfigError("usage: passk-fast convert RUN_OR_CHECKPOINT OUT")
+    quiet()
+    print(f"Wrote {convert(arguments[0], arguments[1])}")
+    return ExitCode.DONE
 
 
 def convert(source: str, out: str) -> Path:

@@ -3,19 +3,80 @@
 from __future__ import annotations
 
 import json
-import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from passk_fast.advantage.metrics import evaluation, powers_of_two, wrong_distinct_share
+from passk_fast.commands.arguments import take
+from passk_fast.commands.ranks import (
+    code_of_ranks,
+    leave_exit_code,
+    num_processes,
+    start_ranks,
+)
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Prompt, RolloutGroup, SampleRequest
 from passk_fast.errors import ConfigError, DataError, ExitCode
+from passk_fast.process import own_rank, run_rank
+from passk_fast.versions import check_versions
+
+
+class EvaluationRecord(TypedDict):
+    """What `passk-fast eval` writes: JSON values."""
+
+    model: str
+    temperature: float
+    top_p: float
+    seed: int
+    tasks: dict[str, dict[str, object]]
+    """Task -> `task_record`, with the number of "verifier_failures"."""
+
+
+def command(arguments: list[str]) -> ExitCode:
+    """Find the model, start the ranks, and return the code that they left."""
+    from passk_fast.commands.check_run import check_evaluation
+    from passk_fast.config.file import load_config
+
+    taken = {name: take(arguments, f"--{name}") for name in ("model", "samples", "out", "nproc")}
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError("usage: passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...]")
+    check_versions(warn=False)
+    config = load_config(arguments[0], arguments[1:])
+    every_rank_samples = replace(config.rollout, dedicated_ranks=0)
+    config = replace(config, rollout=every_rank_samples)
+    samples = taken["samples"] or ""
+    parse_samples(samples)
+    processes = num_processes(config, taken["nproc"])
+    out = Path(taken["out"] or Path(config.output_dir) / "eval.json").resolve()
+    if not out.parent.is_dir():
+        raise ConfigError(f"command line: --out: {out.parent} is not a folder.")
+    with tempfile.TemporaryDirectory(prefix="passk-fast-eval-") as scratch:
+        source = Path(taken["model"] or config.output_dir)
+        model = source if (source / "config.json").is_file() else Path(scratch) / "model"
+        if model != source:
+            _convert_in_subprocess(source, model)
+        check_evaluation(config, model, processes)
+        own = [arguments[0], str(model), samples, str(out), scratch, *arguments[1:]]
+        returned = start_ranks(processes, "passk_fast.commands.evaluate", own)
+        message = "A rank ended without saying why (killed, or out of memory)."
+        return code_of_ranks(returned, Path(scratch), message)
+
+
+def _convert_in_subprocess(source: Path, out: Path) -> None:
+    """`convert` makes a process group, which this process must not have."""
+    convert = [sys.executable, "-m", "passk_fast", "convert", str(source), str(out)]
+    done = subprocess.run(convert, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        raise ConfigError(lines[-1].removeprefix("error: ") if lines else done.stderr[-2000:])
 
 
 def parse_samples(text: str) -> dict[str, int]:
@@ -35,7 +96,7 @@ def parse_samples(text: str) -> dict[str, int]:
 def by_task(
     prompts: Sequence[Prompt], samples: dict[str, int], default: int
 ) -> dict[str, tuple[list[Prompt], int]]:
-    """Task -> (its prompts, responses a prompt), in the order of first appearance.
+    """Task -> (its prompts, responses per prompt), in the order of first appearance.
 
     Raises:
         DataError: there are no prompts.
@@ -55,7 +116,7 @@ def by_task(
     return out
 
 
-def task_record(groups: Sequence[RolloutGroup], k: int) -> dict[str, Any]:
+def task_record(groups: Sequence[RolloutGroup], k: int) -> dict[str, object]:
     """Pass@k of one task with intervals and errors, and how its responses spread.
 
     Keys: those of `evaluation` (k is lowered to the number of responses where there are fewer),
@@ -75,22 +136,22 @@ def task_record(groups: Sequence[RolloutGroup], k: int) -> dict[str, Any]:
     }
 
 
-def as_table(record: dict[str, Any]) -> str:
-    """A table for people: a row a task, pass@k for all powers of two, errors in brackets."""
+def as_table(record: EvaluationRecord) -> str:
+    """A table for people: a row per task, pass@k for all powers of two, errors in brackets."""
     lines = [f"{record['model']}: temperature {record['temperature']:g}, top_p {record['top_p']:g}"]
     for task, values in record["tasks"].items():
+        num_rollouts = values["rollouts"]
+        assert isinstance(num_rollouts, int), "as `task_record` says"
         scores = "  ".join(
             f"pass@{k} {values[f'pass@{k}']:.3f} ({values[f'pass@{k}_se']:.3f})"
-            for k in powers_of_two(int(values["rollouts"]))
+            for k in powers_of_two(num_rollouts)
         )
-        lines.append(f"{task}, {values['prompts']} prompts x {values['rollouts']}: {scores}")
+        lines.append(f"{task}, {values['prompts']} prompts x {num_rollouts}: {scores}")
     return "\n".join(lines)
 
 
-def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) -> dict[str, Any]:
+def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) -> ExitCode:
     """Sample and verify all held-out prompts; rank 0 writes `out`. A collective over all ranks."""
-    from functools import partial
-
     from passk_fast.rollout.vllm.engine import RolloutEngine
     from passk_fast.rollout.vllm.start import prepare_environment
 
@@ -110,35 +171,33 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     start_process_group(device, config.timeout_s)
     rank, world = dist.get_rank(), dist.get_world_size()
     engine = RolloutEngine(config, str(model_dir), rank=rank, world_size=world, device=device)
-    record: dict[str, Any] = {
-        "model": str(model_dir),
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "seed": config.seed,
-        "tasks": {},
-    }
+    records: dict[str, dict[str, object]] = {}
     for task, (prompts, num_rollouts) in tasks.items():
+        seed = seed_for(config.seed, f"eval-{task}", 0)
         groups, stats = collect_groups(
             engine,
-            SampleRequest(
-                prompts=prompts,
-                num_rollouts=num_rollouts,
-                seed=seed_for(config.seed, f"eval-{task}", 0),
-            ),
+            SampleRequest(prompts=prompts, num_rollouts=num_rollouts, seed=seed),
             engine.tokenizer,
             partial(verify, config=config.data),
             temperature=settings.temperature,
             top_p=settings.top_p,
         )
-        record["tasks"][task] = task_record(groups, config.algorithm.k)
-        record["tasks"][task]["verifier_failures"] = stats.verifier_failures
+        records[task] = task_record(groups, config.algorithm.k)
+        records[task]["verifier_failures"] = stats.verifier_failures
     if rank == 0:
+        record = EvaluationRecord(
+            model=str(model_dir),
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=config.seed,
+            tasks=records,
+        )
         _write(record, out)
     dist.barrier()
-    return record
+    return ExitCode.DONE
 
 
-def _write(record: dict[str, Any], out: Path) -> None:
+def _write(record: EvaluationRecord, out: Path) -> None:
     from passk_fast.report.records import disk_errors, plain
 
     with disk_errors(out):
@@ -147,26 +206,17 @@ def _write(record: dict[str, Any], out: Path) -> None:
 
 
 def main() -> None:
-    """`CONFIG MODEL SAMPLES OUT CODE_FOLDER [--key value ...]`, as the command line calls it."""
-    from passk_fast.cluster.exit_code_file import write_exit_code
+    """One rank: `CONFIG MODEL SAMPLES OUT CODE_FOLDER [--key value ...]`, as `command` calls it."""
     from passk_fast.config.file import load_config
-    from passk_fast.process import quiet, report_error
-    from passk_fast.versions import check_versions
 
-    quiet()
     path, model, samples, out, code_folder, *overrides = sys.argv[1:]
-    rank, code = int(os.environ.get("RANK", "0")), ExitCode.DONE
-    try:
+
+    def work() -> ExitCode:
         check_versions()
         config = load_config(path, overrides)
-        run(config, Path(model), parse_samples(samples), Path(out))
-    except BaseException as error:
-        code = report_error(error, rank)
-    if rank == 0 or code != ExitCode.DONE:
-        write_exit_code(Path(code_folder), code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(int(code))  # gloo's destructors may hang once a peer has left
+        return run(config, Path(model), parse_samples(samples), Path(out))
+
+    run_rank(work, partial(leave_exit_code, Path(code_folder), own_rank()))
 
 
 if __name__ == "__main__":

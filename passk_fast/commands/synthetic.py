@@ -1,4 +1,4 @@
-"""Prompts, lengths and verdicts without a data set, and responses without an engine.
+"""Prompts, lengths and rewards without a data set, and responses without an engine.
 
 What `passk-fast bench` runs on. Everything is a function of seeds, so ranks and runs agree.
 """
@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from passk_fast.config import BenchConfig
 from passk_fast.data.types import Prompt, Rollout
 from passk_fast.errors import DataError
 from passk_fast.rollout.engine_protocol import OpenWeights
-from passk_fast.rollout.groups import GroupTracker, StepActions
+from passk_fast.rollout.groups import GroupTracker
 from passk_fast.seeding import seed_for
 
 _TASK = "synthetic"
@@ -27,7 +27,7 @@ _TASK = "synthetic"
 
 @dataclass(frozen=True)
 class Lengths:
-    """Response lengths in tokens: log-normal, or drawn from those of a file."""
+    """Response lengths in tokens: log-normal, or sampled from those in a file."""
 
     mean: float
     sigma: float
@@ -79,14 +79,14 @@ class NumberTokenizer:
 
     unk_token_id = None
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
         return {"input_ids": self.encode(text)}
 
-    def encode(self, text: str, **_: Any) -> list[int]:
+    def encode(self, text: str, **_: object) -> list[int]:
         """The numbers of a text."""
         return [int(word) for word in text.split()]
 
-    def decode(self, ids: Iterable[int], **_: Any) -> str:
+    def decode(self, ids: Iterable[int], **_: object) -> str:
         """The text of token ids."""
         return " ".join(map(str, ids))
 
@@ -102,8 +102,8 @@ def prompts(count: int, tokens: int, vocab: int, seed: int) -> list[Prompt]:
 
 
 @dataclass(frozen=True)
-class CoinVerifier:
-    """A verdict of 1 with the chance `accuracy`, by a hash of prompt and response."""
+class RandomVerifier:
+    """A reward of 1 with probability `accuracy`, else 0, by a hash of prompt and response."""
 
     accuracy: float
 
@@ -112,10 +112,10 @@ class CoinVerifier:
 
 
 class SyntheticEngine:
-    """Stands where `RolloutEngine` does, with random tokens in place of sampled ones.
+    """Takes the place of `RolloutEngine`, with random tokens instead of sampled ones.
 
     Responses end in the order of their lengths, as if all were decoded together, so early stop
-    leaves out what it would.
+    aborts what it would abort there.
     """
 
     tensor_rank, tensor_size = 0, 1
@@ -138,17 +138,17 @@ class SyntheticEngine:
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
-        watch: GroupTracker,
+        tracker: GroupTracker,
         *,
         seed: int,
         prompt_keys: Sequence[int],
         temperature: float | None = None,
         top_p: float = 1.0,
     ) -> None:
-        """Hand every response to `watch`, the shortest first, and obey it."""
+        """Pass responses to the tracker, the shortest first; apply its aborts and additions."""
         queue = [
             (self._lengths.of_response(seed, prompt_keys[p], n), (p, n))
-            for n in range(watch.num_rollouts)
+            for n in range(tracker.num_rollouts)
             for p in range(len(prompts))
         ]
         queue.sort()
@@ -160,12 +160,12 @@ class SyntheticEngine:
                 length, key = queue.pop(0)
                 if key not in aborted:
                     ended.append((key, self._response(seed, prompt_keys[key[0]], key[1], length)))
-            orders: StepActions = watch.step(ended)
-            aborted.update(orders.abort)
+            actions = tracker.step(ended)
+            aborted.update(actions.abort)
             queue += [
-                (self._lengths.of_response(seed, prompt_keys[p], n), (p, n)) for p, n in orders.add
+                (self._lengths.of_response(seed, prompt_keys[p], n), (p, n)) for p, n in actions.add
             ]
-            waiting = orders.waiting
+            waiting = actions.waiting
 
     def _response(self, seed: int, prompt_key: int, number: int, length: int) -> Rollout:
         rng = random.Random(seed_for(seed, "synthetic response", prompt_key, number))
@@ -176,7 +176,7 @@ class SyntheticEngine:
         )
 
     def open_parameters(self) -> Self:
-        """Weights are taken and never used: moving them costs what it costs."""
+        """The weights are received like vLLM's, and never used."""
         return self
 
     def close_parameters(self, opened: OpenWeights, *, probe: bool = False) -> None:
@@ -187,3 +187,6 @@ class SyntheticEngine:
 
     def wake_up(self) -> None:
         """Nothing to take back."""
+
+    def close(self) -> None:
+        """Nothing to shut down."""

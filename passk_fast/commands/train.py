@@ -1,4 +1,4 @@
-"""torchrun's entry: builds the parts, runs the loop, exits with a meaning.
+"""`passk-fast train`: the command, and the entry of each of its ranks.
 
 torchrun --nproc-per-node 2 -m passk_fast.commands.train configs/maze_cpu.toml --optim.lr 2e-4
 """
@@ -9,10 +9,49 @@ import os
 import sys
 from pathlib import Path
 
+from passk_fast.cluster.exit_code_file import clear_exit_code
+from passk_fast.commands.arguments import take
+from passk_fast.commands.ranks import (
+    code_of_ranks,
+    leave_exit_code,
+    num_processes,
+    start_ranks,
+)
 from passk_fast.config import RunConfig
 from passk_fast.errors import ExitCode, PasskError
-from passk_fast.process import quiet, report_error
+from passk_fast.process import own_rank, run_rank
 from passk_fast.versions import check_versions
+
+
+def command(arguments: list[str]) -> ExitCode:
+    """Check the configuration, start the ranks, and return the code that they left."""
+    from passk_fast.commands.check_run import check_run
+    from passk_fast.config.file import dump_toml, help_text, load_config
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return ExitCode.DONE
+    check_versions(warn=False)
+    dry_run = "--dry-run" in arguments
+    arguments = [a for a in arguments if a != "--dry-run"]
+    wanted = take(arguments, "--nproc")
+    config = load_config(arguments[0], arguments[1:])
+    processes = num_processes(config, wanted)
+    check_run(config, processes)
+    folder = Path(config.output_dir)
+    if dry_run:
+        text = dump_toml(config)
+        (folder / "resolved.toml").write_text(text)
+        print(text, end="")
+        return ExitCode.DONE
+    clear_exit_code(folder)
+    returned = start_ranks(processes, "passk_fast.commands.train", arguments)
+    return code_of_ranks(
+        returned,
+        folder,
+        "A rank ended without saying why (killed, or out of memory). Run the same command again "
+        "to resume from the last checkpoint.",
+    )
 
 
 def run(config: RunConfig) -> ExitCode:
@@ -27,7 +66,7 @@ def run(config: RunConfig) -> ExitCode:
 
     device = pick_device(config.device)
     if config.rollout.dedicated_ranks:
-        return _run_apart(config, device)
+        return _run_disaggregated(config, device)
     from passk_fast.run.build import build_run
 
     if not dist.is_initialized():
@@ -36,9 +75,8 @@ def run(config: RunConfig) -> ExitCode:
     return build_run(config, mesh).train()
 
 
-def _run_apart(config: RunConfig, device: str) -> ExitCode:
-    """One rank of either side of the disaggregated layout."""
-    from passk_fast.cluster.exit_code_file import clear_exit_code
+def _run_disaggregated(config: RunConfig, device: str) -> ExitCode:
+    """One rank of either side."""
     from passk_fast.disaggregated.bridge import join
 
     if os.environ["RANK"] == "0":
@@ -50,7 +88,7 @@ def _run_apart(config: RunConfig, device: str) -> ExitCode:
 
         stop = StopFlag(config.stop_grace_s)
         stop.install()
-        return serve(config, bridge, device, stop)
+        return serve(config, bridge, device, lambda: stop.raised)
     from passk_fast.actor.mesh import make_mesh
     from passk_fast.run.build import build_run
 
@@ -58,32 +96,30 @@ def _run_apart(config: RunConfig, device: str) -> ExitCode:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse `CONFIG --key value ...`, train, and leave without waiting for other threads."""
-    from passk_fast.cluster.exit_code_file import write_exit_code
+    """One rank: parse `CONFIG --key value ...`, train, and leave."""
     from passk_fast.commands.check_run import check_run
     from passk_fast.config.file import load_config
 
-    quiet()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    rank = int(os.environ.get("RANK", "0"))
-    output_dir: Path | None = None
-    try:
-        if not arguments:
+    given, rank = sys.argv[1:] if arguments is None else arguments, own_rank()
+    folder: Path | None = None
+
+    def work() -> ExitCode:
+        nonlocal folder
+        if not given:
             raise PasskError(
                 "usage: torchrun ... -m passk_fast.commands.train CONFIG [--key value ...]"
             )
         check_versions()
-        config = load_config(arguments[0], arguments[1:])
+        config = load_config(given[0], given[1:])
         check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
-        output_dir = Path(config.output_dir)
-        code = run(config)
-    except BaseException as error:
-        code = report_error(error, rank)
-    if output_dir is not None and (rank == 0 or code not in (ExitCode.DONE, ExitCode.PREEMPTED)):
-        write_exit_code(output_dir, code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(int(code))  # gloo's destructors may hang once a peer has left
+        folder = Path(config.output_dir)
+        return run(config)
+
+    def before_exit(code: ExitCode) -> None:
+        if folder is not None:
+            leave_exit_code(folder, rank, code)
+
+    run_rank(work, before_exit)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""All ranks of both sides in one process group beside each side's own.
+"""One process group of all ranks of both sides, besides each side's own.
 
-torchrun's first ranks are the trainers, its last `rollout.dedicated_ranks` the engines; on the bridge
-everyone keeps torchrun's rank.
+torchrun's first ranks are the trainers, its last `rollout.dedicated_ranks` the engines; on the
+bridge every rank keeps torchrun's number.
 """
 
 from __future__ import annotations
@@ -10,15 +10,21 @@ import concurrent.futures
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import GroupName
+from torch.distributed.rendezvous import rendezvous
 
+from passk_fast.disaggregated import store_watch
 from passk_fast.disaggregated.store_watch import StoreWatch
 from passk_fast.errors import LostRankError
 from passk_fast.process_group import BACKENDS, use_own_gpu
@@ -26,11 +32,11 @@ from passk_fast.weights.mesh import RolloutMesh
 
 _NAME = "bridge"
 _PATIENCE = 10
-"""An idle rollout rank waits this many time-outs for an order: a warm start or a step of training
-lies between two of them. A rank that dies is noticed at once, by its closed connection, and a host
-that is unplugged after one time-out, by a store that does not answer."""
+"""An idle rollout rank waits this many time-outs for a request: a warm start or a step of training
+lies between two of them. A rank that dies is noticed at once, by its closed connection; an
+unplugged host after one time-out, because the store does not answer."""
 _LOOKS = 20
-"""How often in a time-out an idle rank looks whether the store has answered."""
+"""How often per time-out an idle rank checks whether the store has answered."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +74,33 @@ class Bridge:
             size = torch.tensor([len(data)])
             body = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
             for part in (size, body):
-                self._wait(dist.isend, part, peer, self.timeout * _PATIENCE)
+                self._wait(self._isend, part, peer, self.timeout * _PATIENCE)
 
     def receive(self, peer: int, *, idle: bool = False) -> bytes:
-        """What `peer` sends next; `idle`: nothing may come for long. LostRankError."""
+        """What `peer` sends next; `idle`: it may be long until then. LostRankError."""
         patience = self.timeout * (_PATIENCE if idle else 1)
         size = torch.zeros(1, dtype=torch.int64)
-        self._wait(dist.irecv, size, peer, patience)
+        self._wait(self._irecv, size, peer, patience)
         body = torch.empty(int(size), dtype=torch.uint8)
-        self._wait(dist.irecv, body, peer, self.timeout)
+        self._wait(self._irecv, body, peer, self.timeout)
         return body.numpy().tobytes()
 
-    def _wait(self, call: object, part: torch.Tensor, peer: int, patience: timedelta) -> None:
-        where = "group_dst" if call is dist.isend else "group_src"
+    def _isend(self, part: torch.Tensor, peer: int) -> dist.Work | None:
+        return dist.isend(part, group=self.group, group_dst=peer)
+
+    def _irecv(self, part: torch.Tensor, peer: int) -> dist.Work | None:
+        return dist.irecv(part, group=self.group, group_src=peer)
+
+    def _wait(
+        self,
+        start: Callable[[torch.Tensor, int], dist.Work | None],
+        part: torch.Tensor,
+        peer: int,
+        patience: timedelta,
+    ) -> None:
         try:
-            work = call(part, group=self.group, **{where: peer})  # type: ignore[operator]
+            work = start(part, peer)
+            assert work is not None, "this rank is on the bridge"
             if self.watch is None or patience <= self.timeout:
                 work.wait(patience)
             else:
@@ -121,31 +139,32 @@ def join(device: str, timeout_s: int, num_rollouts: int) -> Bridge:
     timeout, trainers = timedelta(seconds=timeout_s), world - num_rollouts
     is_rollout = rank >= trainers
     use_own_gpu(device)
-    store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+    store, _, _ = next(rendezvous("env://", rank, world, timeout=timeout))
     name, first, size = (
         ("rollout", trainers, num_rollouts) if is_rollout else ("trainer", 0, trainers)
     )
     dist.init_process_group(
         BACKENDS[device],
-        store=dist.PrefixStore(name, store),
+        store=PrefixStore(name, store),
         rank=rank - first,
         world_size=size,
         timeout=timeout,
     )
     os.environ.update(RANK=str(rank - first), WORLD_SIZE=str(size))
-    group = _group_beside(BACKENDS[device], dist.PrefixStore(_NAME, store), rank, world, timeout)
-    watch = StoreWatch(store, timeout) if is_rollout else None
+    group = _bridge_group(BACKENDS[device], PrefixStore(_NAME, store), rank, world, timeout)
+    watch = StoreWatch(cast(store_watch.Store, store), timeout) if is_rollout else None
     # NCCL: the first exchange over a group must be everyone's.
     dist.all_reduce(torch.zeros(1, device=device), group=group)
     return Bridge(group, rank, trainers, num_rollouts, timeout, watch)
 
 
-def _group_beside(
-    backend: str, store: dist.Store, rank: int, world: int, timeout: timedelta
+def _bridge_group(
+    backend: str, store: Store, rank: int, world: int, timeout: timedelta
 ) -> dist.ProcessGroup:
     """A group that is wider than the default one, which `new_group` cannot make."""
+    group: dist.ProcessGroup
     group, _ = distributed_c10d._new_process_group_helper(
-        world, rank, [], dist.Backend(backend), store, group_name=_NAME, timeout=timeout
+        world, rank, [], dist.Backend(backend), store, group_name=GroupName(_NAME), timeout=timeout
     )
     distributed_c10d._world.pg_group_ranks[group] = {r: r for r in range(world)}
     return group

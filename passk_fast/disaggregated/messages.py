@@ -1,10 +1,9 @@
-"""What trainer rank 0 orders and what a rollout rank answers: JSON, with samples as plain bytes."""
+"""Requests of trainer rank 0 and replies of rollout ranks: JSON, with samples as plain bytes."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from passk_fast.data.types import Prompt
 from passk_fast.errors import (
@@ -19,7 +18,7 @@ from passk_fast.errors import (
 )
 
 _HEADER = 8
-"""Bytes of the length that stands before an answer's JSON."""
+"""Bytes of the length that stands before a reply's JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,31 +64,30 @@ class End:
     code: int
 
 
-Order = Start | Prepare | TakeWeights | Sample | End
-_KINDS: dict[str, Any] = {
+Request = Start | Prepare | TakeWeights | Sample | End
+_KINDS: dict[str, type[Request]] = {
     kind.__name__: kind for kind in (Start, Prepare, TakeWeights, Sample, End)
 }
 
 
-def encode_order(order: Order) -> bytes:
-    """Example: b'{"code": 0, "kind": "End"}'."""
-    return json.dumps({"kind": type(order).__name__, **asdict(order)}).encode()
+def encode_request(request: Request) -> bytes:
+    """Example: b'{"kind": "End", "code": 0}'."""
+    return json.dumps({"kind": type(request).__name__, **asdict(request)}).encode()
 
 
-def decode_order(data: bytes) -> Order:
-    """The inverse of `encode_order`."""
+def decode_request(data: bytes) -> Request:
+    """The inverse of `encode_request`."""
     values = json.loads(data)
     kind = values.pop("kind")
     if kind == "Sample":
         values["prompts"] = [Prompt(**prompt) for prompt in values["prompts"]]
         values["prompt_ids"] = [tuple(ids) for ids in values["prompt_ids"]]
-    order: Order = _KINDS[kind](**values)
-    return order
+    return _KINDS[kind](**values)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What one rollout rank has to say about an order."""
+class Reply:
+    """What one rollout rank replies to a request."""
 
     error: int = 0
     """Exit code of what went wrong; the rank has left with it."""
@@ -118,14 +116,14 @@ _ERRORS: dict[int, type[PasskError]] = {
 }
 
 
-def encode_answer(answer: Answer) -> bytes:
+def encode_reply(reply: Reply) -> bytes:
     """The length of the JSON, the JSON, the samples."""
-    values = {name: value for name, value in vars(answer).items() if name != "samples"}
+    values = {name: value for name, value in vars(reply).items() if name != "samples"}
     head = json.dumps(values).encode()
-    return len(head).to_bytes(_HEADER, "little") + head + answer.samples
+    return len(head).to_bytes(_HEADER, "little") + head + reply.samples
 
 
-def decode_answer(data: bytes) -> Answer:
-    """The inverse of `encode_answer`."""
+def decode_reply(data: bytes) -> Reply:
+    """The inverse of `encode_reply`."""
     end = _HEADER + int.from_bytes(data[:_HEADER], "little")
-    return Answer(**json.loads(data[_HEADER:end]), samples=data[end:])
+    return Reply(**json.loads(data[_HEADER:end]), samples=data[end:])

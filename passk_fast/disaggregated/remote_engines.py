@@ -1,8 +1,8 @@
-"""The trainer's side: `Engines` that live on other ranks.
+"""The trainer's side of the disaggregated layout: `Engines` that live on other ranks.
 
-Rank 0 gives orders and hears answers over the bridge; the answers then go to all trainer ranks over
-a group of their own, so that sampling may run in a thread beside training. Weights go straight from
-every trainer rank to every rollout rank that wants a part of them.
+Trainer rank 0 sends requests and receives replies over the bridge; the replies then go to all
+trainer ranks over a group of their own, so that sampling may run in another thread during training.
+Weights go straight from every trainer rank to every rollout rank that wants a part of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,15 +21,15 @@ from passk_fast.config import RunConfig
 from passk_fast.data.types import RolloutGroup, SampleRequest
 from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.messages import (
-    Answer,
     End,
-    Order,
     Prepare,
+    Reply,
+    Request,
     Sample,
     Start,
     TakeWeights,
-    decode_answer,
-    encode_order,
+    decode_reply,
+    encode_request,
 )
 from passk_fast.errors import DivergedError, ExitCode
 from passk_fast.rollout.collect import (
@@ -42,13 +42,22 @@ from passk_fast.rollout.wire import decode_samples
 from passk_fast.weights.layout import Spec
 from passk_fast.weights.sync import WeightSync
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-class Remote:
+
+class RemoteEngines:
     """One trainer rank's view of the engines."""
 
-    def __init__(self, config: RunConfig, bridge: Bridge, model_dir: str, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        bridge: Bridge,
+        model_dir: str,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
         """Tell the rollout ranks to start on `model_dir`; they do so while the trainer goes on."""
-        self.config, self.bridge, self.tokenizer = config, bridge, tokenizer
+        self._config, self._bridge, self._tokenizer = config, bridge, tokenizer
         self.data_size = bridge.num_rollouts // config.rollout.tensor
         self.stop_wanted = False
         self._sync: WeightSync | None = None
@@ -59,31 +68,16 @@ class Remote:
             )
         self._send([Start(model_dir=model_dir)] * bridge.num_rollouts)
 
-    def sample(self, draw: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
+    def sample(self, request: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
         """The groups, on every trainer rank. Seconds are the first engine's, but `engine_s`."""
-        prompt_ids = encode_prompts(
-            draw.prompts, self.tokenizer, self.config.rollout.max_prompt_tokens
-        )
-        orders: list[Order] = []
-        for place in range(self.bridge.num_rollouts):
-            engine = place // self.config.rollout.tensor
-            part = split_evenly(range(len(draw.prompts)), self.data_size, engine)
-            orders.append(
-                Sample(
-                    prompts=[draw.prompts[i] for i in part],
-                    prompt_ids=[prompt_ids[i] for i in part],
-                    keys=[draw.first_key + i for i in part],
-                    num_rollouts=draw.num_rollouts,
-                    seed=draw.seed,
-                    zero_advantage_rows=None
-                    if draw.zero_advantage_rows is None
-                    else draw.zero_advantage_rows.tolist(),
-                )
-            )
-        self._send(orders)
-        heads = self._receive()[:: self.config.rollout.tensor]
+        tensor = self._config.rollout.tensor
+        limit = self._config.rollout.max_prompt_tokens
+        prompt_ids = encode_prompts(request.prompts, self._tokenizer, limit)
+        ranks = range(self._bridge.num_rollouts)
+        self._send([self._part_of(request, prompt_ids, rank // tensor) for rank in ranks])
+        heads = self._receive()[::tensor]
         parts = [decode_samples(np.frombuffer(head.samples, np.uint8)) for head in heads]
-        groups, stats = make_groups(draw, prompt_ids, parts)
+        groups, stats = make_groups(request, prompt_ids, parts)
         slowest = max(head.engine_s for head in heads)
         return groups, stats + CollectStats(
             verify_s=heads[0].verify_s,
@@ -93,29 +87,43 @@ class Remote:
             cached_tokens=heads[0].cached_tokens,
         )
 
+    def _part_of(
+        self, request: SampleRequest, prompt_ids: Sequence[tuple[int, ...]], engine: int
+    ) -> Sample:
+        """What one of the engines samples."""
+        part = split_evenly(range(len(request.prompts)), self.data_size, engine)
+        rows = request.zero_advantage_rows
+        return Sample(
+            prompts=[request.prompts[i] for i in part],
+            prompt_ids=[prompt_ids[i] for i in part],
+            keys=[request.first_key + i for i in part],
+            num_rollouts=request.num_rollouts,
+            seed=request.seed,
+            zero_advantage_rows=None if rows is None else rows.tolist(),
+        )
+
     def take_weights(self, actor: Actor, *, verify: bool) -> None:
         """Every shard from the trainer ranks to the rollout ranks; returns when all can sample."""
         if self._sync is None:
             self._receive()  # the engines have started
             self._sync = self._prepare(actor)
-        self._send([TakeWeights(verify=verify)] * self.bridge.num_rollouts)
+        self._send([TakeWeights(verify=verify)] * self._bridge.num_rollouts)
         weights = actor.parameters()
         self._sync.run(weights, {})
         if verify:
-            with suppress(DivergedError):  # every rank of the bridge raises it: the answers say so
+            with suppress(DivergedError):  # every rank of the bridge raises it: the replies say so
                 self._sync.verify(weights, {})
         self._receive()
 
     def _prepare(self, actor: Actor) -> WeightSync:
-        bridge = self.bridge
+        bridge = self._bridge
         spec = Spec.TE if actor.transformer_engine else Spec.LOCAL
-        order = Prepare(spec=spec.value)
-        self._send([order] * bridge.num_rollouts)
+        self._send([Prepare(spec=spec.value)] * bridge.num_rollouts)
         self._receive()
         return WeightSync.for_run(
-            self.config,
+            self._config,
             actor.layout,
-            bridge.rollout_mesh(self.config.rollout.tensor),
+            bridge.rollout_mesh(self._config.rollout.tensor),
             actor.mesh.torch_device,
             bridge.group,
         )
@@ -130,30 +138,29 @@ class Remote:
         """Let the rollout ranks leave with the same code. After an error they may be in the middle
         of something: they find this side's connections closed, and its exit code in the folder."""
         if code is not None:
-            self._send([End(code=int(code))] * self.bridge.num_rollouts)
+            self._send([End(code=int(code))] * self._bridge.num_rollouts)
 
-    # ---- orders and answers --------------------------------------------------------------------
+    # ---- requests and replies ------------------------------------------------------------------
 
-    def _send(self, orders: Sequence[Order]) -> None:
-        """One order to each rollout rank; every one but End will be answered."""
-        if self.bridge.rank == 0:
-            ranks = self.bridge.rollout_ranks
-            self.bridge.send(
-                {r: encode_order(order) for r, order in zip(ranks, orders, strict=True)}
-            )
+    def _send(self, requests: Sequence[Request]) -> None:
+        """One request to each rollout rank; each but End gets a reply."""
+        if self._bridge.rank == 0:
+            ranks = self._bridge.rollout_ranks
+            encoded = map(encode_request, requests)
+            self._bridge.send(dict(zip(ranks, encoded, strict=True)))
 
-    def _receive(self) -> list[Answer]:
-        """All rollout ranks' answers, on all trainer ranks; raises what a rollout rank met."""
+    def _receive(self) -> list[Reply]:
+        """All rollout ranks' replies, on all trainer ranks; raises what a rollout rank met."""
         data: list[bytes] = []
-        if self.bridge.rank == 0:
-            data = [self.bridge.receive(rank) for rank in self.bridge.rollout_ranks]
+        if self._bridge.rank == 0:
+            data = [self._bridge.receive(rank) for rank in self._bridge.rollout_ranks]
         if self._group is not None:
-            data = _share(data, self.bridge.num_rollouts, self._group)
-        answers = [decode_answer(one) for one in data]
-        for answer in answers:
-            answer.check()
-        self.stop_wanted |= any(answer.stop for answer in answers)
-        return answers
+            data = _share(data, self._bridge.num_rollouts, self._group)
+        replies = [decode_reply(one) for one in data]
+        for reply in replies:
+            reply.check()
+        self.stop_wanted |= any(reply.stop for reply in replies)
+        return replies
 
 
 def _share(data: list[bytes], count: int, group: dist.ProcessGroup) -> list[bytes]:

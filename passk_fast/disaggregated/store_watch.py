@@ -1,7 +1,7 @@
 """Whether the host of torchrun's store, which is trainer rank 0's, still answers.
 
-A host that is unplugged closes no connection, so a rank that waits for it hears nothing. The store
-is served by a thread of its own: it answers however long the trainer takes.
+An unplugged host closes no connection, so a rank that waits for it receives nothing. The store is
+served by a thread of its own: it answers however long the trainer takes.
 """
 
 from __future__ import annotations
@@ -9,18 +9,29 @@ from __future__ import annotations
 import threading
 import time
 from datetime import timedelta
-
-import torch.distributed as dist
+from typing import Protocol, Self
 
 _KEY = "store_watch"
 _ASKED = 8
-"""Questions in one time-out."""
+"""Queries per time-out."""
+
+
+class Store(Protocol):
+    """What is asked of torch's `TCPStore`, whose own type does not know `clone`."""
+
+    def clone(self) -> Self: ...
+
+    def set_timeout(self, timeout: timedelta, /) -> None: ...
+
+    def set(self, key: str, value: bytes, /) -> None: ...
+
+    def get(self, key: str, /) -> bytes: ...
 
 
 class StoreWatch:
-    """A thread that asks the store again and again, on a connection of its own."""
+    """A thread that queries the store again and again, on a connection of its own."""
 
-    def __init__(self, store: dist.Store, timeout: timedelta) -> None:
+    def __init__(self, store: Store, timeout: timedelta) -> None:
         self.timeout_s = timeout.total_seconds()
         self._store = store.clone()
         self._store.set_timeout(timeout)

@@ -12,17 +12,17 @@ from passk_fast.report.records import disk_errors, read_records
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe-Ito: told apart by colour-blind readers, and in grey.
+# Okabe-Ito: colour-blind readers can tell them apart, also in grey.
 SERIES = (("pass@1", "#0072B2", "o"), ("pass@k", "#D55E00", "s"))
 DPI = 150
 
 
 def plot_learning_curve(metrics_jsonl: Path, out: Path) -> tuple[Path, Path]:
-    """Draw the evaluations of a run; step 0 is the warm start, before any reinforcement.
+    """Plot the evaluations of a run; step 0 is the warm start, before reinforcement learning.
 
     Args:
-        metrics_jsonl: the run's metrics; records with an "eval" are drawn.
-        out: where the picture goes; its suffix is replaced. Example: "curve" gives curve.png and
+        metrics_jsonl: the run's metrics; records with an "eval" are plotted.
+        out: where the plot goes; its suffix is replaced. Example: "curve" gives curve.png and
             curve.svg.
 
     Returns:
@@ -30,7 +30,7 @@ def plot_learning_curve(metrics_jsonl: Path, out: Path) -> tuple[Path, Path]:
 
     Raises:
         DataError: the file is missing or malformed, or holds no evaluation.
-        DiskError: the pictures cannot be written.
+        DiskError: the plots cannot be written.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg

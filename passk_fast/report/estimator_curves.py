@@ -17,10 +17,10 @@ from passk_fast.advantage import eta, table, zero_advantage_rows
 from passk_fast.errors import ConfigError
 from passk_fast.report.records import disk_errors
 
-# Okabe-Ito: told apart by colour-blind readers, and in grey.
+# Okabe-Ito: colour-blind readers can tell them apart, also in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 FIGURE_9 = ("passk:1", "passk:4", "passk:8", "passk:16")
-"""What is drawn unless something else is asked for."""
+"""What is plotted unless something else is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +66,19 @@ class Curve:
     def argmax(self) -> list[int]:
         """The numbers of correct responses at which eta is largest (several where it is flat)."""
         values = eta(self.table)
-        return np.flatnonzero(values >= values.max() * (1 - 1e-12)).tolist()
+        return [int(c) for c in np.flatnonzero(values >= values.max() * (1 - 1e-12))]
 
     def summary(self) -> str:
         """Where eta peaks, in words. Example: "passk:4: eta is largest, 10.3622, at c = 8 ..."."""
         n = len(self.table) - 1
-        values, live = eta(self.table), np.flatnonzero(~zero_advantage_rows(self.table))
-        if not len(live):
+        values = eta(self.table)
+        informative = np.flatnonzero(~zero_advantage_rows(self.table))
+        if not len(informative):
             return f"{self.name}: no gradient for any group of {n}"
         where = ", ".join(f"{c} of {n} ({c / n:.1%})" for c in self.argmax)
         return (
             f"{self.name}: eta is largest, {values.max():.6g}, at c = {where}; signal from c = "
-            f"{live[0]} to {live[-1]}"
+            f"{informative[0]} to {informative[-1]}"
         )
 
 
@@ -100,7 +101,7 @@ def write_curves(texts: Sequence[str], n: int, out: Path) -> tuple[list[Curve], 
 
 
 def _write_csv(curves: Sequence[Curve], path: Path) -> None:
-    """A row a curve and c; floats as Python prints them, so that they read back exactly."""
+    """A row per curve and c; floats as Python prints them, so that they read back exactly."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("curve", "n", "c", "advantage_wrong", "advantage_correct", "eta"))

@@ -1,4 +1,4 @@
-"""Live progress on the console: a rich table on a terminal, one plain line a step elsewhere."""
+"""Live progress on the console: a rich table on a terminal, one plain line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ def _rate(value: float) -> str:
     return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"
 
 
+def _share(value: object) -> str:
+    return f"{value:.0%}" if isinstance(value, int | float) else "-"
+
+
 def _number(value: object, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
 
@@ -41,8 +45,8 @@ def _number(value: object, digits: int = 3) -> str:
 class Progress:
     """A metric sink that shows where the run stands.
 
-    Reads "reward", "pass@1", "pass@k", "entropy", "zero_advantage_share" and "response_tokens"; one that a
-    record lacks is shown as "-". Tokens a second are response tokens over the whole step's time.
+    Reads "reward", "pass@1", "pass@k", "entropy", "zero_advantage_share" and "response_tokens"; one
+    that a record lacks is shown as "-". "tokens/s" are response tokens over the whole step's time.
     """
 
     def __init__(
@@ -93,11 +97,8 @@ class Progress:
         return mean * max(0, self.total_steps - step)
 
     def _fields(self, record: Record, duration: float) -> dict[str, str]:
-        dead, tokens, left = (
-            record.get("zero_advantage_share"),
-            record.get("response_tokens"),
-            self.time_left(record["step"]),
-        )
+        zero_advantage, tokens = record.get("zero_advantage_share"), record.get("response_tokens")
+        left = self.time_left(record["step"])
         if "eval" in record:
             self._evaluation = (
                 f"pass@1 {_number(record['eval'].get('pass@1'))} "
@@ -108,7 +109,7 @@ class Progress:
             "pass@1": _number(record.get("pass@1")),
             f"pass@{self.k}": _number(record.get("pass@k")),
             "entropy": _number(record.get("entropy")),
-            "dead": f"{dead:.0%}" if isinstance(dead, int | float) else "-",
+            "zero-advantage": _share(zero_advantage),
             "tokens/s": _rate(tokens / duration) if tokens and duration > 0 else "-",
             "left": "-" if left is None else format_duration(left),
             "held-out": self._evaluation,

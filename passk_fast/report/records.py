@@ -83,8 +83,9 @@ def cut_after(path: Path, resumed_step: int | None) -> None:
                 if record["step"] > resumed_step:
                     break
                 keep += len(line)
-    with path.open("r+b") as file:
-        file.truncate(keep)
+    if keep < path.stat().st_size:
+        with path.open("r+b") as file:
+            file.truncate(keep)
 
 
 def _parse(line: str | bytes) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ SAMPLES_FOLDER = "samples"
 
 
 class MetricSink(Protocol):
-    """Takes one record a step. `Progress`, `JsonlSink` and `TensorBoardSink` are sinks."""
+    """Takes one record per step. `Progress`, `JsonlSink` and `TensorBoardSink` are sinks."""
 
     def write(self, record: Record) -> None:
         """Take the record of one step; `record["step"]` is its number."""
@@ -34,7 +34,7 @@ class MetricSink(Protocol):
 
 
 class JsonlSink:
-    """`metrics.jsonl`: one strict JSON object a step, keys sorted, NaN as null.
+    """`metrics.jsonl`: one strict JSON object per step, keys sorted, NaN as null.
 
     Flushed every step, so it survives the process's death. A resumed run goes on after the
     record of `resumed_step`; None starts an empty file.
@@ -101,7 +101,7 @@ class SampleSink:
         num_prompts: int = 4,
         num_rollouts: int = 2,
     ) -> None:
-        """`num_prompts` prompts a step, `num_rollouts` responses each, are written."""
+        """`num_prompts` prompts per step, with `num_rollouts` responses each, are written."""
         self.folder = folder
         self.num_prompts = num_prompts
         self.num_rollouts = num_rollouts
@@ -117,12 +117,12 @@ class SampleSink:
         return self.folder / f"step_{step:05d}.jsonl"
 
     def write(self, step: int, groups: Sequence[RolloutGroup]) -> None:
-        """Write the first responses of the first groups, one JSON object a line."""
+        """Write the first responses of the first groups, one JSON object per line."""
         lines = [
             to_line(self._sample(group, index))
             for group in groups[: self.num_prompts]
             for index in range(min(self.num_rollouts, len(group.rollouts)))
-            if group.rollouts[index].token_ids  # not stopped
+            if group.rollouts[index].token_ids  # not aborted
         ]
         with disk_errors(self.path(step)):
             self.path(step).write_text("".join(lines), encoding="utf-8", newline="\n")

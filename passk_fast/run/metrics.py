@@ -1,41 +1,88 @@
-"""What one step reports: its groups, its update, and the work that was not done."""
+"""The record of a step: its groups, its sampling, its update, and the work that was left out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
 from passk_fast.actor.actor import StepResult
-from passk_fast.config import RunConfig
+from passk_fast.advantage.metrics import group_metrics
+from passk_fast.advantage.schedule import Schedule
 from passk_fast.data.types import PackedBatch, Sequence
 from passk_fast.kernels import TOKEN_METRICS
 from passk_fast.model.flops import Work
 from passk_fast.rollout.dynamic_sampling import SampledBatch
+from passk_fast.run.progress import Progress
+from passk_fast.tasks import answer_of
 
-_LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
-_LOGPROB_GAP_BF16 = 0.5
+Record = dict[str, object]
+"""Metric -> number, list of numbers, or a record of its own."""
 
 
-def sampling_metrics(drawn: SampledBatch, advantages_PN: np.ndarray) -> dict[str, Any]:
-    """How sampling and refill went. Response tokens are those of whole responses."""
-    live_P = (advantages_PN != 0.0).any(axis=1)
-    sampled = [r for group in drawn.groups for r in group.rollouts if r.token_ids]
-    lengths = [len(r.token_ids) for r in sampled]
+@dataclass(frozen=True, kw_only=True)
+class UpdateReport:
+    """What the update of one batch reports."""
+
+    results: list[StepResult]
+    """Of each optimizer step."""
+    savings: Savings
+
+
+def step_record(
+    batch: SampledBatch, update: UpdateReport, schedule: Schedule, progress: Progress, k: int
+) -> Record:
+    """What a step reports, without its times; `k` is that of "pass@k".
+
+    `schedule` and `progress` are those of the step: neither counts it yet.
+    """
+    step = progress.step
     return {
+        "step": step + 1,
+        **rollout_metrics(batch, schedule, step, k),
+        **sampling_metrics(batch),
+        **update_metrics(update.results),
+        "off_policy_steps": batch.off_policy_steps,
+        "skipped_steps": progress.skipped_steps,
+        **update.savings.record(),
+    }
+
+
+def rollout_metrics(batch: SampledBatch, schedule: Schedule, step: int, k: int) -> Record:
+    """`group_metrics`, and what the schedule says at the step (counted from 0)."""
+    rows = schedule.zero_advantage_rows(step)
+    return {
+        **group_metrics(batch.groups, batch.advantages_PN, rows, k, answer_of),
+        "k": schedule.stages(step)[0].k,
+        "phase": schedule.phase(step),
+        "lr_scale": schedule.lr_scale(step),
+    }
+
+
+def sampling_metrics(batch: SampledBatch) -> Record:
+    """How sampling went, over all groups sampled.
+
+    "prompt_tokens" counts each prompt once; "response_tokens" are those of whole responses.
+    """
+    informative_P = batch.informative_P
+    whole = [r for group in batch.groups for r in group.rollouts if r.token_ids]
+    lengths = [len(r.token_ids) for r in whole]
+    stats = batch.stats
+    return {
+        "prompt_tokens": sum(len(group.prompt_ids) for group in batch.groups),
         "response_tokens": int(sum(lengths)),
         "response_length": float(np.mean(lengths)),
-        "truncated_share": 1.0 - float(np.mean([r.finished for r in sampled])),
-        "verifier_failures": drawn.stats.verifier_failures,
-        "aborted_share": drawn.stats.aborted / advantages_PN.size,
-        "prefix_hit_rate": drawn.stats.cached_tokens / max(1, drawn.stats.prompt_tokens),
-        "sampled_prompts": len(drawn.groups),
-        "sampling_rounds": drawn.rounds,
-        "informative_groups": int(live_P[: drawn.end].sum()),
-        "surplus_informative_groups": int(live_P[drawn.end :].sum()),
+        "truncated_share": 1.0 - float(np.mean([r.finished for r in whole])),
+        "verifier_failures": stats.verifier_failures,
+        "aborted_share": stats.aborted / batch.advantages_PN.size,
+        "prefix_hit_rate": stats.cached_tokens / max(1, stats.prompt_tokens),
+        "sampled_prompts": len(batch.groups),
+        "sampling_rounds": batch.rounds,
+        "informative_groups": int(informative_P[: batch.end].sum()),
+        "surplus_informative_groups": int(informative_P[batch.end :].sum()),
     }
 
 
@@ -78,35 +125,39 @@ def _expert_metrics(results: SequenceOf[StepResult], total: dict[str, float]) ->
 
 
 class Savings:
-    """Tokens through the trainer's layers, and those that pruning and sharing left out."""
+    """Tokens through the trainer's layers, and those that skipping and sharing left out."""
 
     def __init__(self) -> None:
-        self.whole, self.live, self.done = Work(), Work(), Work()
-        self.padded = self.real = 0
+        self._sampled, self._informative, self._done = Work(), Work(), Work()
+        self._padded = self._real = 0
 
     def count(
         self, sampled: SequenceOf[Sequence], trained: SequenceOf[Sequence], *, shared: bool
     ) -> None:
-        """Count one optimizer step: all sequences of its batch, and those that are trained."""
-        live = _work(trained, shared=False)
-        self.whole += _work(sampled, shared=False)
-        self.live += live
-        self.done += _work(trained, shared=True) if shared else live
+        """Count one optimizer step: all sequences of its batch, and those that are trained.
+
+        `shared`: a prompt's tokens are trained once for all its responses.
+        """
+        alone = _work(trained, shared=False)
+        self._sampled += _work(sampled, shared=False)
+        self._informative += alone
+        self._done += _work(trained, shared=True) if shared else alone
 
     def count_packed(self, batches: SequenceOf[PackedBatch]) -> None:
         """Count this rank's micro-batches, for the padding in them."""
         for batch in batches:
-            self.padded += len(batch.tokens_T)
-            self.real += batch.real_tokens
+            self._padded += len(batch.tokens_T)
+            self._real += batch.real_tokens
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """Shares are of the tokens that training every sequence on its own would take."""
-        whole = max(1, self.whole.tokens)
+        every, done = max(1, self._sampled.tokens), self._done.tokens
+        informative = self._informative.tokens
         return {
-            "work": vars(self.done),
-            "saved_by_skipping": 1.0 - self.live.tokens / whole,
-            "saved_by_sharing": (self.live.tokens - self.done.tokens) / whole,
-            "padding_share": 1.0 - self.real / max(1, self.padded),
+            "work": vars(self._done),
+            "saved_by_skipping": 1.0 - informative / every,
+            "saved_by_sharing": (informative - done) / every,
+            "padding_share": 1.0 - self._real / max(1, self._padded),
         }
 
 
@@ -122,10 +173,3 @@ def _work(sequences: SequenceOf[Sequence], *, shared: bool) -> Work:
         ),
         Work(),
     )
-
-
-def logprob_bound(config: RunConfig, device: str) -> float:
-    """The first-step bound on |rollout - trainer log-prob| in nats."""
-    if config.algorithm.max_logprob_gap > 0:
-        return config.algorithm.max_logprob_gap
-    return _LOGPROB_GAP.get((config.model.dtype, device), _LOGPROB_GAP_BF16)

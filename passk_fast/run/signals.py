@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT: ranks agree on them at the end of a step, save and leave.
 
-If the running phase does not end within the grace, the process is ended hard, so that a scheduler
-never waits for a rank that hangs.
+If the step and its checkpoint do not finish within the grace period, the process exits hard: a
+scheduler never waits for a rank that hangs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Supervised steps on task solutions before reinforcement learning, kept in a cache."""
+"""Supervised steps on task solutions before reinforcement learning; the result is cached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
@@ -26,6 +26,9 @@ from passk_fast.model.shape import ModelShape
 from passk_fast.model.tokenizer import encode_checked
 from passk_fast.tasks import fresh_solutions
 from passk_fast.weights.hf import write_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _LOG_EVERY = 20
 
@@ -47,7 +50,7 @@ def warm_start(
     config: RunConfig,
     shape: ModelShape,
     mesh: Mesh,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     folder: str,
     say: Callable[[str], None],
 ) -> str:
@@ -86,7 +89,7 @@ def warm_start(
     return str(target)
 
 
-def _batches(config: RunConfig, tokenizer: Any) -> Iterator[list[Sequence]]:
+def _batches(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[Sequence]]:
     """Batches of fresh problems with their solutions as responses."""
     solutions = fresh_solutions(config.data, config.seed)
     end = tokenizer.eos_token_id

@@ -157,9 +157,9 @@ def test_group_metrics_mark_what_is_censored() -> None:
         group(["x", "x", "x", "x"], [1, 1, 1, 1]),
         group(["x", "x", "x", ""], [1, 1, 1, math.nan]),
     ]
-    dead = np.array([True, False, False, True, True])
+    zero_advantage_rows = np.array([True, False, False, True, True])
     advantages_PN = np.array([[1.0, -0.5, -0.5, 0.0], [0.0] * 4, [0.0] * 4])
-    record = group_metrics(groups, advantages_PN, dead, 2, str)
+    record = group_metrics(groups, advantages_PN, zero_advantage_rows, 2, str)
     assert record["correct_histogram"] == [0, 1, 0, 0, 1]
     assert record["censored_histogram"] == [0, 0, 0, 1, 0]
     assert record["censored_share"] == pytest.approx(1 / 3)

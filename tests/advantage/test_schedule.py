@@ -39,7 +39,9 @@ def test_constant() -> None:
     plan = schedule(k=2)
     assert used(plan, 0) == used(plan, 1000) == [("passk", 2)]
     np.testing.assert_array_equal(plan.advantages(3, REWARDS), advantages("passk", REWARDS, 2))
-    np.testing.assert_array_equal(plan.dead(0), zero_advantage_rows(table("passk", N, 2)))
+    np.testing.assert_array_equal(
+        plan.zero_advantage_rows(0), zero_advantage_rows(table("passk", N, 2))
+    )
     assert plan.lr_scale(5) == 1.0
 
 
@@ -132,7 +134,9 @@ def test_adaptive_gives_pass_1_to_the_uncertain_half() -> None:
     first = np.array([False, True, True, True, False])  # ceil of half of five
     np.testing.assert_array_equal(got[first], advantages("grpo", rewards, 1)[first])
     np.testing.assert_array_equal(got[~first], advantages("passk", rewards, 4)[~first])
-    np.testing.assert_array_equal(plan.dead(0), zero_advantage_rows(table("grpo", N, 1)))
+    np.testing.assert_array_equal(
+        plan.zero_advantage_rows(0), zero_advantage_rows(table("grpo", N, 1))
+    )
 
 
 def test_ranking_is_stable() -> None:
@@ -146,7 +150,7 @@ def test_by_accuracy() -> None:
     got = plan.advantages(0, REWARDS)
     np.testing.assert_array_equal(got, advantages("passk_piecewise", REWARDS, 2, tau=0.5))
     np.testing.assert_array_equal(
-        plan.dead(0), zero_advantage_rows(table("passk_piecewise", N, 2, tau=0.5))
+        plan.zero_advantage_rows(0), zero_advantage_rows(table("passk_piecewise", N, 2, tau=0.5))
     )
 
 
@@ -173,7 +177,7 @@ def test_noise_rewards() -> None:
     np.testing.assert_array_equal(flip_negatives(rewards, 0.0, seed=1), rewards)
     with pytest.raises(ValueError, match="share"):
         flip_negatives(rewards, 1.5, seed=0)
-    assert not schedule(flip_negatives=0.1).dead(0).any()
+    assert not schedule(flip_negatives=0.1).zero_advantage_rows(0).any()
 
 
 @pytest.mark.parametrize(

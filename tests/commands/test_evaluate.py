@@ -69,7 +69,9 @@ def test_a_task_record() -> None:
     assert record["correct_histogram"] == [1, 1, 0, 0, 1]
     assert record["wrong_distinct_share"] == pytest.approx((2 / 3 + 1) / 2)
     assert record["truncated_share"] == pytest.approx(1 / 12)
-    text = as_table({"model": "m", "temperature": 1.0, "top_p": 0.95, "tasks": {"exact": record}})
+    text = as_table(
+        {"model": "m", "temperature": 1.0, "top_p": 0.95, "seed": 0, "tasks": {"exact": record}}
+    )
     assert "exact, 3 prompts x 4: pass@1 0.417 (0.300)  pass@2 0.500 (0.289)  pass@4" in text
 
 

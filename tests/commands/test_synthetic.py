@@ -10,9 +10,9 @@ import pytest
 
 from passk_fast.advantage import table, zero_advantage_rows
 from passk_fast.commands.synthetic import (
-    CoinVerifier,
     Lengths,
     NumberTokenizer,
+    RandomVerifier,
     SyntheticEngine,
     prompts,
 )
@@ -23,13 +23,13 @@ from passk_fast.rollout.groups import GroupTracker
 
 def test_lengths_have_the_mean_and_spread_asked_for() -> None:
     lengths = Lengths.of(BenchConfig(response_mean=200.0, response_sigma=0.5), longest=10_000)
-    drawn = np.array([lengths.of_response(0, p, n) for p in range(200) for n in range(20)])
-    assert drawn.mean() == pytest.approx(200, rel=0.03)
-    assert np.log(drawn).std() == pytest.approx(0.5, rel=0.05)
-    assert drawn[0] == lengths.of_response(0, 0, 0)
+    sampled = np.array([lengths.of_response(0, p, n) for p in range(200) for n in range(20)])
+    assert sampled.mean() == pytest.approx(200, rel=0.03)
+    assert np.log(sampled).std() == pytest.approx(0.5, rel=0.05)
+    assert sampled[0] == lengths.of_response(0, 0, 0)
 
 
-def test_lengths_of_a_file_are_drawn_and_cut(tmp_path: Path) -> None:
+def test_lengths_of_a_file_are_sampled_and_cut(tmp_path: Path) -> None:
     file = tmp_path / "lengths.jsonl"
     file.write_text("".join(json.dumps({"tokens": n}) + "\n" for n in (3, 50, 900)))
     lengths = Lengths.of(BenchConfig(lengths_file=str(file)), longest=100)
@@ -54,12 +54,12 @@ def test_random_responses_stop_as_sampled_ones_would() -> None:
     lengths = Lengths.of(BenchConfig(response_mean=20.0), longest=64)
     engine = SyntheticEngine(lengths, 99, 8, 0, 1)
     cast, texts = prompts(40, 4, 99, 0), [[1, 2, 3, 4]] * 40
-    watches = []
-    for dead in (None, zero_advantage_rows(table("passk", n, k))):
-        watch = GroupTracker(cast, n, CoinVerifier(0.7), zero_advantage_rows=dead)
-        engine.stream(texts, watch, seed=1, prompt_keys=range(40))
-        watches.append(watch)
-    whole, stopped = watches
+    trackers = []
+    for rows in (None, zero_advantage_rows(table("passk", n, k))):
+        tracker = GroupTracker(cast, n, RandomVerifier(0.7), zero_advantage_rows=rows)
+        engine.stream(texts, tracker, seed=1, prompt_keys=range(40))
+        trackers.append(tracker)
+    whole, stopped = trackers
     assert whole.rewards.mean() == pytest.approx(0.7, abs=0.06)
     assert whole.aborted == 0 < stopped.aborted
     for rewards, row in zip(whole.rewards, stopped.rewards, strict=True):

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from passk_fast.commands.check_run import check_run
-from passk_fast.commands.main import _num_processes, main
+from passk_fast.commands.main import main
+from passk_fast.commands.ranks import num_processes
 from passk_fast.config import ParallelConfig, PolicyLoss, RolloutConfig, RunConfig
 from passk_fast.config.file import config_digest
 from passk_fast.errors import ConfigError, ExitCode
@@ -46,7 +47,7 @@ def test_options_that_make_no_sense(tmp_path: Path, rollout: dict[str, Any], mes
         make(tmp_path, **rollout)
 
 
-def test_the_lag_needs_its_correction_and_an_awake_engine(tmp_path: Path) -> None:
+def test_off_policy_steps_need_their_correction_and_an_awake_engine(tmp_path: Path) -> None:
     config = make(tmp_path)
     with pytest.raises(ConfigError, match=r"loss\.tis_clip"):
         replace(config, loss=PolicyLoss())
@@ -84,13 +85,13 @@ def test_processes_are_those_of_both_sides(
     want: int,
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
-    assert _num_processes(make(tmp_path, parallel), None) == want
+    assert num_processes(make(tmp_path, parallel), None) == want
 
 
 def test_gpus_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("passk_fast.commands.main._num_gpus", lambda: 8)
+    monkeypatch.setattr("passk_fast.commands.ranks.num_gpus", lambda: 8)
     config = make(tmp_path, {"tensor": 4}, dedicated_ranks=3, sleep=False)
-    assert _num_processes(replace(config, device="auto"), None) == 7  # 4 train, 3 sample, 1 idles
+    assert num_processes(replace(config, device="auto"), None) == 7  # 4 train, 3 sample, 1 idles
 
 
 def test_a_run_may_go_on_in_the_other_layout(tmp_path: Path) -> None:
@@ -101,8 +102,11 @@ def test_bench_knows_one_layout_and_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
-    options = "--rollout.dedicated-ranks 4 --rollout.tensor 4 --rollout.max-off-policy-steps 1 --rollout.no-sleep".split()
+    options = """
+        --rollout.dedicated-ranks 4 --rollout.tensor 4 --rollout.max-off-policy-steps 1
+        --rollout.no-sleep --loss.tis-clip 2
+    """.split()
     with pytest.raises(SystemExit) as caught:
-        main(["bench", "configs/maze_cpu.toml", *options, "--loss.tis-clip", "2"])
+        main(["bench", "configs/maze_cpu.toml", *options])
     assert caught.value.code == ExitCode.BAD_CONFIG
     assert "set rollout.dedicated_ranks = 0" in capsys.readouterr().err

@@ -6,17 +6,17 @@ import pytest
 
 from passk_fast.data.types import Prompt
 from passk_fast.disaggregated.messages import (
-    Answer,
     End,
-    Order,
     Prepare,
+    Reply,
+    Request,
     Sample,
     Start,
     TakeWeights,
-    decode_answer,
-    decode_order,
-    encode_answer,
-    encode_order,
+    decode_reply,
+    decode_request,
+    encode_reply,
+    encode_request,
 )
 from passk_fast.errors import (
     ConfigError,
@@ -29,7 +29,7 @@ from passk_fast.errors import (
 )
 
 PROMPT = Prompt(id="p", text='a "quoted"\nü\ud800', answer="", task="t")
-ORDERS = [
+REQUESTS = [
     Start(model_dir="runs/a b/initial_model"),
     Prepare(spec="te"),
     TakeWeights(verify=True),
@@ -46,18 +46,18 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)
-def test_orders_come_back(order: Order) -> None:
-    assert decode_order(encode_order(order)) == order
+@pytest.mark.parametrize("message", REQUESTS, ids=lambda message: type(message).__name__)
+def test_requests_come_back(message: Request) -> None:
+    assert decode_request(encode_request(message)) == message
 
 
 @pytest.mark.parametrize("samples", [b"", bytes(range(256))])
-def test_answers_come_back(samples: bytes) -> None:
-    answer = Answer(
+def test_replies_come_back(samples: bytes) -> None:
+    reply = Reply(
         stop=True, engine_s=1.5, verify_s=0.25, prompt_tokens=7, cached_tokens=3, samples=samples
     )
-    assert decode_answer(encode_answer(answer)) == answer
-    answer.check()
+    assert decode_reply(encode_reply(reply)) == reply
+    reply.check()
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,6 @@ def test_answers_come_back(samples: bytes) -> None:
     [ConfigError, DataError, DiskError, DivergedError, NoSignalError, LostRankError],
 )
 def test_an_error_is_raised_as_what_it_was(error: type[PasskError]) -> None:
-    answer = Answer(error=int(error.exit_code), message="what happened")
+    reply = Reply(error=int(error.exit_code), message="what happened")
     with pytest.raises(error, match="what happened"):
-        decode_answer(encode_answer(answer)).check()
+        decode_reply(encode_reply(reply)).check()

@@ -1,4 +1,4 @@
-"""Whole runs with trainer and rollout ranks apart, as a user starts them."""
+"""Whole runs in the disaggregated layout, as a user starts them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.run.test_end_to_end import COMMAND, CONFIG, SMALL, metrics, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
-LAG = """
-    --rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu --loss.entropy-coef 0.01
-    --checkpoint.every 4
+AHEAD = """
+    --rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu
+    --loss.entropy-coef 0.01 --checkpoint.every 4
 """.split()
-ONE_AND_ONE = [*LAG, "--nproc", "2", "--rollout.dedicated-ranks", "1"]
+ONE_AND_ONE = [*AHEAD, "--nproc", "2", "--rollout.dedicated-ranks", "1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,54 +40,62 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def disaggregated(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """Four steps of one trainer rank and one rollout rank."""
-    folder = tmp_path_factory.mktemp("runs") / "apart"
+    folder = tmp_path_factory.mktemp("runs") / "disaggregated"
     done = train(folder, cache, "--steps", "4", *ONE_AND_ONE)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
 @pytest.mark.sample
-def test_a_run_apart_is_the_colocated_run(apart: Path, cache: Path, tmp_path: Path) -> None:
-    done = train(tmp_path / "one", cache, "--steps", "4", *LAG, "--nproc", "1")
+def test_a_disaggregated_run_is_the_colocated_run(
+    disaggregated: Path, cache: Path, tmp_path: Path
+) -> None:
+    done = train(tmp_path / "one", cache, "--steps", "4", *AHEAD, "--nproc", "1")
     assert done.returncode == 0, done.stdout + done.stderr
-    records = metrics(apart)
+    records = metrics(disaggregated)
     assert records == metrics(tmp_path / "one")
     assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
     assert [record["off_policy_steps"] for record in records[1:]] == [0, 1, 0, 1]
     # On policy: what the first sync, and the third, left in the engine is what was trained.
     for fresh, late in ((records[1], records[2]), (records[3], records[4])):
         assert fresh["logprob_gap_max"] <= 1e-4 < late["logprob_gap_max"]
-    times = [record["time"] for record in read_records(apart / "metrics.jsonl")]
+    times = [record["time"] for record in read_records(disaggregated / "metrics.jsonl")]
     assert ["overlap_sampling_s" in time for time in times] == [False, False, True, False, True]
 
 
-def test_a_colocated_run_goes_on_apart(apart: Path, cache: Path, tmp_path: Path) -> None:
-    """From a checkpoint of the other layout, as if it had been apart from the beginning."""
-    for steps, options in (("2", [*LAG, "--nproc", "1"]), ("4", ONE_AND_ONE)):
+def test_a_colocated_run_goes_on_disaggregated(
+    disaggregated: Path, cache: Path, tmp_path: Path
+) -> None:
+    """From a checkpoint of the other layout, as if it had been disaggregated from the beginning."""
+    for steps, options in (("2", [*AHEAD, "--nproc", "1"]), ("4", ONE_AND_ONE)):
         done = train(tmp_path, cache, "--steps", steps, *options)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "Resuming from step 2" in done.stdout
-    assert metrics(tmp_path) == metrics(apart)
+    assert metrics(tmp_path) == metrics(disaggregated)
 
 
 MESHES = {
     "tp2-tp2": "--parallel.tensor 2 --rollout.tensor 2",
     "pp2-dp2": """
-        --parallel.pipeline 2 --rollout.early-stop --rollout.verify-processes 1 --rollout.dynamic-sampling 2
-        --algorithm.loss-denominator informative_tokens --data.curriculum 0.5 --loss.entropy-coef 0
+        --parallel.pipeline 2 --rollout.early-stop --rollout.verify-processes 1
+        --rollout.dynamic-sampling 2 --algorithm.loss-denominator informative_tokens
+        --data.curriculum 0.5 --loss.entropy-coef 0
     """,
 }
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_two_and_two_ranks_do_what_two_do(cache: Path, tmp_path: Path, mesh: str) -> None:
-    options = ["--steps", "2", *LAG, *MESHES[mesh].split()]
-    for name, ranks in (("apart", ["4", "--rollout.dedicated-ranks", "2"]), ("both", ["2"])):
+    options = ["--steps", "2", *AHEAD, *MESHES[mesh].split()]
+    for name, ranks in (
+        ("disaggregated", ["4", "--rollout.dedicated-ranks", "2"]),
+        ("colocated", ["2"]),
+    ):
         done = train(tmp_path / name, cache, *options, "--nproc", *ranks)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert metrics(tmp_path / "apart") == metrics(tmp_path / "both")
+    assert metrics(tmp_path / "disaggregated") == metrics(tmp_path / "colocated")
 
 
 def start(folder: Path, cache: Path, *options: str) -> subprocess.Popen[str]:
@@ -118,7 +126,7 @@ def ranks_of(pid: int) -> dict[int, psutil.Process]:
     [(2, "Trainer rank 0 has lost rollout rank 2"), (0, "has lost trainer rank 0")],
 )
 def test_a_killed_rank_ends_both_sides(cache: Path, tmp_path: Path, rank: int, reason: str) -> None:
-    child = start(tmp_path / "run", cache, *LAG, "--nproc", "3", "--rollout.dedicated-ranks", "2")
+    child = start(tmp_path / "run", cache, *AHEAD, "--nproc", "3", "--rollout.dedicated-ranks", "2")
     workers = ranks_of(child.pid)
     assert sorted(workers) == [0, 1, 2]
     workers[rank].kill()

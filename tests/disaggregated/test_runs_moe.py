@@ -1,4 +1,4 @@
-"""A mixture of experts with trainer and rollout ranks apart, as a user starts it."""
+"""A mixture of experts in the disaggregated layout, as a user starts it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tests.run.test_end_to_end_moe import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
-LAG = (
-    "--steps 4 --rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu --checkpoint.every 4"
-)
+AHEAD = """
+    --steps 4 --rollout.max-off-policy-steps 1 --loss.tis-clip 2 --device cpu
+    --checkpoint.every 4
+""".split()
 LAYOUTS = {
     "one-and-one": ("2 --rollout.dedicated-ranks 1", "1", "--algorithm.routing-replay measure"),
     "ep2-tp2": (
@@ -25,16 +26,16 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_mixture_apart_is_the_colocated_run(
+def test_a_disaggregated_mixture_is_the_colocated_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     """Experts go to ranks that sample, and what sampling chose comes back from them."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums over threads are rounded otherwise
-    apart, together, options = LAYOUTS[layout]
-    for name, ranks in (("apart", apart), ("together", together)):
-        train(tmp_path / name, *LAG.split(), *options.split(), "--nproc", *ranks.split())
-    records = metrics(tmp_path / "apart")
-    assert records == metrics(tmp_path / "together")
+    disaggregated, colocated, options = LAYOUTS[layout]
+    for name, ranks in (("disaggregated", disaggregated), ("colocated", colocated)):
+        train(tmp_path / name, *AHEAD, *options.split(), "--nproc", *ranks.split())
+    records = metrics(tmp_path / "disaggregated")
+    assert records == metrics(tmp_path / "colocated")
     # Sampled ahead or not: an evaluation comes after every second step.
     assert [record["off_policy_steps"] for record in records[1:]] == [0, 1, 0, 1]
     for fresh, late in ((records[1], records[2]), (records[3], records[4])):

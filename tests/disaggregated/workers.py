@@ -1,10 +1,11 @@
-"""What the ranks of a pool run for test_apart: both sides of the bridge, without vLLM."""
+"""What the ranks of a pool run for test_disaggregated: both sides of the bridge, without vLLM."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from passk_fast.commands.synthetic import (
-    CoinVerifier,
     Lengths,
     NumberTokenizer,
+    RandomVerifier,
     SyntheticEngine,
     prompts,
 )
@@ -29,19 +30,17 @@ from passk_fast.config import (
 )
 from passk_fast.data.types import SampleRequest
 from passk_fast.disaggregated.bridge import Bridge, join
-from passk_fast.disaggregated.messages import Prepare, Start
-from passk_fast.disaggregated.rollout_server import Server
+from passk_fast.disaggregated.remote_engines import RemoteEngines
+from passk_fast.disaggregated.rollout_server import Server, StartedEngine
 from passk_fast.errors import ConfigError, ExitCode, LostRankError, PasskError
-from passk_fast.run.signals import StopFlag
 from passk_fast.weights.layout import Spec
 from passk_fast.weights.megatron import Layout
 from passk_fast.weights.mesh import TrainerMesh
 from passk_fast.weights.placement import Tensors, rollout_side
-from passk_fast.weights.sync import WeightSync
 from tests.weights.shapes import full_weights, held, model_shape
 
 _JOINED: dict[str, Bridge] = {}
-VERIFY = CoinVerifier(0.5)
+VERIFY = RandomVerifier(0.5)
 LENGTHS = Lengths.of(BenchConfig(response_mean=6.0), 20)
 SHAPE = model_shape("qwen3")
 
@@ -93,38 +92,40 @@ class FakeEngine(SyntheticEngine):
         self.closed += 1
 
 
-class Damaged(WeightSync):
-    """Weights that change after they have arrived."""
+class DamagingEngine(FakeEngine):
+    """Weights that change after they have arrived: when they are looked at to be verified."""
 
-    def run(self, sources: Any, targets: Any) -> None:
-        super().run(sources, targets)
-        targets["model.layers.1.self_attn.o_proj.weight"].neg_()
+    looks = 0
+
+    @property
+    def targets(self) -> dict[str, torch.Tensor]:
+        self.looks += 1
+        if self.looks == LOOK_TO_VERIFY:
+            self.kept["model.layers.1.self_attn.o_proj.weight"].neg_()
+        return self.kept
+
+    @targets.setter
+    def targets(self, targets: dict[str, torch.Tensor]) -> None:
+        self.kept = targets
 
 
-class FakeServer(Server):
-    """A rollout rank whose engine needs no model."""
+LOOK_TO_VERIFY = 3
+"""The first is to check their shapes, the second to fill them."""
 
-    damage = False
 
-    def _start(self, order: Start) -> None:
-        if order.model_dir == "too large":
-            raise ConfigError("vLLM could not start with rollout.kv_cache_gib = 1")
-        self.damage = order.model_dir == "damaged"
-        self._shape = SHAPE
-        self._verify = VERIFY  # type: ignore[assignment]
-        tensor, place = self.config.rollout.tensor, dist.get_rank()
-        engine = FakeEngine(LENGTHS, 50, 64, place // tensor, dist.get_world_size() // tensor)
-        engine.tensor_rank, engine.tensor_size = place % tensor, tensor
-        side = rollout_side(Tensors.of(SHAPE), self.bridge.rollout_mesh(tensor))
-        shapes = side.shapes(self.bridge.rank)
-        engine.targets = {name: torch.full(size, -1.0) for name, size in shapes.items()}
-        self._engine = engine  # type: ignore[assignment]
-
-    def _prepare(self, order: Prepare) -> None:
-        super()._prepare(order)
-        assert self._sync is not None
-        if self.damage and self.bridge.rank == self.bridge.rollout_ranks[-1]:
-            self._sync = Damaged(self._sync.exchange, self._sync.side)
+def start_engine(config: RunConfig, bridge: Bridge, model_dir: str) -> StartedEngine:
+    """An engine that needs no model; the name of the folder says what goes wrong."""
+    if model_dir == "too large":
+        raise ConfigError("vLLM could not start with rollout.kv_cache_gib = 1")
+    tensor, place = config.rollout.tensor, dist.get_rank()
+    damages = model_dir == "damaged" and bridge.rank == bridge.rollout_ranks[-1]
+    kind = DamagingEngine if damages else FakeEngine
+    engine: Any = kind(LENGTHS, 50, 64, place // tensor, dist.get_world_size() // tensor)
+    engine.tensor_rank, engine.tensor_size = place % tensor, tensor
+    side = rollout_side(Tensors.of(SHAPE), bridge.rollout_mesh(tensor))
+    shapes = side.shapes(bridge.rank)
+    engine.targets = {name: torch.full(size, -1.0) for name, size in shapes.items()}
+    return StartedEngine(engine=engine, shape=SHAPE)
 
 
 class FakeActor:
@@ -141,10 +142,10 @@ class FakeActor:
         self.mesh = SimpleNamespace(torch_device=torch.device("cpu"))
         full = full_weights(self.layout.tensors)
         shards = held(self.layout.tensors, self.layout.side, bridge.rank, full)
-        self._weights = {name: w.float() for name, w in shards.items()}
+        self.weights = {name: w.float() for name, w in shards.items()}
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        return self._weights
+        return self.weights
 
 
 def serve_and_ask(
@@ -162,8 +163,14 @@ def serve_and_ask(
 
 
 def _serve(config: RunConfig, bridge: Bridge) -> dict[str, Any]:
-    server = FakeServer(config, bridge, "cpu", StopFlag(60))
-    server.stop.raised = bridge.rank == bridge.rollout_ranks[-1]
+    server = Server(
+        config,
+        bridge,
+        "cpu",
+        start_engine=partial(start_engine, config, bridge),
+        verify=VERIFY,
+        stop_wanted=lambda: bridge.rank == bridge.rollout_ranks[-1],
+    )
     code = server.run()
     engine: Any = server.engine
     tensors = Tensors.of(SHAPE)
@@ -177,28 +184,27 @@ def _serve(config: RunConfig, bridge: Bridge) -> dict[str, Any]:
 
 
 def _ask(config: RunConfig, bridge: Bridge, model_dir: str) -> dict[str, Any]:
-    from passk_fast.disaggregated.remote_engines import Remote
-    from passk_fast.run.engines import Colocated
+    from passk_fast.run.colocated_engines import ColocatedEngines
 
-    tokenizer = NumberTokenizer()
-    remote = Remote(config, bridge, model_dir, tokenizer)
+    tokenizer: Any = NumberTokenizer()
+    remote = RemoteEngines(config, bridge, model_dir, tokenizer)
     actor: Any = FakeActor(config, bridge)
     for verify in (True, False):
         remote.take_weights(actor, verify=verify)
     questions = prompts(13, 4, 50, seed=1)
-    dead = np.array([True, True, False, True])  # two wrong ones of three decide
+    decided = np.array([True, True, False, True])  # two wrong ones of three decide
     results = []
-    for first_key, zero_advantage_rows in ((0, None), (5, dead)):
-        draw = SampleRequest(
+    for first_key, zero_advantage_rows in ((0, None), (5, decided)):
+        request = SampleRequest(
             prompts=questions,
             num_rollouts=3,
             seed=7,
             first_key=first_key,
             zero_advantage_rows=zero_advantage_rows,
         )
-        groups, stats = remote.sample(draw)
+        groups, stats = remote.sample(request)
         alone: Any = SyntheticEngine(LENGTHS, 50, 64, 0, 1)
-        expected, counted = Colocated(config, alone, tokenizer, VERIFY).sample(draw)
+        expected, counted = ColocatedEngines(config, alone, tokenizer, VERIFY).sample(request)
         same = [
             [(r.token_ids, r.text) for r in g.rollouts]
             == [(r.token_ids, r.text) for r in e.rollouts]
@@ -221,7 +227,7 @@ def loses_a_rank(ranks: int, dying: int) -> None:
 
 
 def waits_for_a_frozen_rank(ranks: int, timeout_s: int) -> None:
-    """Rank 0, which has the store too, is stopped while the last rank waits for an order."""
+    """Rank 0, which has the store too, is stopped while the last rank waits for a request."""
     dist.destroy_process_group()
     bridge = join("cpu", timeout_s, ranks)
     if not bridge.is_rollout:

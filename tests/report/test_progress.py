@@ -1,4 +1,4 @@
-"""The console: a plain line a step without a terminal, a live table on one; the time left."""
+"""The console: a plain line per step without a terminal, a live table on one; the time left."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_plain_line() -> None:
     progress.write(record(1))
     progress.close()
     assert out.getvalue() == (
-        "step 1/100  reward 0.250  pass@1 0.250  pass@8 0.500  entropy 0.800  dead 35%  "
+        "step 1/100  reward 0.250  pass@1 0.250  pass@8 0.500  entropy 0.800  zero-advantage 35%  "
         "tokens/s 12.3k  left 3m18s\n"
     )
 

@@ -71,15 +71,15 @@ def test_fresh_run_starts_an_empty_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_full_disk_is_a_disk_error_and_the_others_are_still_closed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("/dev/full")
     first, last = JsonlSink(tmp_path / "a.jsonl"), JsonlSink(tmp_path / "b.jsonl")
-    first.close()
-    first._file = Path("/dev/full").open("a")  # noqa: SIM115
     report = Report([last, first, JsonlSink(tmp_path / "c.jsonl")])
     with pytest.raises(DiskError, match=r"a\.jsonl: cannot write: No space left"):
         report.step(record(1))
     with pytest.raises(DiskError):
         report.close()
-    assert last._file.closed
+    with pytest.raises(ValueError, match="closed file"):
+        last.write(record(2))
 
 
 def test_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:

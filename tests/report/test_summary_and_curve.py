@@ -30,7 +30,7 @@ def test_summary_says_what_improved_and_where_to_look() -> None:
     assert text.splitlines() == [
         "Held-out result (64 prompts x 16 responses, [interval])",
         "  pass@1   0.100 [0.080, 0.120]  ->  0.310 [0.290, 0.330]   "
-        "+0.210, better: the intervals are apart",
+        "+0.210, better: the intervals do not overlap",
         "  pass@8   0.500 [0.480, 0.520]  ->  0.510 [0.490, 0.530]   "
         "+0.010, within noise: the intervals overlap",
         "Where to look",

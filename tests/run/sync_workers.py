@@ -22,7 +22,7 @@ def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 25
     from passk_fast.actor.actor import Actor
     from passk_fast.actor.mesh import drop_mesh, make_mesh
     from passk_fast.rollout.vllm.engine import RolloutEngine
-    from passk_fast.run.engines import Colocated
+    from passk_fast.run.colocated_engines import ColocatedEngines
 
     if _RUNNING:
         _RUNNING["engine"].close()
@@ -45,7 +45,7 @@ def start(folder: str, parallel: dict[str, Any], tensor: int, sync_mib: int = 25
     engine = RolloutEngine(
         config, folder, rank=dist.get_rank(), world_size=dist.get_world_size(), device="cpu"
     )
-    engines = Colocated(config, engine, engine.tokenizer, lambda *_: 0.0)
+    engines = ColocatedEngines(config, engine, engine.tokenizer, lambda *_: 0.0)
     _RUNNING.update(engines=engines, actor=actor, engine=engine)
 
 
@@ -61,38 +61,36 @@ def sample(prompts: list[list[int]]) -> list[list[tuple[tuple[int, ...], tuple[f
     return [[(r.token_ids, r.logprobs) for r in group] for group in groups]
 
 
+class PacksHalf:
+    """A layer's way of packing its weight that halves it first."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        layer.weight.data *= 0.5
+        self._method.process_weights_after_loading(layer)
+
+
 def packs_wrongly() -> str:
     """A sync after which one packed layer holds something else; the message."""
-    engine = _RUNNING["engine"]
+    actor, engine = _RUNNING["actor"], _RUNNING["engine"]
+    layers: list[Any] = []
+
+    def spoil(model: Any) -> None:
+        layers.append(next(m for n, m in model.named_modules() if n.endswith("o_proj")))
+        layers[0].quant_method = PacksHalf(layers[0].quant_method)
+
+    engine.llm.apply_model(spoil)
     opened = engine.open_parameters()
-    module = next(m for n, m in opened._staged if n.endswith("o_proj"))
-    _RUNNING["engines"].sync.run(_RUNNING["actor"].parameters(), opened.targets)
-    method = module.quant_method
-
-    class Wrong:
-        """Packs half of the weight."""
-
-        def process_weights_after_loading(self, layer: Any) -> None:
-            layer.weight.data *= 0.5
-            method.process_weights_after_loading(layer)
-
-    import passk_fast.rollout.vllm.parameters as parameters
-
-    process = parameters._process
-
-    def hooked(layer: Any, **options: Any) -> None:
-        if layer is module:
-            layer.quant_method = Wrong()
-        process(layer, **options)
-        layer.quant_method = method if layer is module else layer.quant_method
-
-    parameters._process = hooked
+    _RUNNING["engines"].weight_sync(actor).run(actor.parameters(), opened.targets)
     try:
         engine.close_parameters(opened, probe=True)
     except PasskError as error:
         return str(error)
-    finally:
-        parameters._process = process
     return ""
 
 
@@ -109,7 +107,7 @@ def largest_difference(one: Any, other: Any) -> float:
 
 
 def start_engine_alone(folder: str, tensor: int) -> None:
-    """An engine without a trainer beside it."""
+    """An engine without a trainer."""
     from passk_fast.rollout.vllm.engine import RolloutEngine
 
     if _RUNNING:

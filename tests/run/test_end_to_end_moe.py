@@ -19,7 +19,7 @@ MOVING = "--loss.entropy-coef 0.01 --optim.lr 1e-2".split()
 
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A few small steps into `folder`; the warm-started model is kept beside it."""
+    """A few small steps into `folder`; the warm-started model is kept next to it."""
     where = ["--output-dir", str(folder), "--warm-start.cache-dir", str(folder.parent / "cache")]
     command = [*COMMAND, "train", str(CONFIG), *where, *SMALL, *MOVING, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)

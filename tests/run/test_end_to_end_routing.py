@@ -49,18 +49,16 @@ def test_a_run_that_replays_equals_one_that_does_not(tmp_path: Path) -> None:
     assert off == measured == replayed
 
 
-def test_a_refilled_batch_replays_every_round(tmp_path: Path) -> None:
+def test_with_dynamic_sampling_every_round_is_replayed(tmp_path: Path) -> None:
     """Most groups of a hardly trained model are all wrong; replaying still changes nothing."""
-    refill = """
-        --rollout.dynamic-sampling 3 --rollout.early-stop --algorithm.loss-denominator informative_tokens
-        --loss.entropy-coef 0 --warm-start.steps 60
-    """
+    options = """
+        --nproc 2 --steps 3 --parallel.expert 2 --rollout.dynamic-sampling 3 --rollout.early-stop
+        --algorithm.loss-denominator informative_tokens --loss.entropy-coef 0
+        --warm-start.steps 60
+    """.split()
     found = []
     for mode in ("off", "replay"):
-        train(
-            tmp_path / mode, *"--nproc 2 --steps 3 --parallel.expert 2".split(), *refill.split(),
-            "--algorithm.routing-replay", mode,
-        )  # fmt: skip
+        train(tmp_path / mode, *options, "--algorithm.routing-replay", mode)
         found.append(comparable(tmp_path / mode))
     off, replayed = found
     assert any(r["sampling_rounds"] > 1 and r["trained_tokens"] > 0 for r in replayed[1:])
@@ -69,11 +67,12 @@ def test_a_refilled_batch_replays_every_round(tmp_path: Path) -> None:
 
 
 def test_samples_of_older_weights_differ(tmp_path: Path) -> None:
-    """With a step of lag the trainer's own choice is another one for some tokens."""
-    lag = "--rollout.max-off-policy-steps 1 --loss.tis-clip 2 --rollout.no-sleep".split()
+    """Off-policy by one step, the trainer's own choice is another one for some tokens."""
+    ahead = "--rollout.max-off-policy-steps 1 --loss.tis-clip 2 --rollout.no-sleep".split()
     steps = "--steps 4 --nproc 2 --eval.every 0 --checkpoint.every 0".split()
-    train(tmp_path / "run", *steps, *lag, "--algorithm.routing-replay", "replay")
+    train(tmp_path / "run", *steps, *ahead, "--algorithm.routing-replay", "replay")
     records = metrics(tmp_path / "run")[1:]
     assert records[0]["routing_differs"] <= 1e-4
-    assert all(0.001 < r["routing_differs"] < 0.9 for r in records if r["lag"])
-    assert any(r["lag"] for r in records)
+    off_policy = [record for record in records if record["off_policy_steps"]]
+    assert off_policy
+    assert all(0.001 < record["routing_differs"] < 0.9 for record in off_policy)

@@ -1,294 +1,181 @@
-"""The step's arithmetic that needs no model: denominators, guards, records."""
+"""The loop with stand-ins for the actor and the engines: what happens in which order."""
 
 from __future__ import annotations
 
 import json
-import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from passk_fast.actor.actor import StepResult, WorstToken
-from passk_fast.advantage import advantages
-from passk_fast.config import (
-    AlgorithmConfig,
-    ModelConfig,
-    OptimConfig,
-    PolicyLoss,
-    RolloutConfig,
-    RunConfig,
-    ScheduleConfig,
-    ShapeConfig,
-)
-from passk_fast.data.types import Prompt, Rollout, RolloutGroup, Sequence
-from passk_fast.errors import ConfigError, DivergedError, ExitCode, NoSignalError
-from passk_fast.run.clock import Clock
-from passk_fast.run.loop import Progress, Trainer, to_sequences
-from passk_fast.run.metrics import Savings, logprob_bound
+from passk_fast.config import CheckpointConfig, EvalConfig, PolicyLoss, RolloutConfig, RunConfig
+from passk_fast.data.types import RolloutGroup, SampleRequest
+from passk_fast.errors import ExitCode
+from passk_fast.report.records import without_time
+from passk_fast.rollout.collect import CollectStats
+from passk_fast.run.evaluation import Evaluation
+from passk_fast.run.loop import Trainer, is_due
+from passk_fast.run.parts import Records, RunState, make_trainer
+from passk_fast.tasks import PromptOrder
+from tests.run.cases import FakeEngines, RecordingActor, Tokenizer, config, prompts
 
 pytestmark = pytest.mark.megatron
+PROMPTS = 20
 
 
-DEFAULT_LOSS = PolicyLoss()
+class Listener(Records):
+    """Notes records and samples in the order of events."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self.events = events
+
+    def step(self, record: Mapping[str, object]) -> None:
+        super().step(record)
+        self.events.append(f"record {record['step']}")
+
+    def samples(self, step: int, groups: Any) -> None:
+        assert all(isinstance(group, RolloutGroup) for group in groups)
+        self.events.append(f"samples {step}")
 
 
-class Mesh:
-    """A place in the world."""
-
-    device = "cpu"
-
-
-class Actor:
-    """Only its mesh is asked for here."""
-
-    mesh = Mesh()
-
-
-class Tokenizer:
-    """Decodes a token to its number."""
-
-    def decode(self, ids: list[int]) -> str:
-        return f"t{ids[0]}"
-
-
-def trainer(
-    progress: Progress | None = None,
-    loss: PolicyLoss = DEFAULT_LOSS,
-    **algorithm: Any,
-) -> Trainer:
-    """A trainer whose parts are absent: the functions under test use none of them."""
-    parts: dict[str, Any] = dict.fromkeys(("engines", "order"), None)
-    config = RunConfig(
-        model=ModelConfig(shape=ShapeConfig(max_positions=2048)),
-        algorithm=AlgorithmConfig(num_rollouts=4, k=2, **algorithm),
-        loss=loss,
-        optim=OptimConfig(max_bad_steps=2),
-    )
-    return Trainer(
-        config=config,
-        actor=Actor(),  # type: ignore[arg-type]
-        tokenizer=Tokenizer(),
-        prompts=[],
-        test_prompts=[],
-        progress=progress or Progress(),
-        **parts,
+def configured(steps: int, every: int = 0, ahead: int = 0) -> RunConfig:
+    """Evaluations and checkpoints every so many steps; four prompts per step."""
+    return replace(
+        config(PolicyLoss(tis_clip=2.0)),
+        steps=steps,
+        prompts_per_step=4,
+        rollout=RolloutConfig(max_off_policy_steps=ahead),
+        eval=EvalConfig(every=every, num_prompts=2, num_rollouts=4),
+        checkpoint=CheckpointConfig(every=every),
     )
 
 
-def group(rewards: list[float]) -> RolloutGroup:
-    """Responses of 1, 2, 3, ... tokens."""
-    rollouts = tuple(
-        Rollout(token_ids=(7,) * n, logprobs=(-0.5,) * n, text="", finished=True)
-        for n in range(1, len(rewards) + 1)
+class Slow(FakeEngines):
+    """Says that more of its time went to verifying and waiting than it took in all."""
+
+    def sample(self, request: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
+        time.sleep(0.05)
+        groups, stats = super().sample(request)
+        return groups, replace(stats, verify_s=0.03, idle_s=0.04)
+
+
+def make(
+    run: RunConfig, state: RunState | None = None, kind: type[FakeEngines] = FakeEngines
+) -> tuple[Trainer, list[str], Listener]:
+    """A trainer of stand-ins, the events that it causes, and its report."""
+    events: list[str] = []
+    report, engines = Listener(events), kind(events)
+    actor: Any = RecordingActor(events)
+    tokenizer: Any = Tokenizer()
+    order = PromptOrder(PROMPTS, 0)
+    trainer = make_trainer(run, actor, engines, tokenizer, prompts(PROMPTS), order, state=state)
+    trainer = replace(
+        trainer,
+        evaluate=Evaluation(run, engines, prompts(3)),
+        save=lambda: events.append(f"save {trainer.progress.step}"),
+        report=report,
     )
-    prompt = Prompt(id="0", text="x", answer="", task="exact")
-    return RolloutGroup(
-        prompt=prompt, prompt_ids=(1, 2), rollouts=rollouts, rewards=np.array(rewards, dtype=float)
-    )
+    return trainer, events, report
 
 
-def step(applied: bool, gap: float = 0.0) -> StepResult:
-    """The result of one optimizer step."""
-    worst = WorstToken(
-        gap=gap, sequence=1, position=9, token=5, rollout_logprob=-1.0, trainer_logprob=-1.0 - gap
-    )
-    return StepResult(sums={}, grad_norm=1.0, applied=applied, worst=worst, micro_batches=1)
-
-
-@pytest.mark.parametrize(
-    ("kind", "want"), [("response_tokens", 10.0), ("informative_tokens", 7.0), ("sequences", 4.0)]
-)
-def test_denominators(kind: str, want: float) -> None:
-    sequences = to_sequences([group([0, 1, 0, 1])], np.array([[0.0, 0.0, 1.0, -2.0]]))
-    assert [s.token_ids[:2] for s in sequences] == [(1, 2)] * 4
-    assert [s.response_length for s in sequences] == [1, 2, 3, 4]
-    assert trainer(loss_denominator=kind)._denominator(sequences) == want
-
-
-class Recorder:
-    """An actor that notes what it is given to train."""
-
-    mesh = Mesh()
-
-    def __init__(self) -> None:
-        self.packed: list[list[Sequence]] = []
-        self.denominators: list[float] = []
-
-    def pack(self, sequences: list[Sequence]) -> list[Any]:
-        self.packed.append(sequences)
-        return []
-
-    def prepare(self, batches: list[Sequence], *, old_logprobs: bool) -> list[Sequence]:
-        return batches
-
-    def policy_step(self, batches: Any, *, denominator: float, lr: float) -> StepResult:
-        self.denominators.append(denominator)
-        return StepResult(
-            sums={"loss_sum": 0.0, "tokens": 0.0},
-            grad_norm=0.0,
-            applied=True,
-            worst=None,
-            micro_batches=1,
+def state_of(trainer: Trainer) -> RunState:
+    """As a checkpoint would keep it."""
+    state: RunState = json.loads(
+        json.dumps(
+            {
+                "progress": asdict(trainer.progress),
+                "sampling": trainer.sampling.state_dict(),
+                "schedule": trainer.schedule.state_dict(),
+            }
         )
+    )
+    return state
 
 
-class Engine:
-    """Sleeps when told to."""
-
-    def sleep(self) -> None:
-        pass
+SYNC = ["wake up", "take weights"]
+EVALUATION = ["wake up", "sample"]
+STEP = ["sample", "sleep", "optimizer step", *SYNC]
 
 
-@pytest.mark.parametrize(
-    ("options", "trained"),
-    [
-        ({}, 3),
-        ({"skip_zero_advantage": "off"}, 8),
-        ({"loss": PolicyLoss(kl_coef=0.1)}, 8),
-        ({"loss": PolicyLoss(entropy_coef=0.1)}, 8),
-        ({"skip_zero_advantage": "on"}, 3),
-    ],
-)
-def test_only_sequences_with_advantage_are_trained(options: dict[str, Any], trained: int) -> None:
-    run = trainer(**options)
-    run.actor = Recorder()  # type: ignore[assignment]
-    run.engines = Engine()  # type: ignore[assignment]
-    groups = [group([1, 0, 0, 0]), group([0, 0, 0, 0])]
-    run._update(groups, np.array([[1.0, -0.5, -0.5, 0.0], [0.0] * 4]), Clock(), Savings())
-    assert [len(packed) for packed in run.actor.packed] == [trained]
-    assert run.actor.denominators == [20.0]  # all response tokens, fixed before pruning
-    assert run.unchecked == 2  # nothing was compared
+def test_the_order_of_a_run() -> None:
+    trainer, events, _ = make(configured(steps=2, every=2))
+    assert trainer.train() == ExitCode.DONE
+    assert events == [
+        *["wake up", "take weights, verified"],
+        *[*EVALUATION, "record 0"],
+        *[*STEP, "record 1"],
+        *[*STEP, *EVALUATION, "samples 2", "save 2", "record 2"],
+    ]
 
 
-def test_pruning_with_a_kl_term_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"kl_coef.*skip_zero_advantage = 'auto'"):
-        trainer(loss=PolicyLoss(kl_coef=0.1), skip_zero_advantage="on")
+def test_the_next_batch_is_sampled_while_one_is_trained() -> None:
+    trainer, _, report = make(configured(steps=4, every=2, ahead=1))
+    assert trainer.train() == ExitCode.DONE
+    # the steps before an evaluation, a checkpoint and the end sample nothing ahead
+    assert [record["off_policy_steps"] for record in report.records[1:]] == [0, 1, 0, 1]
+    times = [record["time"] for record in report.records[1:]]
+    assert ["overlap_sampling_s" in t for t in times if isinstance(t, dict)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    trainer.sampling.close()
 
 
-def test_non_finite_steps_in_a_row_stop_the_run() -> None:
-    run = trainer()
-    run._count(step(False))
-    run._count(step(True))  # a good step forgives
-    run._count(step(False))
-    assert run.progress.skipped == 2
-    with pytest.raises(DivergedError, match="2 optimizer steps in a row"):
-        run._count(step(False))
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_times_are_never_negative_and_add_up(ahead: int) -> None:
+    trainer, _, report = make(configured(steps=4, every=3, ahead=ahead), kind=Slow)
+    trainer.train()
+    for record in report.records:
+        times = record["time"]
+        assert isinstance(times, dict)
+        assert min(times.values()) >= 0
+        total = times.pop("total")
+        times.pop("overlap_sampling_s", None)
+        assert 0.5 * total <= sum(times.values()) <= total  # little is in no phase
+    trainer.sampling.close()
 
 
-@pytest.mark.parametrize(("reward", "advice"), [(0.0, "warm-start"), (1.0, "harder prompts")])
-def test_a_task_without_signal_stops_with_advice(reward: float, advice: str) -> None:
-    run = trainer(max_zero_advantage_steps=3)
-    groups = [group([reward] * 4)]
-    dead, live = np.zeros((1, 4)), np.array([[1.0, -1.0, 0.0, 0.0]])
-    for row in (dead, dead, live, dead, dead):
-        run._count_dead(groups, row)
-    with pytest.raises(NoSignalError, match=advice) as caught:
-        run._count_dead(groups, dead)
-    assert caught.value.exit_code == ExitCode.NO_SIGNAL
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_resumed_run_is_the_uninterrupted_one(ahead: int) -> None:
+    run = configured(steps=4, every=2, ahead=ahead)
+    whole, _, expected = make(run)
+    whole.train()
+    first, _, before = make(replace(run, steps=2))
+    first.train()
+    second, events, after = make(run, state_of(first))
+    second.train()
+    records = [*before.records, *after.records]
+    assert [record["step"] for record in after.records] == [3, 4]
+    assert events[:3] == ["wake up", "take weights, verified", "sample"]  # evaluated before
+    assert [without_time(record) for record in records] == [
+        without_time(record) for record in expected.records
+    ]
+    for trainer in (whole, first, second):
+        trainer.sampling.close()
 
 
-def test_disagreeing_logprobs_stop_the_run_and_name_the_token() -> None:
-    run = trainer()
-    sequences = to_sequences([group([0, 1, 0, 1])], np.zeros((1, 4)))
-    run._check_logprobs(step(True, gap=5e-5), sequences)
-    with pytest.raises(DivergedError) as caught:
-        run._check_logprobs(step(True, gap=2e-4), sequences)
-    for part in ("'t5' (id 5)", "position 9 of sequence 1", "0.0002", "0.0001"):
-        assert part in str(caught.value)
-    with pytest.raises(DivergedError):
-        run._check_logprobs(step(True, gap=float("inf")), sequences)
+def test_a_signal_saves_and_ends_the_run() -> None:
+    trainer, events, _ = make(configured(steps=5))
+    stops = iter([False, True])
+    trainer = replace(trainer, stop=lambda: next(stops))
+    assert trainer.train() == ExitCode.PREEMPTED
+    assert trainer.progress.step == 2
+    assert events[-2:] == ["record 2", "save 2"]
 
 
-def test_the_bound_follows_the_dtype_and_can_be_set() -> None:
-    run = trainer(max_logprob_gap=0.25)
-    assert logprob_bound(run.config, "cpu") == 0.25
-    assert logprob_bound(trainer().config, "cpu") == 1e-4
-    assert logprob_bound(trainer().config, "cuda") == 1e-2
+def test_without_held_out_prompts_nothing_is_evaluated() -> None:
+    trainer, events, report = make(configured(steps=1))
+    evaluate = Evaluation(trainer.config, trainer.engines, [])
+    replace(trainer, evaluate=evaluate).train()
+    assert not any("eval" in record for record in report.records)
+    assert events.count("sample") == 1
 
 
-def test_metrics_of_stopped_groups_are_bounds() -> None:
-    nan = math.nan
-    rewards = np.array([[1, 1, 1, nan], [1, 0, 0, 0]])
-    groups = [group(list(row)) for row in rewards]
-    record = trainer()._rollout_metrics(groups, np.zeros_like(rewards))
-    assert record["pass@1"] == 0.5
-    assert record["pass@1_high"] == 0.625
-    assert record["pass@k"] == record["pass@k_high"] == 0.75  # N = 4, k = 2: c >= 3 decides it
-    assert record["censored_share"] == record["zero_advantage_share"] == 0.5
-    assert record["reward"] == pytest.approx(4 / 7)
-    assert record["correct_histogram"] == [0, 1, 0, 0, 0]
-    assert record["censored_histogram"] == [0, 0, 0, 1, 0]
-
-
-def test_stopped_groups_get_no_advantage_and_leave_the_others_alone() -> None:
-    rewards = np.array([[1, 1, 1, math.nan], [1, 0, 0, 0], [0, 0, 1, 1]])
-    run = trainer(loss_denominator="sequences")
-    got = run._advantages([group(list(row)) for row in rewards], 0)
-    assert not got[0].any()
-    np.testing.assert_array_equal(got[1:], advantages("passk", rewards[1:], 2))
-
-
-def test_a_checkpoint_keeps_the_schedule() -> None:
-    plan = ScheduleConfig(kind="plateau", ks=(2, 1), patience=3)
-    run = trainer(schedule=plan)
-    for value in (0.5, 0.4, 0.4, 0.4):
-        run.schedule.observe({"pass@k": value})
-    state = json.loads(json.dumps(run.schedule.state_dict()))
-    assert run.schedule.phase(4) == 1
-    again = trainer(schedule=plan, progress=Progress(step=4, schedule=state))
-    assert again.schedule.state_dict() == run.schedule.state_dict()
-    assert again.schedule.stages(4)[0].k == 1
-
-
-def test_noise_changes_advantages_and_not_the_record() -> None:
-    groups = [group([1.0, 0.0, 0.0, 0.0]) for _ in range(50)]
-    run = trainer(flip_negatives=0.5)
-    noisy = run._advantages(groups, 0)
-    assert (noisy != trainer()._advantages(groups, 0)).any()
-    np.testing.assert_array_equal(noisy, run._advantages(groups, 0))  # seeded by the step
-    record = run._rollout_metrics(groups, noisy)
-    assert record["reward"] == record["pass@1"] == 0.25
-
-
-def test_early_stop_is_refused_where_it_is_not_exact() -> None:
-    def config(loss: PolicyLoss = DEFAULT_LOSS, **algorithm: Any) -> RunConfig:
-        return RunConfig(
-            model=ModelConfig(path="x"),
-            rollout=RolloutConfig(early_stop=True),
-            loss=loss,
-            algorithm=AlgorithmConfig(**algorithm),
-        )
-
-    config(loss_denominator="informative_tokens")
-    config(loss_denominator="sequences")
-    with pytest.raises(ConfigError, match="would change the denominator"):
-        config()
-    with pytest.raises(ConfigError, match="kl_coef"):
-        config(loss_denominator="sequences", loss=PolicyLoss(kl_coef=0.1))
-
-
-def test_sampling_ahead_needs_the_importance_correction_and_an_awake_engine() -> None:
-    def config(device: str = "cpu", sleep: bool = True, tis_clip: float = 0.0) -> RunConfig:
-        return RunConfig(
-            device=device,  # type: ignore[arg-type]
-            model=ModelConfig(path="x"),
-            rollout=RolloutConfig(max_off_policy_steps=1, sleep=sleep),
-            loss=PolicyLoss(tis_clip=tis_clip),
-        )
-
-    config(tis_clip=2.0)
-    config("cuda", sleep=False, tis_clip=2.0)
-    with pytest.raises(ConfigError, match=r"loss\.tis_clip"):
-        config()
-    with pytest.raises(ConfigError, match=r"rollout.sleep = false"):
-        config("cuda", tis_clip=2.0)
-
-
-def test_rollout_metrics_count_dead_groups() -> None:
-    rewards = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=float)
-    groups = [group(list(row)) for row in rewards]
-    record = trainer()._rollout_metrics(groups, np.zeros_like(rewards))
-    assert record["zero_advantage_share"] == 0.75  # N = 4, k = 2: signal at 1 <= c <= 2 only
-    assert record["pass@1"] == 0.5
-    assert record["pass@k"] == pytest.approx((0 + 0.5 + 1 + 1) / 4)
+def test_what_is_due() -> None:
+    assert [step for step in range(1, 8) if is_due(step, 3, 7)] == [3, 6, 7]
+    assert [step for step in range(1, 8) if is_due(step, 0, 7)] == [7]

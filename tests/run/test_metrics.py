@@ -14,6 +14,7 @@ from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.dynamic_sampling import SampledBatch
 from passk_fast.rollout.groups import MISSING
 from passk_fast.run.metrics import Savings, sampling_metrics
+from tests.run.cases import batch, metrics
 
 
 def sequence(prompt: tuple[int, ...], response: int, advantage: float) -> Sequence:
@@ -53,7 +54,7 @@ def test_work_is_what_is_packed(shared: bool) -> None:
     assert savings.record()["padding_share"] == 1 - batch.real_tokens / 16
 
 
-def test_metrics_of_what_was_drawn() -> None:
+def test_metrics_of_what_was_sampled() -> None:
     def group(lengths: list[int]) -> RolloutGroup:
         rollouts = tuple(
             Rollout(token_ids=(1,) * n, logprobs=(-1.0,) * n, text="", finished=n < 4)
@@ -65,14 +66,16 @@ def test_metrics_of_what_was_drawn() -> None:
         prompt = Prompt(id="p", text="", answer="", task="t")
         return RolloutGroup(prompt=prompt, prompt_ids=(1,), rollouts=rollouts, rewards=rewards)
 
-    drawn = SampledBatch(
+    sampled = SampledBatch(
         indices=[3, 1, 2],
         groups=[group([1, 2]), group([4, 0]), group([3, 3])],
+        advantages_PN=np.array([[1.0, -1.0], [0.0, 0.0], [0.5, -0.5]]),
         end=2,
         rounds=2,
         stats=CollectStats(aborted=1, verifier_failures=5),
     )
-    record = sampling_metrics(drawn, np.array([[1.0, -1.0], [0.0, 0.0], [0.5, -0.5]]))
+    record = sampling_metrics(sampled)
+    assert record["prompt_tokens"] == 3
     assert record["response_tokens"] == 13
     assert record["response_length"] == 13 / 5
     assert record["truncated_share"] == pytest.approx(1 / 5)
@@ -80,3 +83,29 @@ def test_metrics_of_what_was_drawn() -> None:
     assert (record["informative_groups"], record["surplus_informative_groups"]) == (1, 1)
     assert (record["sampled_prompts"], record["sampling_rounds"]) == (3, 2)
     assert record["verifier_failures"] == 5
+
+
+@pytest.mark.megatron
+def test_metrics_of_stopped_groups_are_bounds() -> None:
+    record = metrics(batch([[1, 1, 1, math.nan], [1, 0, 0, 0]]))
+    assert record["pass@1"] == 0.5
+    assert record["pass@1_high"] == 0.625
+    assert record["pass@k"] == record["pass@k_high"] == 0.75  # N = 4, k = 2: c >= 3 decides it
+    assert record["censored_share"] == record["zero_advantage_share"] == 0.5
+    assert record["reward"] == pytest.approx(4 / 7)
+    assert record["correct_histogram"] == [0, 1, 0, 0, 0]
+    assert record["censored_histogram"] == [0, 0, 0, 1, 0]
+
+
+@pytest.mark.megatron
+def test_zero_advantage_groups_are_counted() -> None:
+    record = metrics(batch([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]))
+    assert record["zero_advantage_share"] == 0.75  # N = 4, k = 2: signal at 1 <= c <= 2 only
+    assert record["pass@1"] == 0.5
+    assert record["pass@k"] == pytest.approx((0 + 0.5 + 1 + 1) / 4)
+
+
+@pytest.mark.megatron
+def test_noise_rewards_are_not_recorded() -> None:
+    record = metrics(batch([[1.0, 0.0, 0.0, 0.0]] * 50), flip_negatives=0.5)
+    assert record["reward"] == record["pass@1"] == 0.25

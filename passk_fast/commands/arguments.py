@@ -1,0 +1,28 @@
+"""Options that the commands take out of their arguments before the configuration sees them."""
+
+from __future__ import annotations
+
+from passk_fast.errors import ConfigError
+
+
+def take(arguments: list[str], name: str) -> str | None:
+    """Remove `name VALUE` or `name=VALUE` from the arguments and return the value.
+
+    ConfigError where the value is missing.
+    """
+    for i, argument in enumerate(arguments):
+        if argument == name:
+            if i + 1 == len(arguments):
+                raise ConfigError(f"command line: {name} needs a value.")
+            del arguments[i]
+            return arguments.pop(i)
+        if argument.startswith(name + "="):
+            return arguments.pop(i).partition("=")[2]
+    return None
+
+
+def positive(text: str, name: str) -> int:
+    """The value of an option that counts something; ConfigError unless it is a positive number."""
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"command line: {name} must be a positive number, got {text!r}.")
+    return int(text)

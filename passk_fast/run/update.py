@@ -1,0 +1,122 @@
+"""The update of a step: sequences of a batch -> one optimizer step per minibatch of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from passk_fast.actor.actor import Actor, StepResult
+from passk_fast.actor.lr_schedule import learning_rate
+from passk_fast.advantage.schedule import Schedule
+from passk_fast.config import RunConfig
+from passk_fast.data.types import PackedBatch, RolloutGroup, Sequence
+from passk_fast.rollout.dynamic_sampling import SampledBatch
+from passk_fast.run.clock import Clock
+from passk_fast.run.guards import Guards
+from passk_fast.run.metrics import Savings, UpdateReport
+from passk_fast.run.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Minibatch:
+    """What one optimizer step trains."""
+
+    sequences: list[Sequence]
+    denominator: float
+    batches: list[PackedBatch]
+
+
+class PolicyUpdate:
+    """Trains the actor on batches. All ranks call it together."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        actor: Actor,
+        schedule: Schedule,
+        guards: Guards,
+        progress: Progress,
+    ) -> None:
+        self._config, self._actor, self._schedule = config, actor, schedule
+        self._guards, self._progress = guards, progress
+
+    def __call__(self, batch: SampledBatch, clock: Clock) -> UpdateReport:
+        """algorithm.minibatches optimizer steps; phases "pack", "logprob" and "train".
+
+        DivergedError as `Guards.check_update`.
+        """
+        count = self._config.algorithm.minibatches
+        savings, minibatches = Savings(), []
+        for m in range(count):
+            part = slice(batch.end * m // count, batch.end * (m + 1) // count)
+            with clock.span("pack"):
+                sequences = to_sequences(batch.groups[part], batch.advantages_PN[part])
+                minibatch = self._pack(sequences, savings)
+            with clock.span("logprob"):
+                minibatches.append(self._with_logprobs(minibatch))
+        results = []
+        with clock.span("train"):
+            for m, minibatch in enumerate(minibatches):
+                on_policy = m == 0 and not batch.off_policy_steps
+                results.append(self._optimize(minibatch, on_policy=on_policy))
+        return UpdateReport(results=results, savings=savings)
+
+    def _pack(self, sequences: list[Sequence], savings: Savings) -> _Minibatch:
+        algorithm = self._config.algorithm
+        # The denominator counts what was sampled: it is fixed before any sequence is left out.
+        denominator = loss_denominator(algorithm.loss_denominator, sequences)
+        trained = sequences
+        if self._config.skips_zero_advantage:
+            trained = [s for s in sequences if s.advantage != 0.0]
+        batches = self._actor.pack(trained)
+        savings.count(sequences, trained, shared=self._config.share_prompts)
+        savings.count_packed(batches)
+        return _Minibatch(sequences=trained, denominator=denominator, batches=batches)
+
+    def _with_logprobs(self, minibatch: _Minibatch) -> _Minibatch:
+        """With the sampling policy's own log-probs, where earlier minibatches move the weights."""
+        several = self._config.algorithm.minibatches > 1
+        batches = self._actor.prepare(minibatch.batches, old_logprobs=several)
+        return replace(minibatch, batches=batches)
+
+    def _optimize(self, minibatch: _Minibatch, *, on_policy: bool) -> StepResult:
+        config, progress = self._config, self._progress
+        total = config.steps * config.algorithm.minibatches
+        lr = learning_rate(config.optim, progress.optimizer_step, total)
+        lr *= self._schedule.lr_scale(progress.step)
+        denominator = minibatch.denominator
+        result = self._actor.policy_step(minibatch.batches, denominator=denominator, lr=lr)
+        result.sums["lr"] = lr
+        result.sums["loss"] = result.sums["loss_sum"] / denominator
+        progress.optimizer_step += 1
+        self._guards.check_update(result, minibatch.sequences, on_policy=on_policy)
+        return result
+
+
+def to_sequences(groups: SequenceOf[RolloutGroup], advantages_PN: np.ndarray) -> list[Sequence]:
+    """P groups and their advantages [P, N] -> P * N sequences, in order."""
+    return [
+        Sequence(
+            token_ids=group.prompt_ids + rollout.token_ids,
+            prompt_length=len(group.prompt_ids),
+            rollout_logprobs=rollout.logprobs,
+            advantage=float(advantage),
+            routed_experts=rollout.routed_experts,
+        )
+        for group, advantages_N in zip(groups, advantages_PN, strict=True)
+        for rollout, advantage in zip(group.rollouts, advantages_N, strict=True)
+    ]
+
+
+def loss_denominator(kind: str, sequences: SequenceOf[Sequence]) -> float:
+    """What the summed loss is divided by, at least 1 (algorithm.loss_denominator).
+
+    "sequences": their number; "response_tokens": all tokens of responses; "informative_tokens":
+    those of responses with non-zero advantage.
+    """
+    if kind == "sequences":
+        return float(max(1, len(sequences)))
+    counted = [s for s in sequences if kind == "response_tokens" or s.advantage != 0.0]
+    return float(max(1, sum(s.response_length for s in counted)))

@@ -1,0 +1,195 @@
+"""Groups, results and stand-ins that the tests of the loop's parts share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from passk_fast.actor.actor import StepResult, WorstToken
+from passk_fast.advantage.schedule import Schedule
+from passk_fast.config import (
+    AlgorithmConfig,
+    ModelConfig,
+    OptimConfig,
+    PolicyLoss,
+    RunConfig,
+    ShapeConfig,
+)
+from passk_fast.data.types import (
+    PackedBatch,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    SampleRequest,
+    Sequence,
+)
+from passk_fast.errors import ExitCode
+from passk_fast.kernels import TOKEN_METRICS
+from passk_fast.rollout.collect import CollectStats
+from passk_fast.rollout.dynamic_sampling import SampledBatch
+from passk_fast.run.guards import Guards
+from passk_fast.run.metrics import rollout_metrics
+from passk_fast.run.progress import Progress
+from passk_fast.run.sampling import group_advantages
+
+
+class Mesh:
+    """A place in the world."""
+
+    device = "cpu"
+
+
+class Tokenizer:
+    """Decodes a token to its number."""
+
+    def decode(self, ids: list[int]) -> str:
+        return f"t{ids[0]}"
+
+
+def config(loss: PolicyLoss | None = None, **algorithm: Any) -> RunConfig:
+    """Groups of four, pass@2."""
+    return RunConfig(
+        device="cpu",
+        model=ModelConfig(shape=ShapeConfig(max_positions=2048)),
+        algorithm=AlgorithmConfig(num_rollouts=4, k=2, **algorithm),
+        loss=loss or PolicyLoss(),
+        optim=OptimConfig(max_bad_steps=2),
+    )
+
+
+def guards(progress: Progress | None = None, **algorithm: Any) -> Guards:
+    """Guards of a run on the CPU."""
+    tokenizer: Any = Tokenizer()
+    return Guards(config(**algorithm), "cpu", tokenizer, progress or Progress())
+
+
+def group(rewards: list[float]) -> RolloutGroup:
+    """Responses of 1, 2, 3, ... tokens."""
+    rollouts = tuple(
+        Rollout(token_ids=(7,) * n, logprobs=(-0.5,) * n, text="", finished=True)
+        for n in range(1, len(rewards) + 1)
+    )
+    prompt = Prompt(id="0", text="x", answer="", task="exact")
+    return RolloutGroup(
+        prompt=prompt, prompt_ids=(1, 2), rollouts=rollouts, rewards=np.array(rewards, dtype=float)
+    )
+
+
+def batch(rewards_PN: SequenceOf[SequenceOf[float]], advantages_PN: Any = None) -> SampledBatch:
+    """All groups are trained; advantages are zero unless they are given."""
+    groups = [group(list(rewards_N)) for rewards_N in rewards_PN]
+    if advantages_PN is None:
+        advantages_PN = np.zeros((len(groups), len(rewards_PN[0])))
+    return SampledBatch(
+        indices=list(range(len(groups))),
+        groups=groups,
+        advantages_PN=np.array(advantages_PN),
+        end=len(groups),
+        rounds=1,
+        stats=CollectStats(),
+    )
+
+
+def advantages(groups: list[RolloutGroup], **algorithm: Any) -> np.ndarray:
+    """Of the first step."""
+    run = config(**algorithm)
+    return group_advantages(groups, Schedule(run.algorithm, run.seed), run, 0)
+
+
+def metrics(sampled: SampledBatch, **algorithm: Any) -> dict[str, object]:
+    """Of the first step."""
+    run = config(**algorithm)
+    return rollout_metrics(sampled, Schedule(run.algorithm, run.seed), 0, run.algorithm.k)
+
+
+def result(applied: bool = True, gap: float = 0.0, tokens: float = 1.0) -> StepResult:
+    """Of one optimizer step; its worst token is number 5, of sequence 1."""
+    worst = WorstToken(
+        gap=gap, sequence=1, position=9, token=5, rollout_logprob=-1.0, trainer_logprob=-1.0 - gap
+    )
+    return StepResult(
+        sums={"tokens": tokens}, grad_norm=1.0, applied=applied, worst=worst, micro_batches=1
+    )
+
+
+class RecordingActor:
+    """An actor that notes what it is given to train."""
+
+    mesh = Mesh()
+
+    def __init__(self, events: list[str] | None = None) -> None:
+        self.packed: list[list[Sequence]] = []
+        self.denominators: list[float] = []
+        self.old_logprobs: list[bool] = []
+        self.events = [] if events is None else events
+
+    def pack(self, sequences: list[Sequence]) -> list[PackedBatch]:
+        self.packed.append(sequences)
+        return []
+
+    def prepare(self, batches: list[PackedBatch], *, old_logprobs: bool) -> list[PackedBatch]:
+        self.old_logprobs.append(old_logprobs)
+        return batches
+
+    def policy_step(
+        self, batches: list[PackedBatch], *, denominator: float, lr: float
+    ) -> StepResult:
+        self.denominators.append(denominator)
+        self.events.append("optimizer step")
+        sums = {metric.name: 0.0 for metric in TOKEN_METRICS}
+        sums["tokens"] = float(sum(s.response_length for s in self.packed[-1]))
+        return StepResult(
+            sums=sums,
+            grad_norm=0.5,
+            applied=True,
+            worst=None,
+            micro_batches=1,
+        )
+
+
+class FakeEngines:
+    """Engines that answer at once, and note what they are asked in `events`.
+
+    Prompt i has i correct responses, modulo N + 1; a response has as many tokens as its number.
+    """
+
+    data_size = 1
+    stop_wanted = False
+
+    def __init__(self, events: list[str] | None = None) -> None:
+        self.events = [] if events is None else events
+        self.requests: list[SampleRequest] = []
+        self.threads: list[str] = []
+
+    def sample(self, request: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
+        self.requests.append(request)
+        self.threads.append(threading.current_thread().name)
+        num = request.num_rollouts
+        groups = []
+        for prompt in request.prompts:
+            correct = int(prompt.id) % (num + 1)
+            rewards = [1.0] * correct + [0.0] * (num - correct)
+            groups.append(replace(group(rewards), prompt=prompt))
+        self.events.append("sample")
+        return groups, CollectStats(engine_s=0.25)
+
+    def take_weights(self, actor: object, *, verify: bool) -> None:
+        self.events.append("take weights, verified" if verify else "take weights")
+
+    def sleep(self) -> None:
+        self.events.append("sleep")
+
+    def wake_up(self) -> None:
+        self.events.append("wake up")
+
+    def leave(self, code: ExitCode | None) -> None:
+        self.events.append("leave")
+
+
+def prompts(count: int) -> list[Prompt]:
+    """Their ids are their numbers."""
+    return [Prompt(id=str(i), text="x", answer="", task="exact") for i in range(count)]
