@@ -29,7 +29,7 @@ class Prompt:
 class SampleRequest:
     """What to sample: N responses to each of P prompts; the same on all ranks.
 
-    Example: SampleRequest(prompts=(maze,), num_rollouts=16, seed=71) asks for 16 answers to one maze.
+    Example: SampleRequest(prompts=(maze,), num_rollouts=16, seed=71) asks for 16 answers to a maze.
     """
 
     prompts: SequenceOf[Prompt]
