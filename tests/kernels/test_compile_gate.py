@@ -20,7 +20,7 @@ def test_compile_gate(tmp_path: Path) -> None:
     report = tmp_path / "gate.json"
     environment = {key: v for key, v in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "passk_fast.kernels.compile_gate", "--json", str(report)],
+        [sys.executable, "-m", "passk_fast.kernels.triton.compile_gate", "--json", str(report)],
         cwd=ROOT,
         env={**environment, "TRITON_DEFAULT_FP_FUSION": "1"},
         capture_output=True,

@@ -1,6 +1,6 @@
 """Compiles every kernel and configuration that ships for sm_90a, without a GPU, and checks them.
 
-    python -m passk_fast.kernels.compile_gate [--json FILE]
+    python -m passk_fast.kernels.triton.compile_gate [--json FILE]
 
 Prints registers, spills, shared memory and tensor-core and TMA instructions, read from the machine
 code, and exits with 1 when a kernel spills, exceeds 227 KiB, or lacks what it is said to use.
@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,7 +48,7 @@ class Entry:
 
     name: str
     kernel: Any
-    constants: Mapping[str, Constant]
+    constants: dict[str, Constant]
     num_warps: int = 8
     num_stages: int = 3
     absent: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ def entries() -> Iterator[Entry]:
             tma=True,
         )
     for store in (True, False):
-        constants: dict[str, Constant] = {"STORE": store, "BLOCK": 4096}
+        constants = {"STORE": store, "BLOCK": 4096}
         absent: tuple[str, ...] = () if store else ("e_ptr",)
         name = f"K1 row pass {'with E' if store else 'without E'}"
         yield Entry(name, head.anchored_rows_kernel, constants, absent=absent)
@@ -103,7 +103,7 @@ def entries() -> Iterator[Entry]:
     yield Entry("K1 fill holes", head.fill_holes_kernel, {"BLOCK": 2048}, 4)
     yield Entry("K0 groups", groups.group_kernel, {"BLOCK": 32}, 1, out="*fp32")
     for label, options, absent in _option_sets():
-        tau: dict[str, Constant] = {"PER_ROW_TAU": label == "all", "BLOCK": ROW_BLOCK}
+        tau = {"PER_ROW_TAU": label == "all", "BLOCK": ROW_BLOCK}
         skip = absent if label == "all" else (*absent, "tau_ptr")
         constants = {**options, **tau, "GRADIENT": True}
         yield Entry(f"K2 fused, {label}", logits.fused_kernel, constants, absent=skip)
@@ -120,7 +120,7 @@ def entries() -> Iterator[Entry]:
     yield Entry("rescale", logits.rescale_kernel, {"BLOCK": 4096}, 4)
 
 
-def _option_sets() -> Iterator[tuple[str, Mapping[str, Constant], tuple[str, ...]]]:
+def _option_sets() -> Iterator[tuple[str, dict[str, Constant], tuple[str, ...]]]:
     import torch
 
     from passk_fast.kernels.triton.rows import option_constants
