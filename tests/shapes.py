@@ -1,8 +1,9 @@
 """Array shapes in signatures are checked while tests run: jaxtyping's import hook with beartype.
 
 Call `check_shapes` before the first import of passk_fast, in every process that runs tests. Only
-modules that name shapes are hooked, and only annotations with a shape are checked: mypy checks the
-other types, and tests hand in stand-ins for engines and samplers.
+modules that import jaxtyping (the kernels: their own shapes.py) are hooked, and only annotations
+with a shape are checked: mypy checks the other types, and tests hand in stand-ins for engines and
+samplers.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from typing import TypeVar, get_args
 from beartype import beartype
 from jaxtyping import AbstractArray, install_import_hook
 
-_SOURCES = ("from jaxtyping import", "from passk_fast.kernels.shapes import")
-"""Where annotations with shapes come from."""
+IMPORTS = ("from jaxtyping import", "from passk_fast.kernels.shapes import")
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -26,13 +26,13 @@ def check_shapes() -> None:
 
 
 def hooked_modules() -> list[str]:
-    """Names of the modules of passk_fast whose annotations may have shapes."""
+    """Names of the modules of passk_fast that import jaxtyping."""
     spec = importlib.util.find_spec("passk_fast")
     assert spec is not None
     assert spec.submodule_search_locations
     root = Path(spec.submodule_search_locations[0])
     files = [*root.rglob("*.py"), *(root / "kernels").rglob("*.py")]  # rglob skips links
-    with_shapes = {file for file in files if any(text in file.read_text() for text in _SOURCES)}
+    with_shapes = {f for f in files if any(line in f.read_text() for line in IMPORTS)}
     return sorted(
         ".".join(("passk_fast", *file.relative_to(root).with_suffix("").parts))
         for file in with_shapes

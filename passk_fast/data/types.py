@@ -1,7 +1,7 @@
 """The data that flows through one step, in the order in which it is made.
 
-Shape suffixes of the whole project: P prompts, N rollouts a prompt, B sequences, T packed tokens,
-V vocabulary, D hidden size. A worked example stands under every class.
+Shape suffixes of the whole project: P prompts, N responses per prompt, B sequences, T packed
+tokens, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # tasks and verifier processes need neither
     import numpy as np
     import torch
+    from jaxtyping import Bool, Float32, Float64, Int16, Int32, Int64, Integer
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +31,19 @@ class Prompt:
 class SampleRequest:
     """What to sample: N responses to each of P prompts; the same on all ranks.
 
-    Example: SampleRequest(prompts=(maze,), num_rollouts=16, seed=71) asks for 16 answers to a maze.
+    Example: SampleRequest(prompts=(maze,), num_rollouts=16, seed=71) asks for 16 answers to one
+    maze.
     """
 
     prompts: SequenceOf[Prompt]
     num_rollouts: int
     seed: int
     first_key: int = 0
-    """Prompt p draws its samples with key `first_key` + p, so that several draws with one seed
+    """Prompt p is sampled with key `first_key` + p, so that several requests with one seed
     differ."""
-    zero_advantage_rows: np.ndarray | None = None
-    """bool [N + 1] by the count of correct responses: a group that can only end in a dead row is
-    stopped; the rewards of what was left out are NaN."""
+    zero_advantage_rows: Bool[np.ndarray, " counts"] | None = None
+    """By the count of correct responses, 0 to N: a group that can only end with zero advantages is
+    stopped; the rewards of responses that were left out are NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,23 +56,26 @@ class Rollout:
     text: str
     finished: bool
     """False when the response was cut at the token limit."""
-    routed_experts: np.ndarray | None = field(default=None, compare=False, repr=False)
-    """With algorithm.routing_replay: the experts that sampling chose, uint8 (int16 above 256
-    experts) [prompt + response - 1, M, K], M layers, K experts a token."""
+    routed_experts: Integer[np.ndarray, "tokens M K"] | None = field(
+        default=None, compare=False, repr=False
+    )
+    """With algorithm.routing_replay: the K experts per token that sampling chose in each of M
+    layers, for all prompt + response - 1 tokens that ran; uint8, or int16 above 256 experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutGroup:
     """The N responses of one prompt with their rewards.
 
-    `rewards` is float64 [N], each in [0, 1], or NaN for a response that was not sampled to its end
-    because the group was decided; that rollout has no tokens.
+    Example: four responses of which the second is correct have rewards 0, 1, 0, 0.
     """
 
     prompt: Prompt
     prompt_ids: tuple[int, ...]
     rollouts: tuple[Rollout, ...]
-    rewards: np.ndarray
+    rewards: Float64[np.ndarray, " N"]
+    """Each in [0, 1], or NaN for a response that was not sampled to its end because the group was
+    decided; that rollout has no tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +83,16 @@ class Sequence:
     """Prompt and response tokens of one rollout, ready to train on.
 
     Example: a prompt of 30 tokens and a response of 10 give 40 `token_ids`; `prompt_length` is 30;
-    `old_logprobs` has 10 entries; `advantage` is one float for all ten.
+    `rollout_logprobs` has 10 entries; `advantage` is one float for all ten.
     """
 
     token_ids: tuple[int, ...]
     prompt_length: int
     rollout_logprobs: tuple[float, ...]
     advantage: float
-    routed_experts: np.ndarray | None = field(default=None, compare=False, repr=False)
+    routed_experts: Integer[np.ndarray, "tokens M K"] | None = field(
+        default=None, compare=False, repr=False
+    )
     """The rollout's: of every token but the last."""
 
     @property
@@ -94,15 +102,19 @@ class Sequence:
 
 @dataclass(frozen=True, kw_only=True)
 class ContextPart:
-    """What a context-parallel rank's segments see of the whole row of T tokens."""
+    """What a context-parallel rank's segments see of the whole row of T tokens.
 
-    kv_rows: torch.Tensor
-    """int64 [Tk]: row of every key, segment after segment; a segment's own rows come last"""
-    cu_seqlens_kv: torch.Tensor
-    """int32 [B + 1]: borders of the segments in `kv_rows`"""
+    Rank 0 of 2 with one sequence of 8 tokens holds rows 0, 1 and 6, 7 in two segments: `kv_rows`
+    0 1 and 0 1 2 3 4 5 6 7, `cu_seqlens_kv` 0 2 10, `gathered_T` 0 1 4 5 6 7 2 3.
+    """
+
+    kv_rows: Int64[Tensor, " Tk"]
+    """Row of every key, segment after segment; a segment's own rows come last."""
+    cu_seqlens_kv: Int32[Tensor, " borders"]
+    """B + 1 borders of the segments in `kv_rows`."""
     max_seqlen_kv: int
-    gathered_T: torch.Tensor
-    """int64 [T]: where each row stands when the parts of all ranks are put one after another"""
+    gathered_T: Int64[Tensor, " T"]
+    """Where each row stands when the parts of all ranks are concatenated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +125,14 @@ class RoutedRows:
     0 0 0 1 1 1 2 2, `members_S2` (1, 0), (2, 0).
     """
 
-    copies_T: torch.Tensor
-    """float32 [T]: sequences in which the token predicts something: 0 for padding and the last
-    token of a sequence, N for a prompt that N share"""
-    segment_T: torch.Tensor
-    """int64 [T]: segment of the whole micro-batch"""
+    copies_T: Float32[Tensor, " T"]
+    """Sequences in which the token predicts something: 0 for padding and for the last token of a
+    sequence, N for a prompt that N responses share."""
+    segment_T: Int64[Tensor, " T"]
+    """Segment of the whole micro-batch."""
     segments: int
-    members_S2: torch.Tensor
-    """int64 [S, 2]: segment of each sequence and of its shared prompt, or -1"""
+    members_S2: Int64[Tensor, "S 2"]
+    """Segment of each sequence, and of its shared prompt or -1."""
     step_sequences: int = 1
     """Sequences of the optimizer step, over all micro-batches and ranks."""
 
@@ -129,14 +141,14 @@ class RoutedRows:
         return replace(self, copies_T=self.copies_T[index], segment_T=self.segment_T[index])
 
     def part(self, rank: int, size: int) -> RoutedRows:
-        """The rows of rank `rank` of `size` that hold consecutive equal parts."""
+        """The rows of one of `size` ranks that hold equal, consecutive parts."""
         each = len(self.copies_T) // size
         return self.rows(slice(rank * each, (rank + 1) * each))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """One packed (THD) micro-batch of T tokens, padded to a multiple the mesh asks for.
+    """One packed (THD) micro-batch of T tokens, padded to a multiple that the mesh needs.
 
     Position t predicts `targets_T[t]` (the next token of the same sequence). `mask_T` is 1 where
     that target is a response token. Padding comes last, in segments of its own, masked out.
@@ -145,39 +157,34 @@ class PackedBatch:
     last token, or one response: from the prompt's last token to the last but one of the response.
     """
 
-    tokens_T: torch.Tensor
-    """int64 [T]"""
-    positions_T: torch.Tensor
-    """int64 [T]: place in the sequence, prompt included"""
-    targets_T: torch.Tensor
-    """int64 [T]"""
-    mask_T: torch.Tensor
-    """bool [T]"""
-    advantages_T: torch.Tensor
-    """float32 [T]"""
-    rollout_logprobs_T: torch.Tensor
-    """float32 [T], 0 outside the mask"""
-    cu_seqlens: torch.Tensor
-    """int32 [B + 1]: borders of the segments, first entry 0, last entry T"""
+    tokens_T: Int64[Tensor, " T"]
+    positions_T: Int64[Tensor, " T"]
+    """Place in the sequence, prompt included."""
+    targets_T: Int64[Tensor, " T"]
+    mask_T: Bool[Tensor, " T"]
+    advantages_T: Float32[Tensor, " T"]
+    rollout_logprobs_T: Float32[Tensor, " T"]
+    """In nats; 0 outside of the mask."""
+    cu_seqlens: Int32[Tensor, " borders"]
+    """B + 1 borders of the segments: the first is 0, the last is T."""
     max_seqlen: int
     """Tokens of the longest segment."""
-    sequence_index_T: torch.Tensor
-    """int64 [T]: which of the step's sequences a token belongs to; -1 for padding and shared
-    prompts"""
+    sequence_index_T: Int64[Tensor, " T"]
+    """Which of the step's sequences a token belongs to; -1 for padding and shared prompts."""
     real_tokens: int = 0
     """Tokens that are not padding."""
     prefix_B: tuple[int, ...] | None = None
     """Segment whose keys and values a segment sees before its own, or -1; None: nothing shared."""
     context: ContextPart | None = None
-    """Set on a context-parallel rank's part; the tensors above then hold its rows alone."""
+    """Set on a context-parallel rank's part; the tensors above then hold only its rows."""
     routed: RoutedRows | None = None
     """Set by packing; the actor of a dense model drops it."""
-    live_L: torch.Tensor | None = None
-    """int64 [L], on the CPU always: the rows whose loss has a gradient; None: not counted"""
-    old_logprobs_T: torch.Tensor | None = None
-    """float32 [T]: the trainer's own log-probs before the update; None when strictly on-policy"""
-    reference_logprobs_T: torch.Tensor | None = None
-    """float32 [T]: the reference model's log-probs; None without a KL term"""
-    experts_TMK: torch.Tensor | None = None
-    """int16 [T, M, K], on the CPU always: the experts that sampling chose in M layers, -1
-    where it chose none (padding, the last token of a sequence); None: they are not replayed"""
+    live_L: Int64[Tensor, " L"] | None = None
+    """The rows whose loss has a gradient, always on the CPU; None: not counted."""
+    old_logprobs_T: Float32[Tensor, " T"] | None = None
+    """The trainer's own log-probs before the update; None when strictly on-policy."""
+    reference_logprobs_T: Float32[Tensor, " T"] | None = None
+    """The reference model's log-probs; None without a KL term."""
+    experts_TMK: Int16[Tensor, "T M K"] | None = None
+    """The K experts that sampling chose in each of M layers, always on the CPU; -1 where it chose
+    none (padding, the last token of a sequence); None: they are not replayed."""
