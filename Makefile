@@ -25,7 +25,7 @@ check: setup
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(PY) -m mypy --explicit-package-bases benchmarks
-	@$(PY) -m codespell_lib passk_fast kernels tests benchmarks docs README.md CHANGELOG.md
+	@$(PY) -m codespell_lib passk_fast kernels tests benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md
 	@$(PASSK_VENV)/bin/lint-imports
 
 clean:

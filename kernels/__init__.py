@@ -1,11 +1,13 @@
 """Pass@k policy loss kernels, callable from any trainer: torch always, Triton where installed.
 
-    K0 group_advantage        verdicts and an estimator's table -> advantages
-    K1 linear_policy_loss     hidden states and output weight -> loss and gradients, three GEMMs
-    K2 policy_loss            logits -> loss and gradient
-    K3 token_logprob          hidden states -> log-prob and entropy, one GEMM
-`reference` has the same names in plain float64 torch. A name is imported when it is first used.
+K0 `group_advantage`, K1 `linear_policy_loss`, K2 `policy_loss` and K3 `token_logprob`; `reference`
+has the same names in plain float64 torch. A name is imported when it is first used.
 """
+
+# K0 group_advantage        verdicts and an estimator's table -> advantages
+# K1 linear_policy_loss     hidden states and output weight -> loss and gradients, three GEMMs
+# K2 policy_loss            logits -> loss and gradient
+# K3 token_logprob          hidden states -> log-prob and entropy, one GEMM
 
 from __future__ import annotations
 

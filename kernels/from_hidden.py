@@ -1,16 +1,19 @@
 """K1 `linear_policy_loss` and K3 `token_logprob`: the output layer and the loss in three GEMMs.
 
-Hidden states X [T, H], this rank's columns W [V, H] of the output layer, tau the temperature. With
-z = h . w and an anchor a per row (old_logp), kappa = z_y / tau - a, E_j = exp(z_j / tau - kappa):
-    S = sum_j E_j = exp(a - logp),  u = sum_j E_j ln E_j
-    logp = a - ln S,   H = ln S - u / S                                          (nats)
-    c = dLoss/dlogp (token_loss.py), r = -c / (tau S), and with S taken off E at the target column
-    dX = r (E W),   dW = E^T (r X)
-No running maximum and no MAX all-reduce: tensor parallelism needs one SUM of [S, u]. Gradients are
-made in the forward pass, since the loss is ours and separable by token, so no logits are computed
-twice. It holds while |a - logp| < 80; other rows, and every row with an entropy bonus, go through
-float32 logits and an online maximum. Derivation: docs/kernels.md.
+Gradients are made in the forward pass, since the loss is ours and separable by token, so no logits
+are computed twice. Derivation: docs/kernels.md.
 """
+
+# Hidden states X [T, H], this rank's columns W [V, H] of the output layer, tau the temperature.
+# With z = h . w and an anchor a per row (old_logp), kappa = z_y / tau - a and
+# E_j = exp(z_j / tau - kappa):
+#     S = sum_j E_j = exp(a - logp),  u = sum_j E_j ln E_j
+#     logp = a - ln S,   H = ln S - u / S                                          (nats)
+#     c = dLoss/dlogp (token_loss.py), r = -c / (tau S), and with S taken off E at the target column
+#     dX = r (E W),   dW = E^T (r X)
+# No running maximum and no MAX all-reduce: tensor parallelism needs one SUM of [S, u]. It holds
+# while |a - logp| < 80; other rows, and every row with an entropy bonus, go through float32 logits
+# and an online maximum.
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 """One pass over the output layer: the bookkeeping of `linear_policy_loss` and `token_logprob`.
 
-Rows go through in chunks (row_plan.py). For each chunk: target logits (summed over shards), the
-first GEMM with the exponential anchored at kappa = z_y / tau - anchor, one SUM all-reduce of the
-row statistics, then slopes, then the two gradient GEMMs. Under tensor parallelism the next chunk's
-first GEMM is issued before a chunk's all-reduce is waited for. The anchor is old_logp, else the
-sampler's log-prob, else 0; any value within 80 nats of logp gives the same result.
+Rows go through in chunks (row_plan.py). The anchor is old_logp, else the sampler's log-prob, else
+0; any value within 80 nats of logp gives the same result.
 """
+
+# For each chunk: target logits (summed over shards), the first GEMM with the exponential anchored
+# at kappa = z_y / tau - anchor, one SUM all-reduce of the row statistics, then slopes, then the two
+# gradient GEMMs. Under tensor parallelism the next chunk's first GEMM is issued before a chunk's
+# all-reduce is waited for.
 
 from __future__ import annotations
 
@@ -66,6 +68,7 @@ class HeadRun:
         return self.weight[: self.shard.num_columns]
 
     def chunks(self, index: Tensor, rows: int | None = None) -> list[Chunk]:
+        """Chunks of the rows `index`, each of at most `rows` rows (default: `chunk_rows`)."""
         return plan_chunks(
             index,
             self.num_rows,

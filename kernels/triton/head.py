@@ -1,15 +1,17 @@
 """Triton kernels of the output layer: hidden states to statistics, and three GEMMs to gradients.
 
-For rows X [n, H], this shard's weight W [V, H], offsets kappa [n] and temperatures tau [n]:
-    first_gemm     d = X W^T / tau - kappa;  E = exp(min(d, 80)) (phantom columns 0);
-                   per column tile the row sums of E and of E d
-    anchored_rows  the same from float32 logits that cuBLAS made
-    input_grad     dX = r (E W)          rows from `count` on are left alone
-    weight_grad    dW += E^T (r X)       the same; float32
-`count` is read on the device, so rows without gradient cost no GEMM and no wait of the host. GEMM
-tiles come through TMA; a persistent grid walks them. Descriptors are made in the kernel: with
-host-made ones Triton 3.6 to 3.9 cannot split a stored tile over two consumer warp groups.
+The number of rows is read on the device, so rows without gradient cost no GEMM and no wait of the
+host. GEMM tiles come through TMA; a persistent grid walks them.
 """
+
+# For rows X [n, H], this shard's weight W [V, H], offsets kappa [n] and temperatures tau [n]:
+#     first_gemm     d = X W^T / tau - kappa;  E = exp(min(d, 80)) (phantom columns 0);
+#                    per column tile the row sums of E and of E d
+#     anchored_rows  the same from float32 logits that cuBLAS made
+#     input_grad     dX = r (E W)          rows from `count` on are left alone
+#     weight_grad    dW += E^T (r X)       the same; float32
+# Descriptors are made in the kernel: with host-made ones Triton 3.6 to 3.9 cannot split a stored
+# tile over two consumer warp groups.
 
 from __future__ import annotations
 

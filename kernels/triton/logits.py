@@ -1,17 +1,17 @@
 """Policy loss and its gradient from logits that already exist, [T, V_local]: the Triton half of K2.
 
-Row t, scaled d = z / tau over the true columns, online maximum M (no anchor, so no fall-back):
-    S = sum exp(d - M),  U = sum exp(d - M) (d - M)
-    logp = d_y - M - ln S,   H = ln S - U / S                                    (nats)
-    dz_j = (c ([j = y] - p_j) + h p_j (ln p_j + H)) / tau,   p_j = exp(d_j - M) / S
-with c = dLoss/dlogp (triton/rows.py) and h = entropy_coef / denominator, from
-dH/dz_j = -p_j (ln p_j + H) / tau. Each lane keeps its own maximum and spends one exponential an
-element: exp(-|d - m|) scales either the element or the lane's sums.
-
-Traffic: logits are read once from memory; the gradient's second read of a row hits L2; the gradient
-is written once (in place if asked). A row outside the mask or with c = h = 0 only writes zeros.
-Tensor parallel: `stats_kernel`, one all-gather of [T, 4], `gradient_kernel`.
+Logits are read once from memory; the gradient's second read of a row hits L2; the gradient is
+written once (in place if asked). A row outside the mask or with c = h = 0 only writes zeros.
 """
+
+# Row t, scaled d = z / tau over the true columns, online maximum M (no anchor, so no fall-back):
+#     S = sum exp(d - M),  U = sum exp(d - M) (d - M)
+#     logp = d_y - M - ln S,   H = ln S - U / S                                    (nats)
+#     dz_j = (c ([j = y] - p_j) + h p_j (ln p_j + H)) / tau,   p_j = exp(d_j - M) / S
+# with c = dLoss/dlogp (triton/rows.py) and h = entropy_coef / denominator, from
+# dH/dz_j = -p_j (ln p_j + H) / tau. Each lane keeps its own maximum and spends one exponential per
+# element: exp(-|d - m|) scales either the element or the lane's sums.
+# Tensor parallel: `stats_kernel`, one all-gather of [T, 4], `gradient_kernel`.
 
 from __future__ import annotations
 

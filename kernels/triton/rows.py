@@ -1,17 +1,18 @@
 """Row mathematics in Triton: from a token's log-prob to its loss and its slope c = dLoss/dlogp.
 
-    r = exp(logp - old_logp)                                     ratio (1 where old_logp is absent)
-    w = min(exp(old_logp - rollout_logp), cap), 0 outside min..max      weight sampler -> trainer
-    clip       term = -min(r A, clip(r) A), at most dual |A| where A < 0;   slope -r A, 0 if flat
-    reinforce  term = -r A;                                                 slope -r A
-    cispo      term = -clip(r) A logp, clip(r) without gradient;            slope -clip(r) A
-    KL         k1: g, slope 1;   k2: g^2 / 2, slope g;   k3: exp(-g) - 1 + g, slope 1 - exp(-g)
-               with g = logp - reference_logp
-    c = (w slope + kl_coef slope_KL) / denominator
-Everything is float64: rows are few beside logits, and exp(100) stays finite. The same function
-serves the fused kernel from logits (a scalar row) and `row_kernel` (a block of rows).
-Sequence-level ratios do not come here: they need sums over sequences (token_loss.py, torch).
+The same function serves the fused kernel from logits (a scalar row) and `row_kernel` (a block of
+rows). Sequence-level ratios need sums over sequences and are torch's (token_loss.py).
 """
+
+# r = exp(logp - old_logp)                                     ratio (1 where old_logp is absent)
+# w = min(exp(old_logp - rollout_logp), cap), 0 outside min..max      weight sampler -> trainer
+# clip       term = -min(r A, clip(r) A), at most dual |A| where A < 0;   slope -r A, 0 if flat
+# reinforce  term = -r A;                                                 slope -r A
+# cispo      term = -clip(r) A logp, clip(r) without gradient;            slope -clip(r) A
+# KL         k1: g, slope 1;   k2: g^2 / 2, slope g;   k3: exp(-g) - 1 + g, slope 1 - exp(-g)
+#            with g = logp - reference_logp
+# c = (w slope + kl_coef slope_KL) / denominator
+# Everything is float64: rows are few beside logits, and exp(100) stays finite.
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from passk_fast.actor import loss as losses
 from passk_fast.actor.attention import packed_params
+from passk_fast.actor.batches import moved_to, with_step_size
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.head import hidden_output, uses_fused_head
 from passk_fast.actor.mesh import Mesh
@@ -32,7 +33,7 @@ from passk_fast.actor.optimizer import make_optimizer, wrap
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.data import packing
 from passk_fast.data.context_parallel import context_part
-from passk_fast.data.types import ContextPart, PackedBatch, RoutedRows, Sequence
+from passk_fast.data.types import PackedBatch, Sequence
 from passk_fast.model.flops import ModelFlops
 from passk_fast.model.shape import ModelShape
 from passk_fast.weights.hf import HFReader
@@ -40,14 +41,10 @@ from passk_fast.weights.layout import Spec
 from passk_fast.weights.megatron import Layout, full_tensors, load, named_parameters
 from passk_fast.weights.mesh import TrainerMesh
 
-_ON_HOST = ("live_L", "experts_TMK")
-"""Tensors of a batch that stay on the CPU."""
-
 LossBuilder = Callable[..., losses.LossFunction]
 """(batch, weight=...) -> loss function; `weight` is passed with the fused head only."""
 LossMetrics = dict[str, Tensor]
 """Sums over the tokens of a micro-batch, by name, and its worst token."""
-_Part = TypeVar("_Part", bound=PackedBatch | ContextPart | RoutedRows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +182,11 @@ class Actor:
         if mesh.context_size > 1:
             batches = [context_part(b, mesh.context_rank, mesh.context_size) for b in batches]
         counted = len(sequences) if self.shape.num_experts else None
-        batches = [_of_step(batch, counted) for batch in batches]
+        batches = [with_step_size(batch, counted) for batch in batches]
         if self.fused_head:
             # Counted here, on the host: counting on the device would wait for it in mid-step.
             batches = [replace(b, live_L=losses.rows_to_compute(b, self.settings)) for b in batches]
-        return [_to(batch, mesh.torch_device) for batch in batches]
+        return [moved_to(batch, mesh.torch_device) for batch in batches]
 
     @property
     def _row_multiple(self) -> int:
@@ -385,29 +382,3 @@ def _worst(row: list[float]) -> WorstToken:
         rollout_logprob=row[4],
         trainer_logprob=row[5],
     )
-
-
-def _of_step(batch: PackedBatch, sequences: int | None) -> PackedBatch:
-    """With the number of sequences of the whole step, which routers average over.
-
-    None: the model is dense, and `routed` is dropped.
-    """
-    if batch.routed is None or sequences is None:
-        return replace(batch, routed=None)
-    return replace(batch, routed=replace(batch.routed, step_sequences=max(1, sequences)))
-
-
-def _to(batch: _Part, device: torch.device) -> _Part:
-    """Move every tensor of a PackedBatch, or of the parts in it."""
-    if device.type == "cpu":
-        return batch
-    moved: dict[str, object] = {}
-    for name, value in vars(batch).items():
-        if name in _ON_HOST:
-            continue
-        if isinstance(value, Tensor):
-            moved[name] = value.to(device, non_blocking=True)
-        elif isinstance(value, ContextPart | RoutedRows):
-            moved[name] = _to(value, device)
-    rebuilt = cast(Callable[..., _Part], replace)
-    return rebuilt(batch, **moved)

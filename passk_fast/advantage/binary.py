@@ -128,6 +128,7 @@ def f_grpo(n: int, k: int, *, gamma: float = 1.0) -> Float64[Floats, "{n+1} 2"]:
 
 
 def check_beta(beta: float) -> None:
+    """ValueError unless the option `beta` of `rs_grpo` is positive and finite."""
     if not (beta > 0 and math.isfinite(beta)):
         raise ValueError(f"beta must be above 0, got {beta}.")
 

@@ -1,13 +1,7 @@
 """Estimators that are linear in the gaps between sorted rewards: one idea for both reward kinds.
 
-Sort the rewards of a group, g_(1) <= ... <= g_(n). Any estimator that is a mean of maxima can be
-written, for the response of rank r, as
-
-    A_(r) = base * g_(1) + sum_{2 <= t <= r} gap_t * up_t + sum_{t > r} gap_t * down_t
-
-with gap_t = g_(t) - g_(t-1): `up_t` counts for the responses at or above the gap, `down_t` for
-those below it. With binary rewards one gap is left, t = n - c + 1, so the same numbers are the
-estimator's table: row c is (down_t, up_t). O(n log n) a group; ties get equal values exactly.
+Any estimator that is a mean of maxima is one of them. O(n log n) per group; ties get equal values
+exactly.
 """
 
 from __future__ import annotations
@@ -21,6 +15,14 @@ from jaxtyping import Float64
 from passk_fast.advantage.subsets import Floats
 
 
+# Sort the rewards of a group, g_(1) <= ... <= g_(n), with gap_t = g_(t) - g_(t-1). The response of
+# rank r has
+#
+#     A_(r) = base * g_(1) + sum_{2 <= t <= r} gap_t * up_t + sum_{t > r} gap_t * down_t
+#
+# so `up_t` counts for the responses at or above the gap, `down_t` for those below it. With binary
+# rewards one gap is left, t = n - c + 1, so the same numbers are the estimator's table: row c is
+# (down_t, up_t).
 @dataclass(frozen=True, kw_only=True)
 class GapWeights:
     """The weights of one (estimator, n, k). Example, Dr.GRPO at n = 2: base 0, up [.5], down

@@ -1,10 +1,7 @@
 """Pass@K Policy Optimization (PKPO), arXiv 2505.15201, as gap weights (see gaps.py).
 
 rho_k(g) is the mean over all k-subsets of the largest reward. All forms here satisfy
-E[sum_i A_i grad log pi(y_i)] = grad E[max of k], `pkpo_centred` after multiplying by k / n. They
-are used as they are: dividing by a group's standard deviation turns every one of them into GRPO
-when rewards are binary, because two values that are centred and scaled are always GRPO's two, so
-`normalise` is refused.
+E[sum_i A_i grad log pi(y_i)] = grad E[max of k], `pkpo_centred` after multiplying by k / n.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from passk_fast.advantage.subsets import share_beyond, share_within
 
 
 def _refuse_normalising(normalise: float) -> None:
+    """Two values that are centred and scaled are always GRPO's two, whatever k is."""
     if normalise:
         raise ValueError(
             "normalise: a PKPO transform divided by the group's standard deviation is GRPO exactly "

@@ -1,11 +1,8 @@
 """Sequences -> data-parallel ranks -> packed micro-batches.
 
-Every rank computes the same plan from the lengths, so nothing is communicated. All
-data-parallel ranks get the same number of micro-batches (the pipeline needs it); a rank that has
-too few sequences gets an empty one, which packs to padding that carries no loss.
-
-With shared prompts what is planned and packed is a unit, responses to one prompt: the prompt's
-tokens stand in the micro-batch once, and every response attends to them.
+Every rank computes the same plan from the lengths alone, so nothing is communicated. With shared
+prompts what is planned and packed is a unit, responses to one prompt: the prompt's tokens stand in
+the micro-batch once, and every response attends to them.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ class Traffic:
     """By collectives over a group of this size, what a ring sends from each rank."""
 
     def add_sent(self, size: int, amount: int) -> None:
+        """Count bytes sent by a collective over `size` ranks; one rank alone sends nothing."""
         if size > 1:
             self.sent[size] = self.sent.get(size, 0) + amount
 

@@ -28,6 +28,7 @@ class Workload:
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
+        """Lengths from `bench`, else from the limits of `rollout`."""
         return cls(
             prompts=config.prompts_per_step,
             rollouts=config.algorithm.num_rollouts,

@@ -1,9 +1,8 @@
-"""What is known of each prompt's difficulty, and how likely its group is to carry a gradient.
+"""What is known of each prompt's difficulty, and how likely its group is to be informative.
 
 With c correct of n earlier responses the accuracy has the posterior Beta(1 + c, 1 + n - c), so the
-count of correct ones among the next N is beta-binomial; the chance of a live group is its mass on
-the rows of the estimator's table that are not zero. Older responses come from another policy: each
-time a prompt is seen again, what was known of it counts half.
+number of correct ones among the next N is beta-binomial. The chance of an informative group is its
+mass on the rows of the estimator's table that are not zero.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 from passk_fast.errors import DataError
 
 _FORGET = 0.5
+"""Older responses come from another policy: seen again, what was known of a prompt counts half."""
 
 
 class Difficulty:
@@ -39,10 +39,10 @@ class Difficulty:
         return self._known.get(prompt)
 
     def live_chance(self, prompt: int, live_rows: tuple[bool, ...]) -> float:
-        """Chance that a group of N = len(live_rows) - 1 responses has a gradient.
+        """Chance that a group of N = len(live_rows) - 1 responses is informative.
 
-        `live_rows` says for each count of correct responses whether it has one. 1 for a prompt
-        that was never sampled.
+        `live_rows` says for each number of correct responses whether the group then has a gradient.
+        1 for a prompt that was never sampled.
         """
         known = self._known.get(prompt)
         if known is None:
@@ -62,7 +62,8 @@ class Difficulty:
                 f"the checkpoint remembers the difficulty of {state['num_prompts']} training "
                 f"prompts, the data set has {self._num_prompts} now."
             )
-        rows: list[list[float]] = state["rows"]  # type: ignore[assignment]
+        rows = state["rows"]
+        assert isinstance(rows, list)
         self._known = {int(p): (correct, tried, int(step)) for p, correct, tried, step in rows}
 
 

@@ -1,4 +1,4 @@
-"""The order in which prompts are drawn: epochs of seeded shuffles that a checkpoint can resume."""
+"""The order of prompts: epochs of seeded shuffles that a checkpoint can resume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from passk_fast.seeding import seed_for
 
 
 class PromptOrder:
-    """Every prompt once an epoch, in an order that depends on (seed, epoch) alone."""
+    """Every prompt once per epoch, in an order that depends on (seed, epoch) alone."""
 
     def __init__(self, num_prompts: int, seed: int) -> None:
         """ValueError for an empty data set."""
@@ -30,8 +30,8 @@ class PromptOrder:
     def take(self, count: int, chance: Callable[[int], float] | None = None) -> list[int]:
         """The next `count` prompt indices, going on into the next epoch where one ends.
 
-        With `chance`, a prompt is taken with that probability, above 0, and otherwise passed over
-        until the next epoch.
+        `chance` gives for a prompt the probability, above 0, with which it is taken; otherwise it
+        is left out until the next epoch.
         """
         taken: list[int] = []
         while len(taken) < count:
@@ -39,12 +39,12 @@ class PromptOrder:
                 self._epoch, self._position = self._epoch + 1, 0
                 self._shuffled = self._shuffle(self._epoch)
             prompt = self._shuffled[self._position]
-            if chance is None or self._draw() < chance(prompt):
+            if chance is None or self._uniform() < chance(prompt):
                 taken.append(prompt)
             self._position += 1
         return taken
 
-    def _draw(self) -> float:
+    def _uniform(self) -> float:
         """In [0, 1), by the place in the order alone."""
         return seed_for(self._seed, "pass over", self._epoch, self._position) / 2**31
 

@@ -59,3 +59,12 @@ def test_what_has_a_shape() -> None:
     assert has_shape(list[tuple[int, Float[Tensor, " T"] | None]])
     assert not has_shape(list[tuple[int, Tensor | None]])
     assert "passk_fast.advantage.table" in hooked_modules()
+
+
+def test_kernels_refuse_it_too() -> None:
+    """They name shapes through a module of their own, so that torch alone suffices."""
+    from passk_fast.kernels import informative_rows
+
+    assert informative_rows(torch.ones(3).bool(), torch.ones(3)).shape == (3,)
+    with pytest.raises(TypeCheckError, match="advantages"):
+        informative_rows(torch.ones(3).bool(), torch.ones(4))
