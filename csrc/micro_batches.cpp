@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::int64_t kAttempts = 4;  // micro-batch counts tried before falling back to first fit
 
-// Above this many items a group, exchanges alone come within 1e-5 of even: differencing comes nearer
+// Above this many items per group, exchanges alone come within 1e-5 of even: differencing comes nearer
 // still, but takes longer than all the rest.
 constexpr std::size_t kDifferenceItems = 32;
 

@@ -185,7 +185,9 @@ class Actor:
         batches = [with_step_size(batch, counted) for batch in batches]
         if self.fused_head:
             # Counted here, on the host: counting on the device would wait for it in mid-step.
-            batches = [replace(b, live_L=losses.rows_to_compute(b, self.settings)) for b in batches]
+            batches = [
+                replace(b, row_index_L=losses.rows_to_compute(b, self.settings)) for b in batches
+            ]
         return [moved_to(batch, mesh.torch_device) for batch in batches]
 
     @property

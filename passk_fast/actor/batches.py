@@ -11,7 +11,7 @@ from torch import Tensor
 
 from passk_fast.data.types import ContextPart, PackedBatch, RoutedRows
 
-_ON_HOST = ("live_L", "experts_TMK")
+_ON_HOST = ("row_index_L", "experts_TMK")
 """Tensors of a batch that stay on the CPU."""
 Part = TypeVar("Part", bound=PackedBatch | ContextPart | RoutedRows)
 

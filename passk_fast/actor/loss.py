@@ -91,7 +91,7 @@ def loss_rows(batch: PackedBatch, denominator: float) -> LossRows:
         rollout_logp=batch.rollout_logprobs_T,
         reference_logp=batch.reference_logprobs_T,
         sequence_index=batch.sequence_index_T,
-        row_index=batch.live_L,
+        row_index=batch.row_index_L,
     )
 
 

@@ -1,6 +1,6 @@
 """Estimators of real rewards [P, N] that are not linear in the gaps (see gaps.py), and RS-GRPO.
 
-Whether a group is dead is decided by comparing rewards, never by the size of a float result.
+Comparing rewards decides whether a group has zero advantage, never the size of a float result.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ def dead_states(
 ) -> Bool[npt.NDArray[np.bool_], " {n+1}"]:
     """bool [n + 1]: counts c at which no response ever has a gradient, sampled estimators included.
 
-    Sampled groups of k are all alike exactly where the analytic estimator is dead: c = 0 or
-    n - c < k.
+    Sampled groups of k are all alike exactly where the analytic estimator has no advantage: c = 0
+    or n - c < k.
     """
     if find(estimator).table is None:
         check(estimator, n, k, options)

@@ -179,7 +179,7 @@ class PackedBatch:
     """Set on a context-parallel rank's part; the tensors above then hold only its rows."""
     routed: RoutedRows | None = None
     """Set by packing; the actor of a dense model drops it."""
-    live_L: Int64[Tensor, " L"] | None = None
+    row_index_L: Int64[Tensor, " L"] | None = None
     """The rows whose loss has a gradient, always on the CPU; None: not counted."""
     old_logprobs_T: Float32[Tensor, " T"] | None = None
     """The trainer's own log-probs before the update; None when strictly on-policy."""

@@ -88,7 +88,7 @@ class Plan:
             "train: optimizer": train.optimizer,
             "train: forwards for log-probs": train.extra_forward,
             "weight sync": self.reshard.seconds,
-            "sampling beside training": 0.0 - self.hidden,
+            "sampling overlapped with training": 0.0 - self.hidden,
         }
 
     @property

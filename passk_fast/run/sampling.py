@@ -151,7 +151,7 @@ class Sampling:
 
         def chance(prompt: int) -> float:
             """Of taking a prompt instead of passing over it."""
-            informative = self._difficulty.live_chance(prompt, informative_rows)
+            informative = self._difficulty.informative_chance(prompt, informative_rows)
             return 1.0 - curriculum * (1.0 - informative)
 
         def collect(indices: list[int], first: int) -> tuple[list[RolloutGroup], CollectStats]:

@@ -38,17 +38,17 @@ class Difficulty:
         """(correct, tried, last step) with the past discounted; None when it was never sampled."""
         return self._known.get(prompt)
 
-    def live_chance(self, prompt: int, live_rows: tuple[bool, ...]) -> float:
-        """Chance that a group of N = len(live_rows) - 1 responses is informative.
+    def informative_chance(self, prompt: int, informative_rows: tuple[bool, ...]) -> float:
+        """Chance that a group of N = len(informative_rows) - 1 responses is informative.
 
-        `live_rows` says for each number of correct responses whether the group then has a gradient.
-        1 for a prompt that was never sampled.
+        `informative_rows` says for each number of correct responses whether the group then has a
+        gradient. 1 for a prompt that was never sampled.
         """
         known = self._known.get(prompt)
         if known is None:
             return 1.0
         correct, tried, _ = known
-        return _live_mass(1.0 + correct, 1.0 + tried - correct, live_rows)
+        return _informative_mass(1.0 + correct, 1.0 + tried - correct, informative_rows)
 
     def state_dict(self) -> dict[str, object]:
         """JSON values: the size of the data set and [prompt, correct, tried, last step] rows."""
@@ -68,14 +68,14 @@ class Difficulty:
 
 
 @lru_cache(maxsize=4096)
-def _live_mass(alpha: float, beta: float, live_rows: tuple[bool, ...]) -> float:
-    n = len(live_rows) - 1
+def _informative_mass(alpha: float, beta: float, informative_rows: tuple[bool, ...]) -> float:
+    n = len(informative_rows) - 1
     log_total = _log_beta(alpha, beta)
     log_mass = [
         math.log(math.comb(n, c)) + _log_beta(alpha + c, beta + n - c) - log_total
         for c in range(n + 1)
     ]
-    return float(np.exp(log_mass)[np.array(live_rows)].sum())
+    return float(np.exp(log_mass)[np.array(informative_rows)].sum())
 
 
 def _log_beta(a: float, b: float) -> float:

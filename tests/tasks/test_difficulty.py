@@ -15,7 +15,7 @@ LIVE = tuple(1 <= c <= 4 for c in range(N + 1))
 
 
 def test_an_unknown_prompt_is_worth_a_try() -> None:
-    assert Difficulty(3).live_chance(1, LIVE) == 1.0
+    assert Difficulty(3).informative_chance(1, LIVE) == 1.0
 
 
 @pytest.mark.parametrize("correct", [0, 3, 8])
@@ -25,13 +25,13 @@ def test_chance_is_that_of_sampling_from_the_posterior(correct: int) -> None:
     rng = np.random.default_rng(0)
     accuracy = rng.beta(1 + correct, 1 + N - correct, size=200_000)
     drawn = np.array(LIVE)[rng.binomial(N, accuracy)].mean()
-    assert memory.live_chance(1, LIVE) == pytest.approx(drawn, abs=4e-3)
+    assert memory.informative_chance(1, LIVE) == pytest.approx(drawn, abs=4e-3)
 
 
 def test_all_rows_have_probability_one() -> None:
     memory = Difficulty(1)
     memory.observe(0, 5, 8, step=1)
-    assert memory.live_chance(0, (True,) * (N + 1)) == pytest.approx(1.0, rel=1e-12)
+    assert memory.informative_chance(0, (True,) * (N + 1)) == pytest.approx(1.0, rel=1e-12)
 
 
 def test_the_past_counts_half() -> None:
