@@ -37,7 +37,7 @@ PATCHES = (
         test="tests/plan/test_memory.py",
     ),
     Patch(
-        function="passk_fast.disaggregated.bridge._group_beside",
+        function="passk_fast.disaggregated.bridge._bridge_group",
         targets=(
             "torch.distributed.distributed_c10d._new_process_group_helper",
             "torch.distributed.distributed_c10d._world",
