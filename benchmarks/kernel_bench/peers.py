@@ -77,7 +77,9 @@ def add_wheels(folder: Path | None) -> list[str]:
 def _ours(first_gemm: Literal["fused", "blas"]) -> Callable[[], Run]:
     def make() -> Run:
         def run(problem: Problem, leaves: dict[str, Tensor]) -> Result:
-            head = kernels.OutputHead(**leaves, first_gemm=first_gemm)
+            head = kernels.OutputHead(
+                hidden=leaves["hidden"], weight=leaves["weight"], first_gemm=first_gemm
+            )
             loss, report = kernels.linear_policy_loss(head, problem.rows(), LOSS, keep_rows=True)
             return Result(loss, report.logp, report.entropy, report.backend)
 
@@ -276,7 +278,9 @@ def head_providers() -> list[Provider]:
 def _ours_logprob(first_gemm: Literal["fused", "blas"]) -> Callable[[], Run]:
     def make() -> Run:
         def run(problem: Problem, leaves: dict[str, Tensor]) -> Result:
-            head = kernels.OutputHead(**leaves, first_gemm=first_gemm)
+            head = kernels.OutputHead(
+                hidden=leaves["hidden"], weight=leaves["weight"], first_gemm=first_gemm
+            )
             logp, entropy = kernels.token_logprob(head, problem.targets)
             return Result(logp=logp, entropy=entropy)
 

@@ -14,7 +14,7 @@ from passk_fast.data.types import Prompt, RolloutGroup, SampleRequest
 from passk_fast.errors import ConfigError
 from passk_fast.model.shape import ModelShape
 from passk_fast.rollout.collect import CollectStats
-from passk_fast.rollout.dynamic_sampling import InformativeShare, draw
+from passk_fast.rollout.dynamic_sampling import InformativeShare, RoundSampler, sample_batch
 from passk_fast.rollout.vllm.routed_experts import ReturnedRouting
 from tests.moe_model import LAYERS, TOP_K, ReferenceRouter, make_moe_folder
 from tests.ranks import RankPool
@@ -106,27 +106,26 @@ def test_experts_come_with_every_round_of_dynamic_sampling(pool: RankPool, folde
         asked.append(len(groups))
         return groups, stats
 
-    def informative(groups: list[RolloutGroup]) -> np.ndarray:
+    def advantages(groups: list[RolloutGroup]) -> np.ndarray:
+        """1 in groups with a gradient; a group that was stopped has none."""
         rewards = np.stack([group.rewards for group in groups])
         whole = ~np.isnan(rewards).any(axis=1)
-        return whole & ~zero_rows[np.nansum(rewards, axis=1).astype(int)]
+        informative = whole & ~zero_rows[np.nansum(rewards, axis=1).astype(int)]
+        return np.repeat(informative[:, None].astype(float), 4, axis=1)
 
     order = iter(range(100))
-    drawn = draw(
-        lambda count: [next(order) for _ in range(count)],
-        collect,
-        informative,
-        wanted=6,
-        cap=24,
-        share=InformativeShare(),
-        multiple=2,
+    sampler = RoundSampler(
+        take=lambda count: [next(order) for _ in range(count)],
+        collect=collect,
+        advantages=advantages,
     )
-    assert drawn.rounds == len(asked) > 1
-    assert sum(asked) == len(drawn.groups) > 6
-    assert drawn.stats.aborted > 0
-    assert drawn.stats.cached_tokens > 0
-    assert informative(drawn.groups[: drawn.end]).sum() == 6
-    assert check_groups(folder, drawn.groups) > 1000
+    batch = sample_batch(sampler, wanted=6, cap=24, share=InformativeShare(), multiple=2)
+    assert batch.rounds == len(asked) > 1
+    assert sum(asked) == len(batch.groups) > 6
+    assert batch.stats.aborted > 0
+    assert batch.stats.cached_tokens > 0
+    assert batch.informative_P[: batch.end].sum() == 6
+    assert check_groups(folder, batch.groups) > 1000
 
 
 @pytest.mark.slow
