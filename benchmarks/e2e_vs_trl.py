@@ -149,7 +149,7 @@ def run_ours(model: Path, steps: int, accuracy: float | None) -> dict[str, Any]:
         config, str(model), rank=mesh.rank, world_size=mesh.world_size, device="cpu"
     )
     prompts = [
-        Prompt(id=str(i), text=text, answer="", task="bench")
+        Prompt(id=str(i), text=text, answer="", task="exact")
         for i, text in enumerate(maze_prompts(512))
     ]
     engines = ColocatedEngines(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from passk_fast.advantage.subsets import some_success
-from passk_fast.data.types import RolloutGroup
+from passk_fast.data.types import Prompt, RolloutGroup
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -98,7 +98,7 @@ def group_metrics(
     advantages_PN: np.ndarray,
     zero_advantage_rows: np.ndarray,
     k: int,
-    answer_of: Callable[[str], str],
+    answer_of: Callable[[Prompt, str], str],
 ) -> dict[str, object]:
     """What a step reports about its groups of N rollouts each.
 
@@ -110,7 +110,7 @@ def group_metrics(
         advantages_PN: what the step trained on.
         zero_advantage_rows: bool [N + 1], by the number of correct responses.
         k: of the record's "pass@k".
-        answer_of: the answer inside a response, to distinguish wrong ones.
+        answer_of: the answer to a prompt inside a response, to distinguish wrong ones.
 
     Returns:
         "reward", "pass@k" and `pass_at_powers`; "correct_histogram", whole groups by number of
@@ -140,7 +140,9 @@ def group_metrics(
     }
 
 
-def wrong_distinct_share(groups: Sequence[RolloutGroup], answer_of: Callable[[str], str]) -> float:
+def wrong_distinct_share(
+    groups: Sequence[RolloutGroup], answer_of: Callable[[Prompt, str], str]
+) -> float:
     """Distinct answers among a prompt's wrong responses, over their number; the mean over prompts.
 
     Source: the diversity of wrong answers in arXiv 2508.10751, section 4. Prompts with fewer than
@@ -150,7 +152,7 @@ def wrong_distinct_share(groups: Sequence[RolloutGroup], answer_of: Callable[[st
     shares = []
     for group in groups:
         wrong = [
-            answer_of(rollout.text)
+            answer_of(group.prompt, rollout.text)
             for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
             if reward < 1.0
         ]

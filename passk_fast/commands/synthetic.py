@@ -22,7 +22,8 @@ from passk_fast.rollout.engine_protocol import OpenWeights
 from passk_fast.rollout.groups import GroupTracker
 from passk_fast.seeding import seed_for
 
-_TASK = "synthetic"
+_TASK = "exact"
+"""How answers are told apart; verdicts are drawn, and no verifier is asked."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """Prompts and verifiers: tasks by name or dotted path, generated prompts and data sets."""
 
-from passk_fast.tasks.answers import tagged_answer as answer_of
 from passk_fast.tasks.dataset import load_prompts
 from passk_fast.tasks.order import PromptOrder
 from passk_fast.tasks.protocol import GeneratedTask, Task
-from passk_fast.tasks.registry import find_task, verify
+from passk_fast.tasks.registry import answer_of, find_task, verify
 from passk_fast.tasks.splits import alphabet, fresh_solutions, test_prompts, train_prompts
 
 __all__ = [

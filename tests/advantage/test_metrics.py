@@ -138,13 +138,20 @@ def group(texts: list[str], rewards: list[float]) -> RolloutGroup:
     )
 
 
+def whole_text(prompt: Prompt, text: str) -> str:
+    """An answer that is the response itself."""
+    return text
+
+
 def test_distinct_wrong_answers() -> None:
     same = group(["a", "a", "a", "b"], [0, 0, 0, 1])
     different = group(["a", "b", "c", "c"], [0, 0, 0, 1])
-    assert wrong_distinct_share([same], str) == pytest.approx(1 / 3)
-    assert wrong_distinct_share([same, different], str) == pytest.approx(2 / 3)
-    assert wrong_distinct_share([different], lambda text: "one answer") == pytest.approx(1 / 3)
-    assert math.isnan(wrong_distinct_share([group(["a", "b"], [0, 1])], str))  # one wrong response
+    assert wrong_distinct_share([same], whole_text) == pytest.approx(1 / 3)
+    assert wrong_distinct_share([same, different], whole_text) == pytest.approx(2 / 3)
+    one_answer = wrong_distinct_share([different], lambda prompt, text: prompt.task)
+    assert one_answer == pytest.approx(1 / 3)
+    one_wrong_response = group(["a", "b"], [0, 1])
+    assert math.isnan(wrong_distinct_share([one_wrong_response], whole_text))
 
 
 def test_entropy_from_samples() -> None:
@@ -159,7 +166,7 @@ def test_group_metrics_mark_what_is_censored() -> None:
     ]
     zero_advantage_rows = np.array([True, False, False, True, True])
     advantages_PN = np.array([[1.0, -0.5, -0.5, 0.0], [0.0] * 4, [0.0] * 4])
-    record = group_metrics(groups, advantages_PN, zero_advantage_rows, 2, str)
+    record = group_metrics(groups, advantages_PN, zero_advantage_rows, 2, whole_text)
     assert record["correct_histogram"] == [0, 1, 0, 0, 1]
     assert record["censored_histogram"] == [0, 0, 0, 1, 0]
     assert record["censored_share"] == pytest.approx(1 / 3)

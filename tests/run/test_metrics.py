@@ -63,7 +63,7 @@ def test_metrics_of_what_was_sampled() -> None:
             for n in lengths
         )
         rewards = np.array([1.0 if n else math.nan for n in lengths])
-        prompt = Prompt(id="p", text="", answer="", task="t")
+        prompt = Prompt(id="p", text="", answer="", task="exact")
         return RolloutGroup(prompt=prompt, prompt_ids=(1,), rollouts=rollouts, rewards=rewards)
 
     sampled = SampledBatch(

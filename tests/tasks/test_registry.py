@@ -75,14 +75,14 @@ def test_an_object_by_its_dotted_path(own_tasks: str) -> None:
     prompt = sum_prompt(f"{own_tasks}:SUMS")
     rewards = [verify(prompt, f"it is {n}", config=DataConfig()) for n in (42, 43, 7)]
     assert rewards == [1.0, 0.5, 0.0]
-    assert answer_of(prompt, "it is 43", config=DataConfig()) == "43"
+    assert answer_of(prompt, "it is 43") == "43"
 
 
 def test_a_function_by_its_dotted_path(own_tasks: str) -> None:
     prompt = sum_prompt(f"{own_tasks}:shouts")
     assert verify(prompt, "FORTY-TWO", config=DataConfig()) == 1.0
     assert verify(prompt, "forty-two", config=DataConfig()) == 0.0
-    assert answer_of(prompt, "<answer>A</answer>", config=DataConfig()) == "A"
+    assert answer_of(prompt, "<answer>A</answer>") == "A"
     assert find_task(prompt.task, DataConfig()).name == prompt.task
 
 
