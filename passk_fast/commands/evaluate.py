@@ -152,14 +152,15 @@ def as_table(record: EvaluationRecord) -> str:
 
 def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) -> ExitCode:
     """Sample and verify all held-out prompts; rank 0 writes `out`. A collective over all ranks."""
-    from passk_fast.rollout.vllm.engine import RolloutEngine
     from passk_fast.rollout.vllm.start import prepare_environment
 
     prepare_environment()
     import torch.distributed as dist
+    from transformers import AutoTokenizer
 
     from passk_fast.process_group import pick_device, start_process_group
     from passk_fast.rollout.collect import collect_groups
+    from passk_fast.rollout.make import make_engine
     from passk_fast.seeding import seed_for
     from passk_fast.tasks import test_prompts, verify
 
@@ -170,14 +171,15 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     device = pick_device(config.device)
     start_process_group(device, config.timeout_s)
     rank, world = dist.get_rank(), dist.get_world_size()
-    engine = RolloutEngine(config, str(model_dir), rank=rank, world_size=world, device=device)
+    engine = make_engine(config, str(model_dir), rank=rank, world_size=world, device=device)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
     records: dict[str, dict[str, object]] = {}
     for task, (prompts, num_rollouts) in tasks.items():
         seed = seed_for(config.seed, f"eval-{task}", 0)
         groups, stats = collect_groups(
             engine,
             SampleRequest(prompts=prompts, num_rollouts=num_rollouts, seed=seed),
-            engine.tokenizer,
+            tokenizer,
             partial(verify, config=config.data),
             temperature=settings.temperature,
             top_p=settings.top_p,

@@ -32,8 +32,8 @@ from passk_fast.model.shape import ModelShape
 from passk_fast.rollout.collect import samples_of
 from passk_fast.rollout.engine_protocol import Engine, OpenWeights
 from passk_fast.rollout.groups import GroupTracker
+from passk_fast.rollout.make import make_engine
 from passk_fast.rollout.verifier_pool import VerifierPool, Verify
-from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.rollout.wire import encode_samples
 from passk_fast.tasks import verify
 from passk_fast.weights.layout import Spec
@@ -90,7 +90,7 @@ class StartedEngine:
 def start_engine(config: RunConfig, device: str, model_dir: str) -> StartedEngine:
     """vLLM on this side's ranks. A collective over them; ConfigError where it does not fit."""
     shape = ModelShape.read(model_dir)
-    engine = RolloutEngine(
+    engine = make_engine(
         config, model_dir, rank=dist.get_rank(), world_size=dist.get_world_size(), device=device
     )
     return StartedEngine(engine=engine, shape=shape)

@@ -1,6 +1,6 @@
 """What the rest of the project asks of a sampler; `vllm.engine.RolloutEngine` is one.
 
-Another sampler implements `Engine` in a package next to `vllm/`, and `run.build` constructs it.
+Another sampler implements `Engine` in a package next to `vllm/`, and `rollout/make.py` names it.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from passk_fast.data.types import RolloutGroup, SampleRequest
 from passk_fast.errors import ExitCode
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.engine_protocol import Engine
+from passk_fast.rollout.make import make_engine
 from passk_fast.rollout.verifier_pool import VerifierPool, Verify
-from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.tasks import verify
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.sync import WeightSync
@@ -52,7 +52,7 @@ class ColocatedEngines:
         cls, config: RunConfig, mesh: Mesh, model_dir: str, tokenizer: PreTrainedTokenizerBase
     ) -> ColocatedEngines:
         """As the configuration says, on the ranks of the trainer. A collective."""
-        engine = RolloutEngine(
+        engine = make_engine(
             config, model_dir, rank=mesh.rank, world_size=mesh.world_size, device=mesh.device
         )
         settings = config.rollout
