@@ -28,9 +28,14 @@ SMALL = """
 
 
 def call(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run `passk-fast ...` as a user would."""
+    """Run `passk-fast ...` as a user would, with one thread per rank: ranks share few cores."""
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 

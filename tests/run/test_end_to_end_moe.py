@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.run.test_end_to_end import COMMAND, SMALL, metrics
+from tests.run.test_end_to_end import SMALL, call, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.sample, pytest.mark.megatron]
 
@@ -21,8 +21,7 @@ MOVING = "--loss.entropy-coef 0.01 --optim.lr 1e-2".split()
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A few small steps into `folder`; the warm-started model is kept next to it."""
     where = ["--output-dir", str(folder), "--warm-start.cache-dir", str(folder.parent / "cache")]
-    command = [*COMMAND, "train", str(CONFIG), *where, *SMALL, *MOVING, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = call("train", str(CONFIG), *where, *SMALL, *MOVING, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -59,8 +58,8 @@ def test_experts_from_the_command_line(tmp_path: Path) -> None:
     assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=1e-3)
     assert got["expert_imbalance"] == pytest.approx(want["expert_imbalance"], rel=1e-3)
 
-    converted = [*COMMAND, "convert", str(whole), str(tmp_path / "hf")]
-    subprocess.run(converted, check=True, capture_output=True, timeout=240)
+    converted = call("convert", str(whole), str(tmp_path / "hf"))
+    assert converted.returncode == 0, converted.stderr
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
