@@ -203,7 +203,7 @@ class Actor:
 
     # ---- forward and backward ------------------------------------------------------------------
 
-    def _run(
+    def run_schedule(
         self,
         chunks: SequenceOf[nn.Module],
         batches: list[PackedBatch],
@@ -211,7 +211,10 @@ class Actor:
         *,
         forward_only: bool,
     ) -> list[object]:
-        """Megatron's pipeline schedule over the micro-batches; the last stage's results."""
+        """Megatron's pipeline schedule of `chunks` over the micro-batches, forward and backward.
+
+        A list with one result of the loss per micro-batch; empty on all stages but the last.
+        """
 
         def forward_step(
             iterator: Iterator[PackedBatch], model: nn.Module
@@ -253,7 +256,7 @@ class Actor:
         """
         chunks = self.reference if reference else self.chunks
         assert chunks is not None, "load_reference has not been called"
-        results = self._run(
+        results = self.run_schedule(
             chunks,
             batches,
             partial(losses.logprob_collector, settings=self.settings),
@@ -312,7 +315,7 @@ class Actor:
             chunk.zero_grad_buffer()
         with megatron_scope(self.mesh.device):
             self.optimizer.zero_grad()
-        results = self._run(self.chunks, batches, make_loss, forward_only=False)
+        results = self.run_schedule(self.chunks, batches, make_loss, forward_only=False)
         return cast(list[LossMetrics], results)
 
     def _step(self, batches: list[PackedBatch], make_loss: LossBuilder, lr: float) -> StepResult:
@@ -326,7 +329,7 @@ class Actor:
                 _, norm, _ = self.optimizer.step()
             grad_norm = float(norm) if norm is not None else float("nan")
         seen = self.routers.finish(self.mesh, applied=finite) | self.routing.take_counts()
-        sums, worst = self._reduce(results, seen)
+        sums, worst = self.reduce_metrics(results, seen)
         return StepResult(
             sums=sums,
             grad_norm=grad_norm,
@@ -343,7 +346,7 @@ class Actor:
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         return not bool(bad > 0)
 
-    def _reduce(
+    def reduce_metrics(
         self, results: list[LossMetrics], more: dict[str, float] | None = None
     ) -> tuple[dict[str, float], WorstToken | None]:
         """Sum the last stage's metrics over micro-batches and data-parallel ranks, everywhere.

@@ -58,7 +58,7 @@ def main_gradients(
     make = losses.cross_entropy if supervised else losses.policy_loss
     batches = actor.pack(workers.make_sequences())
     results = actor.backward(batches, partial(make, settings=actor.settings, denominator=50.0))
-    sums, _ = actor._reduce(results)
+    sums, _ = actor.reduce_metrics(results)
     grads = {name: p.main_grad.clone() for name, p in named_parameters(actor.chunks).items()}
     dist.barrier()
     return sums["loss_sum"], grads

@@ -172,7 +172,7 @@ def logits_gap(kind: str, folder: str, parallel: dict[str, Any]) -> float:
         return loss
 
     with torch.no_grad():
-        actor._run(actor.chunks, batches, capture, forward_only=True)
+        actor.run_schedule(actor.chunks, batches, capture, forward_only=True)
     if not captured:
         return 0.0
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -225,7 +225,7 @@ def gradients(
     ]  # off-policy, so that the loss is not a constant and clipping is at work
     make = partial(losses.policy_loss, settings=actor.settings, denominator=denominator)
     results = actor.backward(batches, make)
-    sums, _ = actor._reduce(results)
+    sums, _ = actor.reduce_metrics(results)
     for parameter in named_parameters(actor.chunks).values():
         parameter.data.copy_(parameter.main_grad)  # full_tensors then gathers gradients
     full = {name: tensor.clone() for name, tensor in actor.full_tensors()}
@@ -334,7 +334,7 @@ def same_logprobs(kind: str, folder: str, parallel: dict[str, Any]) -> float:
     actor = build(kind, folder, parallel, 256)
     batches = actor.prepare(actor.pack(make_sequences()), old_logprobs=True)
     make = partial(losses.policy_loss, settings=actor.settings, denominator=100.0)
-    sums, _ = actor._reduce(actor.backward(batches, make))
+    sums, _ = actor.reduce_metrics(actor.backward(batches, make))
     return abs(sums["ppo_kl_sum"])
 
 

@@ -40,7 +40,7 @@ def gradients(
         router.balance_bias += torch.linspace(0.0, bias, router.num_experts)
     batches = [replace(b, old_logprobs_T=b.rollout_logprobs_T) for b in actor.pack(sequences)]
     make = partial(losses.policy_loss, settings=actor.settings, denominator=100.0)
-    sums, _ = actor._reduce(actor.backward(batches, make), actor.routing.take_counts())
+    sums, _ = actor.reduce_metrics(actor.backward(batches, make), actor.routing.take_counts())
     for parameter in named_parameters(actor.chunks).values():
         parameter.data.copy_(parameter.main_grad)  # full_tensors then gathers gradients
     full = {name: tensor.clone() for name, tensor in actor.full_tensors()}
@@ -60,7 +60,7 @@ def supervised_gradients(
     )
     make = partial(losses.cross_entropy, settings=actor.settings, denominator=100.0)
     results = actor.backward(actor.pack(sequences), make)
-    sums, _ = actor._reduce(results, actor.routing.take_counts())
+    sums, _ = actor.reduce_metrics(results, actor.routing.take_counts())
     for parameter in named_parameters(actor.chunks).values():
         parameter.data.copy_(parameter.main_grad)
     return sums["loss_sum"] / 100.0, {name: t.clone() for name, t in actor.full_tensors()}
