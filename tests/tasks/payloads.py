@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -87,7 +88,16 @@ def kill_everything() -> float:
 def writable_places() -> float:
     """Number of folders outside of /tmp, / 100, in which a file can be made."""
     found = 0
-    places = ("/", "/etc", "/usr", "/usr/bin", "/dev", "/proc", sys.prefix, str(Path(__file__).parent))
+    places = (
+        "/",
+        "/etc",
+        "/usr",
+        "/usr/bin",
+        "/dev",
+        "/proc",
+        sys.prefix,
+        str(Path(__file__).parent),
+    )
     for folder in places:
         try:
             Path(folder, "hostile").write_text("x")
@@ -129,7 +139,7 @@ def new_privileges() -> float:
         lambda: library.setuid(0) == 0,
         lambda: library.chroot(b"/tmp") == 0,
         lambda: library.memfd_create(b"x", 0) >= 0,
-        lambda: os.path.exists("/proc/1/mem") and open("/proc/1/mem", "rb") is not None,
+        lambda: os.path.exists("/proc/1/mem") and os.open("/proc/1/mem", os.O_RDONLY) > 0,
     )
     found = 0
     for step in steps:
@@ -189,3 +199,9 @@ def environment_size() -> float:
     own = {"PATH", "HOME", "LANG", "LC_CTYPE", "PYTHONHASHSEED", "PWD", "OLDPWD", "SHLVL"}
     own |= {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"}
     return len(set(os.environ) - own) / max(1, len(os.environ))
+
+
+@lru_cache
+def remembered() -> float:
+    """Time of the first call in this process."""
+    return time.monotonic() % 1.0

@@ -306,3 +306,13 @@ def test_a_lost_sandbox_is_started_again() -> None:
         assert sandbox.judge(math.cos, 0.0) == 1.0
         sandbox.close()
         assert sandbox.judge(math.cos, 0.0) == 1.0
+
+
+def test_what_is_prepared_is_there_in_later_verdicts(sandbox: Sandbox) -> None:
+    apart = {sandbox.judge(payloads.remembered) for _ in range(3)}
+    sandbox.prepare(payloads.remembered)
+    shared = {sandbox.judge(payloads.remembered) for _ in range(3)}
+    assert (len(apart), len(shared)) == (3, 1)
+    with pytest.raises(VerifierFailed, match="cannot be prepared"):
+        sandbox.prepare(payloads.evaluate, "1/0")
+    assert sandbox.judge(payloads.remembered) in shared

@@ -109,15 +109,32 @@ class Sandbox:
             preload=preload,
         )
         self._process: _Process | None = None
+        self._prepared: list[Call] = []
         self._owner = os.getpid()
         self._lock = threading.Lock()
 
     def call(self, function: Callable[..., float], *arguments: object) -> Verdict:
         """The verdict of a function of a module (no lambda, no method) on picklable arguments."""
-        name = f"{function.__module__}:{function.__qualname__}"
-        if not function.__qualname__.isidentifier():
-            raise ValueError(f"{name} must be a function that stands in a module by itself.")
-        return self._ask(Call(function=name, arguments=arguments), self._limits.wall_s)
+        call = Call(function=_name(function), arguments=arguments)
+        with self._lock:
+            return self._ask(call, self._limits.wall_s)
+
+    def prepare(self, function: Callable[..., float], *arguments: object) -> None:
+        """Run a function once in the sandbox itself: what it caches, every later verdict finds.
+
+        Neither it nor its arguments may come from a model. It returns any number in [0, 1].
+
+        Raises:
+            VerifierFailed: it raised.
+        """
+        call = Call(function=_name(function), arguments=arguments, in_every_verdict=True)
+        with self._lock:
+            if self._process is not None and call in self._prepared:
+                return
+            verdict = self._ask(call, _START_S)
+            if verdict.status is not Status.JUDGED:
+                raise VerifierFailed(f"{function.__qualname__}{arguments}: cannot be prepared")
+            self._prepared.append(call)
 
     def judge(self, function: Callable[..., float], *arguments: object) -> float:
         """The reward of `call`; VerifierFailed where there is none."""
@@ -133,7 +150,8 @@ class Sandbox:
             raise SandboxError("programs run only in a sandbox made with `executes_code`.")
         if not program.tests:
             raise ValueError("a program needs at least one test.")
-        return self._ask(program, self._limits.wall_s * len(program.tests))
+        with self._lock:
+            return self._ask(program, self._limits.wall_s * len(program.tests))
 
     def close(self) -> None:
         """End the process; the next verdict would start another."""
@@ -148,24 +166,31 @@ class Sandbox:
         self.close()
 
     def _ask(self, request: Call | Program, wall_s: float) -> Verdict:
-        with self._lock:
-            if self._process is None:
-                self._process = _start(self._settings)
-            message = pickle.dumps(request)
-            channel = self._process.channel
-            try:
-                channel.settimeout(wall_s + _SLACK_S)
-                channel.sendall(LENGTH.pack(len(message)) + message)
-                answer = _answer(channel)
-            except TimeoutError:
-                self.close()
-                return Verdict(Status.TIMED_OUT, 0.0)
-            except OSError:
-                answer = None
-            if answer is None:
-                self.close()
-                return Verdict(Status.DIED, 0.0)
-            return answer
+        if self._process is None:
+            self._process = _start(self._settings)
+            self._prepared.clear()
+        message = pickle.dumps(request)
+        channel = self._process.channel
+        try:
+            channel.settimeout(wall_s + _SLACK_S)
+            channel.sendall(LENGTH.pack(len(message)) + message)
+            answer = _answer(channel)
+        except TimeoutError:
+            answer = Verdict(Status.TIMED_OUT, 0.0)
+            self.close()
+        except OSError:
+            answer = None
+        if answer is None:
+            self.close()
+            return Verdict(Status.DIED, 0.0)
+        return answer
+
+
+def _name(function: Callable[..., float]) -> str:
+    name = f"{function.__module__}:{function.__qualname__}"
+    if not function.__qualname__.isidentifier():
+        raise ValueError(f"{name} must be a function that stands in a module by itself.")
+    return name
 
 
 def _answer(channel: socket.socket) -> Verdict | None:
@@ -184,7 +209,7 @@ def _answer(channel: socket.socket) -> Verdict | None:
 
 def _start(settings: Settings) -> _Process:
     mine, theirs = socket.socketpair()
-    errors = tempfile.TemporaryFile()
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
     paths = [os.path.abspath(path) for path in sys.path]
     command = [sys.executable, "-P", "-s", "-c", _RUN, json.dumps(paths)]
     if settings.containment is Containment.BUBBLEWRAP:
@@ -291,9 +316,7 @@ def _containment(executes_code: bool) -> Containment:
 
 
 @lru_cache(maxsize=16)
-def _shared(
-    owner: int, limits: Limits, preload: tuple[str, ...], executes_code: bool
-) -> Sandbox:
+def _shared(owner: int, limits: Limits, preload: tuple[str, ...], executes_code: bool) -> Sandbox:
     sandbox = Sandbox(limits=limits, preload=preload, executes_code=executes_code)
     atexit.register(sandbox.close)
     return sandbox

@@ -1,7 +1,7 @@
 """What passes between a sandbox and its owner, and the limits of one verdict.
 
-Towards the sandbox: pickles, from code that is trusted. Back: one status byte and one float64, which
-are all that the owner ever reads.
+Towards the sandbox: pickles, from code that is trusted. Back: one status byte and one float64; the
+owner reads nothing else.
 """
 
 from __future__ import annotations
@@ -92,6 +92,9 @@ class Call:
 
     function: str
     arguments: tuple[object, ...]
+    in_every_verdict: bool = False
+    """Run by the sandbox itself, once, so that what it caches is there in the verdicts to come.
+    Only for functions and arguments that come from no model."""
 
 
 @dataclass(frozen=True, kw_only=True)
