@@ -27,8 +27,8 @@ class Prompt:
     answer: str
     task: str
     columns: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """Further columns of the row, by name, for the verifier: values as JSON has them, since a prompt
-    travels to verifiers and rollout ranks."""
+    """Further columns of the row, by name, for the verifier: values as JSON has them, since a
+    prompt travels to verifiers and rollout ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)

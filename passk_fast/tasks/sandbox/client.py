@@ -48,6 +48,9 @@ _SYSTEM = (
 )
 
 
+Function = Callable[..., float] | str
+
+
 class SandboxError(ConfigError):
     """No sandbox can be made on this machine; the message says why."""
 
@@ -113,13 +116,17 @@ class Sandbox:
         self._owner = os.getpid()
         self._lock = threading.Lock()
 
-    def call(self, function: Callable[..., float], *arguments: object) -> Verdict:
-        """The verdict of a function of a module (no lambda, no method) on picklable arguments."""
+    def call(self, function: Function, *arguments: object) -> Verdict:
+        """The verdict of a function on picklable arguments.
+
+        The function stands in a module by itself (no lambda, no method), and may be given as
+        "module:function" where importing it here would be slow.
+        """
         call = Call(function=_name(function), arguments=arguments)
         with self._lock:
             return self._ask(call, self._limits.wall_s)
 
-    def prepare(self, function: Callable[..., float], *arguments: object) -> None:
+    def prepare(self, function: Function, *arguments: object) -> None:
         """Run a function once in the sandbox itself: what it caches, every later verdict finds.
 
         Neither it nor its arguments may come from a model. It returns any number in [0, 1].
@@ -133,15 +140,15 @@ class Sandbox:
                 return
             verdict = self._ask(call, _START_S)
             if verdict.status is not Status.JUDGED:
-                raise VerifierFailed(f"{function.__qualname__}{arguments}: cannot be prepared")
+                raise VerifierFailed(f"{call.function}{arguments}: cannot be prepared")
             self._prepared.append(call)
 
-    def judge(self, function: Callable[..., float], *arguments: object) -> float:
+    def judge(self, function: Function, *arguments: object) -> float:
         """The reward of `call`; VerifierFailed where there is none."""
         verdict = self.call(function, *arguments)
         if verdict.status is not Status.JUDGED:
             what = verdict.status.name.lower().replace("_", " ")
-            raise VerifierFailed(f"{function.__qualname__}: no reward: {what}")
+            raise VerifierFailed(f"{_name(function)}: no reward: {what}")
         return verdict.reward
 
     def run(self, program: Program) -> Verdict:
@@ -151,7 +158,7 @@ class Sandbox:
         if not program.tests:
             raise ValueError("a program needs at least one test.")
         with self._lock:
-            return self._ask(program, self._limits.wall_s * len(program.tests))
+            return self._ask(program, program.wall_s + self._limits.wall_s)
 
     def close(self) -> None:
         """End the process; the next verdict would start another."""
@@ -186,7 +193,9 @@ class Sandbox:
         return answer
 
 
-def _name(function: Callable[..., float]) -> str:
+def _name(function: Function) -> str:
+    if isinstance(function, str):
+        return function
     name = f"{function.__module__}:{function.__qualname__}"
     if not function.__qualname__.isidentifier():
         raise ValueError(f"{name} must be a function that stands in a module by itself.")

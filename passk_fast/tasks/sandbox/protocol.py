@@ -84,6 +84,8 @@ class Program:
 
     source: str
     tests: tuple[ProgramTest, ...]
+    wall_s: float = 20.0
+    """For all tests together; those that have not begun by then are not passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
