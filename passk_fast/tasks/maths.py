@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from passk_fast.data.types import Prompt
-from passk_fast.tasks.answers import last_answer
+from passk_fast.tasks.answers import boxed, last_answer
 from passk_fast.tasks.packages import require_package
 from passk_fast.tasks.sandbox import Limits, shared_sandbox
 
@@ -19,23 +19,12 @@ LIMITS = Limits(wall_s=5.0, cpu_s=5, memory_mib=1024)
 MAX_ANSWER = 1000
 """Characters; a longer answer is wrong without being read."""
 _EQUALITY = "passk_fast.tasks.maths_equality"
-_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(r"\banswer(?:[ \t]+is)?[ \t]*[:=]?[ \t*]*(\S[^\n]*)", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", re.ASCII)
-_NOISE = re.compile(r"\$|\\[!,;: ]|\\left(?![a-z])|\\right(?![a-z])|\\[()\[\]]|\s+")
-
-
-def boxed(text: str) -> str | None:
-    """Content of the last complete `\\boxed{...}` of a text, or None."""
-    for match in reversed(list(_BOX.finditer(text))[-20:]):
-        depth = 1
-        for brace in _BRACES.finditer(text, match.end()):
-            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-            if depth == 0:
-                return text[match.end() : brace.start()]
-    return None
+_NOISE = re.compile(
+    r"\$|\\[!,;: ]|\\left(?![a-z])|\\right(?![a-z])|\\[()\[\]]|(?<!\w)\s+|\s+(?!\w)"
+)
 
 
 def final_answer(response: str) -> str | None:
