@@ -38,7 +38,7 @@ def program_of(response: str) -> str:
     return response if tagged is None else tagged
 
 
-def tests_of(prompt: Prompt) -> tuple[ProgramTest, ...]:
+def program_tests(prompt: Prompt) -> tuple[ProgramTest, ...]:
     """The tests of a row.
 
     Raises:
@@ -146,7 +146,7 @@ class Code:
         Raises:
             VerifierFailed: the sandbox was lost.
         """
-        program = Program(source=program_of(response), tests=tests_of(prompt))
+        program = Program(source=program_of(response), tests=program_tests(prompt))
         verdict = shared_sandbox(limits=LIMITS).run(program)
         if verdict.status is not Status.JUDGED:
             raise VerifierFailed(f"the sandbox gave no verdict: {verdict.status.name.lower()}")
@@ -158,7 +158,7 @@ class Code:
 
     def check_prompt(self, prompt: Prompt) -> None:
         """ValueError for a row without tests; SandboxError where programs cannot be contained."""
-        tests_of(prompt)
+        program_tests(prompt)
         reason = unavailable_reason()
         if reason is not None:
             raise SandboxError(

@@ -26,7 +26,26 @@ class HostileOutput:
 
 
 def _numbers() -> list[str]:
-    named = "nan NaN -nan inf -inf Infinity 1e400 -0 +0 0x10 1_0 0b1 1e-400 ١٢ ４２ ½ ² Ⅻ".split()
+    named = [
+        "nan",
+        "NaN",
+        "-nan",
+        "inf",
+        "-inf",
+        "Infinity",
+        "1e400",
+        "-0",
+        "+0",
+        "0x10",
+        "1_0",
+        "0b1",
+        "1e-400",
+        "١٢",
+        "４２",
+        "½",
+        "²",
+        "Ⅻ",
+    ]
     return [
         *named,
         *("9" * 5000, "1/0", "0/0", "1e309", "9**9**9**9", "9^{9^{9^9}}", "10**10**10", "2<<99999"),
@@ -95,7 +114,16 @@ def _unusual() -> list[tuple[str, str]]:
             *("<think>", "</think>", "<think><answer>1</answer>", "<|im_end|>", "</s>", "<pad>"),
             *("\\boxed{", "\\boxed", "\\boxed{}", "\\boxed{\\boxed{", "}" * 100, "{" * 100),
             *("\\boxed{1}\\boxed{2}", "\\boxed 1", "\\fbox{", "####", "#### ", "Answer:", "####\n"),
-            *("answer is", "The answer is", "Answer: \n1", "```", "```python", "```\n```", "$", "$$"),
+            *(
+                "answer is",
+                "The answer is",
+                "Answer: \n1",
+                "```",
+                "```python",
+                "```\n```",
+                "$",
+                "$$",
+            ),
         ],
         "long": [
             *("a" * 100_000, "<answer>" * 10_000, "(" * 10_000, "[" * 10_000, "\\frac" * 2_000),

@@ -51,7 +51,7 @@ def equal(gold: str, answer: str) -> float:
     unsolved = any(isinstance(part, _UNSOLVED) for part in parts)
     if unsolved and not any(isinstance(e, Basic) and e.has(*_UNSOLVED) for e in wanted):
         return 0.0
-    return float(verify(wanted, given, timeout_seconds=None))
+    return float(verify(wanted, given, timeout_seconds=None, allow_set_relation_comp=True))
 
 
 def warm() -> float:

@@ -33,7 +33,11 @@ def configuration(generator: str, level: int, options: Mapping[str, object]) -> 
             break
         curriculum: BaseCurriculum = create_curriculum(generator)
         curriculum.set_global_level(lower)
-        made = {**vars(curriculum.generate_configuration()), **_EASIER.get(generator, {}), **options}
+        made = {
+            **vars(curriculum.generate_configuration()),
+            **_EASIER.get(generator, {}),
+            **options,
+        }
         try:
             settings(**made).validate()
         except AssertionError:
@@ -77,22 +81,16 @@ class Request(TypedDict):
 
 def split(request: Request, generator: str) -> Iterator[Puzzle]:
     """The puzzles of one split of a generator; training ones leave out every held-out one."""
-    config = configuration(
-        generator, request["difficulty"], request["options"].get(generator, {})
-    )
+    config = configuration(generator, request["difficulty"], request["options"].get(generator, {}))
     seed, wanted = request["seed"], request["test_per_generator"]
-    made = puzzles(
-        generator, config, seed_for(seed, f"puzzles-test-{generator}"), _TRIES * wanted
-    )
+    made = puzzles(generator, config, seed_for(seed, f"puzzles-test-{generator}"), _TRIES * wanted)
     held_out = list(islice(made, wanted))
     if request["split"] == "test":
         yield from held_out
         return
     hidden = {puzzle["question"] for puzzle in held_out}
     wanted = request["train_per_generator"]
-    made = puzzles(
-        generator, config, seed_for(seed, f"puzzles-train-{generator}"), _TRIES * wanted
-    )
+    made = puzzles(generator, config, seed_for(seed, f"puzzles-train-{generator}"), _TRIES * wanted)
     yield from islice((p for p in made if p["question"] not in hidden), wanted)
 
 

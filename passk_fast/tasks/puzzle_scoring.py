@@ -24,7 +24,27 @@ _NOT_FINITE = re.compile(r"\b(nan|inf|infinity)\b", re.IGNORECASE)
 _CALCULATION = re.compile(r"[\d\s+\-*/().]*")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _FUNCTIONS = frozenset(
-    "sin cos tan sec csc cot asin acos atan sinh cosh tanh exp log ln sqrt Abs pi E".split()
+    [
+        "sin",
+        "cos",
+        "tan",
+        "sec",
+        "csc",
+        "cot",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "exp",
+        "log",
+        "ln",
+        "sqrt",
+        "Abs",
+        "pi",
+        "E",
+    ]
 )
 _LONGEST_EXPRESSION = 2000
 

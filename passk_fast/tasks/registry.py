@@ -1,7 +1,8 @@
 """Tasks by name: the built-in ones, and any other by the dotted path to it.
 
-"maze", "exact", "maths", "code" and "puzzles" are built in; "my_package.my_module:TASK" is an object with the methods of
-`protocol.Task`, a function (prompt, response) -> reward, or a reward function (reward_function.py).
+`BUILT_IN` lists the first; "my_package.my_module:TASK" is an object with the methods of
+`protocol.Task`, a function (prompt, response) -> reward, or a reward function
+(`reward_function`), that is imported when first needed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from passk_fast.errors import ConfigError
 from passk_fast.tasks.answers import tagged_answer
 from passk_fast.tasks.code import Code
 from passk_fast.tasks.exact import Exact
-from passk_fast.tasks.maze import Maze
 from passk_fast.tasks.maths import Maths
+from passk_fast.tasks.maze import Maze
 from passk_fast.tasks.protocol import Task
 from passk_fast.tasks.puzzles import Puzzles
 from passk_fast.tasks.reward_function import (

@@ -15,6 +15,8 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError
 from passk_fast.tasks.answers import tagged_answer
@@ -55,9 +57,7 @@ class RewardFunction:
 
     def _of_one(self, prompt: Prompt, response: str) -> object:
         columns = {name: prompt.columns[name] for name in self._columns([prompt])}
-        return self.function(
-            prompt=prompt.text, response=response, answer=prompt.answer, **columns
-        )
+        return self.function(prompt=prompt.text, response=response, answer=prompt.answer, **columns)
 
     def _of_batch(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[object]:
         columns = {
@@ -89,7 +89,7 @@ class RewardFunction:
         return [name for name in held if name in list(parameters)[3:]]
 
     def _checked(self, value: object) -> float:
-        if isinstance(value, numbers.Real):
+        if isinstance(value, numbers.Real | np.bool_):
             reward = float(value)
             if math.isfinite(reward) and 0.0 <= reward <= 1.0:
                 return reward
