@@ -105,7 +105,7 @@ def _rows(path: Path) -> list[Prompt]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}.") from None
-    prompts = []
+    prompts: list[Prompt] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or len(prompts) == _ROWS:
             continue

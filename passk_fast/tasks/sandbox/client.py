@@ -235,7 +235,7 @@ def _start(settings: Settings) -> _Process:
     with theirs:
         popen = subprocess.Popen(
             command,
-            stdin=theirs,
+            stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=errors,
             env=environment,
@@ -273,6 +273,7 @@ def _readable(preload: tuple[str, ...]) -> tuple[str, ...]:
     """What Python and the preloaded modules need; not the folders that modules are found in."""
     paths = [*_SYSTEM, sys.base_prefix, sys.prefix, os.path.dirname(sys.executable)]
     paths += [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths += [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     for name in ("passk_fast", *preload):
         spec = importlib.util.find_spec(name.partition(".")[0])
         if spec is None:

@@ -55,8 +55,8 @@ class Limits:
     memory_mib: int = 1024
     """Address space beyond what the sandbox itself takes."""
     processes: int = 1
-    """Processes and threads of the verdict, its own included. A contained program forks nothing
-    with 1. Not counted under `Containment.LIMITS`."""
+    """Processes and threads of the verdict, its own included. Not counted under
+    `Containment.LIMITS`; where the kernel does not count, new processes are refused altogether."""
     open_files: int = 64
     file_mib: int = 16
     """The largest file, the largest output, and the room of /tmp."""

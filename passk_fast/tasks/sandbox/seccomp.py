@@ -39,7 +39,9 @@ _REFUSED: dict[str, tuple[int, int]] = {  # by their numbers on x86_64 and aarch
     "unshare": (272, 97),
     "userfaultfd": (323, 282),
 }
+_FORKS = {"x86_64": (57, 58), "aarch64": ()}  # fork and vfork; ARM64 has clone alone
 _CLONE = (56, 220)
+_CLONE_THREAD = 0x10000
 _CLONE3 = 435
 _NEW_NAMESPACES = 0x7E020000
 _X32 = 0x40000000
@@ -56,9 +58,10 @@ def supported() -> bool:
     return MACHINE in _AUDIT_ARCH
 
 
-def _filter() -> list[Instruction]:
+def _filter(forks: bool) -> list[Instruction]:
     column = 0 if MACHINE == "x86_64" else 1
     refused = sorted(numbers[column] for numbers in _REFUSED.values())
+    refused += [] if forks else _FORKS[MACHINE]
     refuse: Instruction = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
     program: list[Instruction] = [
         (_LOAD, 0, 0, _ARCH),
@@ -73,15 +76,19 @@ def _filter() -> list[Instruction]:
     # Its flags lie in memory, where a filter cannot look: the C library falls back to clone.
     program += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     program += [
-        (_EQUAL, 0, 3, _CLONE[column]),
+        (_EQUAL, 0, 4 if forks else 5, _CLONE[column]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_ANY_BIT, 0, 1, _NEW_NAMESPACES),
         refuse,
-        (_RETURN, 0, 0, _ALLOW),
     ]
-    return program
+    if not forks:
+        program += [(_ANY_BIT, 1, 0, _CLONE_THREAD), refuse]
+    return [*program, (_RETURN, 0, 0, _ALLOW)]
 
 
-def refuse_system_calls() -> None:
-    """From now on, in this process and all that it starts, they fail with EPERM."""
-    install_filter(_filter())
+def refuse_system_calls(*, forks: bool) -> None:
+    """From now on, in this process and all that it starts, they fail with EPERM.
+
+    Without `forks` new processes fail too; new threads do not.
+    """
+    install_filter(_filter(forks))

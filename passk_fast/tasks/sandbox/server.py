@@ -11,6 +11,7 @@ import importlib
 import os
 import pickle
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from passk_fast.tasks.sandbox import programs, seccomp, system
-from passk_fast.tasks.sandbox.confinement import confine, own_address_space
+from passk_fast.tasks.sandbox.confinement import Ground, confine, own_address_space
 from passk_fast.tasks.sandbox.namespaces import enter_namespaces, fresh_tmp
 from passk_fast.tasks.sandbox.protocol import (
     LENGTH,
@@ -43,7 +44,7 @@ def main() -> None:
     channel = socket.socket(fileno=os.dup(0))
     settings: Settings = pickle.loads(_read(channel))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    two_users = False
+    two_users, as_root = False, os.geteuid() == 0
     if settings.containment is not Containment.LIMITS and not seccomp.supported():
         sys.exit(f"system calls of {system.MACHINE} processors cannot be filtered")
     if settings.containment is Containment.NAMESPACES:
@@ -55,7 +56,9 @@ def main() -> None:
     for name in settings.preload:
         importlib.import_module(name)
     gc.freeze()
-    server = _Server(channel, settings, two_users)
+    counted = two_users or not as_root
+    ground = Ground(base=own_address_space(), two_users=two_users, counted=counted)
+    server = _Server(channel, settings, ground)
     channel.sendall(VERDICT.pack(Status.JUDGED, 0.0))
     server.serve()
 
@@ -91,10 +94,9 @@ def _memory_file(content: bytes = b"") -> Iterator[int]:
 class _Server:
     """Judges one request after the other."""
 
-    def __init__(self, channel: socket.socket, settings: Settings, two_users: bool) -> None:
-        self._channel, self._two_users = channel, two_users
+    def __init__(self, channel: socket.socket, settings: Settings, ground: Ground) -> None:
+        self._channel, self._ground = channel, ground
         self._limits, self._containment = settings.limits, settings.containment
-        self._base = own_address_space()
         self._null = os.open("/dev/null", os.O_RDWR)
 
     def serve(self) -> None:
@@ -178,7 +180,7 @@ class _Server:
             os.dup2(self._null, 2)
             os.dup2(os.dup(report), _REPORT)  # a dup, so that the numbers differ
             os.closerange(_REPORT + 1, 1 << 16)
-            confine(self._limits, self._containment, base=self._base, two_users=self._two_users)
+            confine(self._limits, self._containment, self._ground)
             work()
         finally:
             os._exit(1)
@@ -205,9 +207,16 @@ class _Server:
             pass
         if not os.listdir("/tmp"):
             return
-        if self._containment is not Containment.NAMESPACES:
+        if self._containment is Containment.NAMESPACES:
+            fresh_tmp(self._limits.file_mib)
+            return
+        for entry in os.scandir("/tmp"):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+        if os.listdir("/tmp"):
             sys.exit("cannot empty /tmp")  # the owner starts a new sandbox
-        fresh_tmp(self._limits.file_mib)
 
 
 def _exit_with(report: bytes) -> NoReturn:
