@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from functools import lru_cache
@@ -57,21 +58,21 @@ def leave_a_process_behind() -> float:
     if os.fork() == 0:
         os.setsid()
         time.sleep(0.5)
-        Path("/tmp/left").write_text("x")
+        Path(tempfile.gettempdir(), "left").write_text("x")
         os._exit(0)
     return 1.0
 
 
 def leave_a_file_behind() -> float:
-    Path("/tmp/left").write_text("x")
+    Path(tempfile.gettempdir(), "left").write_text("x")
     return 1.0
 
 
 def finds_nothing_left() -> float:
-    """1.0 in an empty /tmp and without other processes than the sandbox's own."""
+    """1.0 in an empty scratch folder and without other processes than the sandbox's own."""
     time.sleep(0.1)
     numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return float(not os.listdir("/tmp") and set(numbers) <= {1, os.getpid()})
+    return float(not os.listdir(tempfile.gettempdir()) and set(numbers) <= {1, os.getpid()})
 
 
 def kill_everything() -> float:
@@ -86,7 +87,7 @@ def kill_everything() -> float:
 
 
 def writable_places() -> float:
-    """Number of folders outside of /tmp, / 100, in which a file can be made."""
+    """Number of folders outside of the scratch folder, / 100, in which a file can be made."""
     found = 0
     places = (
         "/",
@@ -132,12 +133,12 @@ def new_privileges() -> float:
     steps = (
         lambda: library.unshare(new_user) == 0,
         lambda: library.unshare(new_mounts) == 0,
-        lambda: library.mount(b"none", b"/tmp", b"tmpfs", 0, None) == 0,
-        lambda: library.umount2(b"/tmp", 2) == 0,
+        lambda: library.mount(b"none", b"/scratch", b"tmpfs", 0, None) == 0,
+        lambda: library.umount2(b"/scratch", 2) == 0,
         lambda: library.ptrace(16, 1, 0, 0) == 0,
         lambda: library.shmget(0, 4096, 0o1600) >= 0,
         lambda: library.setuid(0) == 0,
-        lambda: library.chroot(b"/tmp") == 0,
+        lambda: library.chroot(b"/scratch") == 0,
         lambda: library.memfd_create(b"x", 0) >= 0,
         lambda: os.path.exists("/proc/1/mem") and os.open("/proc/1/mem", os.O_RDONLY) > 0,
     )
@@ -162,7 +163,8 @@ def flood() -> float:
 
 
 def fill_tmp(mib: int) -> float:
-    with open("/tmp/a", "wb") as file, open("/tmp/b", "wb") as other:
+    folder = tempfile.gettempdir()
+    with open(f"{folder}/a", "wb") as file, open(f"{folder}/b", "wb") as other:
         for _ in range(mib):
             file.write(bytes(1 << 20))
             other.write(bytes(1 << 20))
@@ -197,7 +199,7 @@ def forge() -> float:
 def environment_size() -> float:
     """The share of environment variables that are not the sandbox's own."""
     own = {"PATH", "HOME", "LANG", "LC_CTYPE", "PYTHONHASHSEED", "PWD", "OLDPWD", "SHLVL"}
-    own |= {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"}
+    own |= {"TMPDIR", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"}
     return len(set(os.environ) - own) / max(1, len(os.environ))
 
 

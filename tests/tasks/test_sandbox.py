@@ -239,7 +239,7 @@ DOUBLE = tuple(ProgramTest(stdin=f"{n}\n", stdout=f"{2 * n}\n") for n in (1, 2, 
         ("\0", 0.0),
         ("import os; os._exit(0)", 0.0),
         ("raise SystemExit", 0.0),
-        ("print(2 * int(input()) if open('/tmp/seen', 'a').tell() == 0 else 0)", 1.0),
+        ("print(2 * int(input()) if open('seen', 'a').tell() == 0 else 0)", 1.0),
         ("import multiprocessing.pool as p; p.ThreadPool(2)", 0.0),
     ],
 )

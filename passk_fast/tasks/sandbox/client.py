@@ -23,6 +23,7 @@ from typing import IO
 from passk_fast.errors import ConfigError
 from passk_fast.tasks.sandbox.protocol import (
     LENGTH,
+    SCRATCH,
     VERDICT,
     Call,
     Containment,
@@ -225,13 +226,14 @@ def _start(settings: Settings) -> _Process:
         command = [*_bubblewrap(settings), *command]
     environment = {
         "PATH": "/usr/bin:/bin",
-        "HOME": "/tmp",
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
+    if settings.containment is not Containment.LIMITS:
+        environment |= {"HOME": SCRATCH, "TMPDIR": SCRATCH}
     with theirs:
         popen = subprocess.Popen(
             command,
@@ -266,7 +268,9 @@ def _bubblewrap(settings: Settings) -> list[str]:
         command += ["--ro-bind-try", path, path]
     size = str(settings.limits.file_mib << 20)
     command += ["--dev", "/dev", "--remount-ro", "/dev", "--proc", "/proc"]
-    return [*command, "--size", size, "--tmpfs", "/tmp", "--remount-ro", "/", "--"]
+    if not any(path.startswith("/tmp/") for path in settings.readable):
+        command += ["--symlink", SCRATCH, "/tmp"]
+    return [*command, "--size", size, "--tmpfs", SCRATCH, "--remount-ro", "/", "--"]
 
 
 def _readable(preload: tuple[str, ...]) -> tuple[str, ...]:

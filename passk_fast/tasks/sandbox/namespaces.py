@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from passk_fast.tasks.sandbox import system
+from passk_fast.tasks.sandbox.protocol import SCRATCH
 
 NOBODY = 65534
 """User and group of the verdicts, as seen from inside."""
@@ -20,7 +21,7 @@ _NEW_ROOT = "/tmp"
 _OLD_ROOT = "/.old"
 
 
-def enter_namespaces(readable: Iterable[str], tmp_mib: int) -> bool:
+def enter_namespaces(readable: Iterable[str], scratch_mib: int) -> bool:
     """Continue as process 1 of new namespaces; the process that called waits for it and ends.
 
     Returns whether verdicts can run under another user (NOBODY) than this process, which the
@@ -38,7 +39,7 @@ def enter_namespaces(readable: Iterable[str], tmp_mib: int) -> bool:
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)
     _build_root(links, folders)
-    fresh_tmp(tmp_mib, first=True)
+    fresh_scratch(scratch_mib, first=True)
     os.chdir("/")
     return two_users
 
@@ -134,8 +135,10 @@ def _build_root(links: dict[str, str], binds: list[str]) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if not os.path.lexists(path):
             os.symlink(target, path)
-    for folder in ("/tmp", "/proc", "/dev"):
+    for folder in (SCRATCH, "/proc", "/dev"):
         os.makedirs(folder, exist_ok=True)
+    if not os.path.lexists("/tmp"):
+        os.symlink(SCRATCH, "/tmp")
     system.mount("tmpfs", "/dev", "tmpfs", quiet, "size=64k,mode=755")
     for name in _DEVICES:
         if os.path.exists(f"{_OLD_ROOT}/dev/{name}"):
@@ -160,10 +163,10 @@ def _bind(source: str, target: str) -> None:
     system.mount(source, target, flags=system.MS_BIND | system.MS_REC)
 
 
-def fresh_tmp(size_mib: int, *, first: bool = False) -> None:
-    """Replace /tmp, with whatever lies there, by an empty one."""
+def fresh_scratch(size_mib: int, *, first: bool = False) -> None:
+    """Replace the scratch folder, with whatever lies there, by an empty one."""
     if not first:
         os.chdir("/")
-        system.unmount("/tmp")
+        system.unmount(SCRATCH)
     options = f"size={size_mib}m,nr_inodes=4096,mode=1777"
-    system.mount("tmpfs", "/tmp", "tmpfs", system.MS_NOSUID | system.MS_NODEV, options)
+    system.mount("tmpfs", SCRATCH, "tmpfs", system.MS_NOSUID | system.MS_NODEV, options)

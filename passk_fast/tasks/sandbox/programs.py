@@ -10,7 +10,7 @@ import os
 import sys
 from typing import NoReturn
 
-from passk_fast.tasks.sandbox.protocol import ProgramTest
+from passk_fast.tasks.sandbox.protocol import SCRATCH, ProgramTest
 
 _PROGRAM, _CHECK, _RUNNER = "program.py", "check.py", "runner.py"
 _RUN_CHECK = f"""\
@@ -46,12 +46,12 @@ def files_of(source: str, test: ProgramTest) -> dict[str, bytes]:
 
 def execute(files: dict[str, bytes], test: ProgramTest) -> NoReturn:
     """Become the program: a new Python, so that nothing of this process is left to be read."""
-    os.chdir("/tmp")
+    os.chdir(SCRATCH)
     for name, content in files.items():
         with open(name, "wb") as file:
             file.write(content)
     script = _PROGRAM if test.stdout is not None else _RUNNER
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": SCRATCH, "TMPDIR": SCRATCH, "LANG": "C.UTF-8"}
     os.execve(sys.executable, [sys.executable, "-I", "-B", script], environment)
 
 

@@ -12,6 +12,9 @@ from enum import IntEnum, StrEnum
 
 VERDICT = struct.Struct("<Bd")
 """Status and reward."""
+SCRATCH = "/scratch"
+"""The only folder of a contained verdict that can be written; /tmp leads there, unless something
+that must be readable lies in /tmp."""
 LENGTH = struct.Struct("<Q")
 """Stands before each message to the sandbox: its length in bytes."""
 
@@ -59,7 +62,7 @@ class Limits:
     `Containment.LIMITS`; where the kernel does not count, new processes are refused altogether."""
     open_files: int = 64
     file_mib: int = 16
-    """The largest file, the largest output, and the room of /tmp."""
+    """The largest file, the largest output, and the room of `SCRATCH`."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

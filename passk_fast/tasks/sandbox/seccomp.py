@@ -76,7 +76,7 @@ def _filter(forks: bool) -> list[Instruction]:
     # Its flags lie in memory, where a filter cannot look: the C library falls back to clone.
     program += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     program += [
-        (_EQUAL, 0, 4 if forks else 5, _CLONE[column]),
+        (_EQUAL, 0, 3 if forks else 5, _CLONE[column]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_ANY_BIT, 0, 1, _NEW_NAMESPACES),
         refuse,

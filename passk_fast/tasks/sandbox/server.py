@@ -22,9 +22,10 @@ from typing import NoReturn
 
 from passk_fast.tasks.sandbox import programs, seccomp, system
 from passk_fast.tasks.sandbox.confinement import Ground, confine, own_address_space
-from passk_fast.tasks.sandbox.namespaces import enter_namespaces, fresh_tmp
+from passk_fast.tasks.sandbox.namespaces import enter_namespaces, fresh_scratch
 from passk_fast.tasks.sandbox.protocol import (
     LENGTH,
+    SCRATCH,
     VERDICT,
     Call,
     Containment,
@@ -197,7 +198,7 @@ class _Server:
             return
 
     def _clear(self) -> None:
-        """Wait for what was killed, and empty /tmp."""
+        """Wait for what was killed, and empty the scratch folder."""
         if os.getpid() != 1:
             return
         try:
@@ -205,18 +206,18 @@ class _Server:
                 os.waitpid(-1, 0)
         except ChildProcessError:
             pass
-        if not os.listdir("/tmp"):
+        if not os.listdir(SCRATCH):
             return
         if self._containment is Containment.NAMESPACES:
-            fresh_tmp(self._limits.file_mib)
+            fresh_scratch(self._limits.file_mib)
             return
-        for entry in os.scandir("/tmp"):
+        for entry in os.scandir(SCRATCH):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 os.unlink(entry.path)
-        if os.listdir("/tmp"):
-            sys.exit("cannot empty /tmp")  # the owner starts a new sandbox
+        if os.listdir(SCRATCH):
+            sys.exit("cannot empty the scratch folder")  # the owner starts a new sandbox
 
 
 def _exit_with(report: bytes) -> NoReturn:
