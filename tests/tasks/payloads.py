@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -126,6 +127,11 @@ def run_a_command() -> float:
     return float(subprocess.run(["/bin/true"], check=False).returncode == 0)
 
 
+def _has_capabilities() -> bool:
+    (effective,) = re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())
+    return int(effective, 16) != 0
+
+
 def new_privileges() -> float:
     """Number of steps towards privileges, / 100, that succeed."""
     library = ctypes.CDLL(None, use_errno=True)
@@ -137,7 +143,7 @@ def new_privileges() -> float:
         lambda: library.umount2(b"/scratch", 2) == 0,
         lambda: library.ptrace(16, 1, 0, 0) == 0,
         lambda: library.shmget(0, 4096, 0o1600) >= 0,
-        lambda: library.setuid(0) == 0,
+        lambda: library.setuid(0) == 0 and _has_capabilities(),
         lambda: library.chroot(b"/scratch") == 0,
         lambda: library.memfd_create(b"x", 0) >= 0,
         lambda: os.path.exists("/proc/1/mem") and os.open("/proc/1/mem", os.O_RDONLY) > 0,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from passk_fast.tasks.sandbox import (
+    Containment,
     Limits,
     Program,
     ProgramTest,
@@ -32,10 +37,19 @@ contained = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
+def _kinds() -> list[Containment]:
+    """What can be tried here; limits alone where nothing contains."""
+    if unavailable_reason() is not None:
+        return [Containment.LIMITS]
+    installed = [Containment.BUBBLEWRAP] if shutil.which("bwrap") else []
+    return [Containment.NAMESPACES, *installed]
+
+
+@pytest.fixture(scope="module", params=_kinds())
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     preload = ("tests.tasks.payloads",)
-    with Sandbox(limits=LIMITS, preload=preload, executes_code=False) as made:
+    kind: Containment = request.param
+    with Sandbox(limits=LIMITS, preload=preload, executes_code=False, containment=kind) as made:
         yield made
 
 
@@ -298,6 +312,76 @@ def test_a_program_needs_tests(sandbox: Sandbox) -> None:
     else:
         with pytest.raises(SandboxError, match="executes_code"):
             sandbox.run(Program(source="", tests=(ProgramTest(code="1"),)))
+
+
+def test_limits_alone_do_not_contain_code() -> None:
+    with pytest.raises(SandboxError, match="limits alone do not contain"):
+        Sandbox(containment=Containment.LIMITS)
+    with Sandbox(executes_code=False, containment=Containment.LIMITS) as sandbox:
+        assert sandbox.judge(math.cos, 0.0) == 1.0
+        with pytest.raises(SandboxError, match="programs run only in a sandbox"):
+            sandbox.run(Program(source="", tests=(ProgramTest(code="1"),)))
+
+
+@contained
+def test_two_processes_judge_at_once() -> None:
+    """A verdict that waits in one sandbox does not hold up another."""
+    with Sandbox(limits=LIMITS) as one, Sandbox(limits=LIMITS) as other:
+        assert one.judge(math.cos, 0.0) == other.judge(math.cos, 0.0) == 1.0
+        waiting = threading.Thread(target=one.call, args=(time.sleep, 60.0))
+        waiting.start()
+        assert other.judge(math.cos, 0.0) == 1.0
+        assert waiting.is_alive()
+        waiting.join()
+
+
+WITHOUT_NAMESPACES = """
+import math, os
+os.environ["PATH"] = ""
+from passk_fast.data.types import Prompt
+from passk_fast.tasks.code import Code
+from passk_fast.tasks.sandbox import Sandbox, SandboxError, unavailable_reason
+print(unavailable_reason())
+for attempt in (Sandbox, lambda: Code().check_prompt(
+    Prompt(id="0", text="?", answer='["assert 1"]', task="code")
+)):
+    try:
+        attempt()
+    except SandboxError as error:
+        print(error)
+with Sandbox(executes_code=False) as sandbox:
+    print(sandbox.containment, sandbox.judge(math.cos, 0.0))
+"""
+
+
+@contained
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs the program unshare")
+def test_where_namespaces_are_off_code_is_refused_with_the_reason() -> None:
+    turn_off = "echo 0 > /proc/sys/user/max_user_namespaces"
+    ended = subprocess.run(
+        [
+            "unshare",
+            "-Ur",
+            "sh",
+            "-c",
+            f'{turn_off} && exec "$@"',
+            "sh",
+            sys.executable,
+            "-c",
+            WITHOUT_NAMESPACES,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    reason, sandbox, code, plain = ended.stdout.splitlines()
+    assert reason == "namespaces: unshare: No space left on device; bubblewrap: not installed"
+    assert sandbox.startswith("verifiers that execute what a model wrote are refused")
+    assert reason in sandbox
+    assert "install bubblewrap" in sandbox
+    assert code.startswith("the task 'code' executes programs")
+    assert reason in code
+    assert plain == "limits 1.0"
 
 
 @contained

@@ -13,9 +13,10 @@ from passk_fast.tasks.sandbox.client import (
     shared_sandbox,
     unavailable_reason,
 )
-from passk_fast.tasks.sandbox.protocol import Limits, Program, ProgramTest, Status
+from passk_fast.tasks.sandbox.protocol import Containment, Limits, Program, ProgramTest, Status
 
 __all__ = [
+    "Containment",
     "Limits",
     "Program",
     "ProgramTest",

@@ -95,17 +95,20 @@ class Sandbox:
         limits: Limits | None = None,
         preload: tuple[str, ...] = (),
         executes_code: bool = True,
+        containment: Containment | None = None,
     ) -> None:
         """`preload` names modules that verdicts need: imported once, and readable inside.
 
         With `executes_code` False the verifiers only read text: without namespaces they run under
-        limits and deadlines alone.
+        limits and deadlines alone. `containment` None is the first kind that works here.
 
         Raises:
             SandboxError: verifiers that execute code cannot be contained here.
         """
+        if executes_code and containment is Containment.LIMITS:
+            raise SandboxError("limits alone do not contain verifiers that execute code.")
         self._limits = Limits() if limits is None else limits
-        self.containment = _containment(executes_code)
+        self.containment = containment or _containment(executes_code)
         self._settings = Settings(
             containment=self.containment,
             limits=self._limits,
