@@ -44,7 +44,7 @@ class MazeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PuzzlesConfig:
-    """The task puzzles (reasoning-gym) when prompts are generated; see docs/puzzles.md."""
+    """The task puzzles (reasoning-gym) when prompts are generated; see docs/rewards.md."""
 
     generators: tuple[str, ...] = ()
     """Names of generators or of whole categories (crypto, arithmetic, logic, grid, graph, search,

@@ -1,7 +1,7 @@
 """The task `code`: the reward is the share of tests that the response's program passes.
 
 Programs are Python and run in a sandbox. The tests stand in the row's columns or in its answer, in
-the layouts of the published data sets (docs/code.md).
+the layouts of the published data sets (docs/rewards.md).
 """
 
 from __future__ import annotations

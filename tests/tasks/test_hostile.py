@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from passk_fast import tasks
-from passk_fast.config import DataConfig, MazeConfig
+from passk_fast.config import DataConfig, MazeConfig, PuzzlesConfig
 from passk_fast.data.types import Prompt
+from passk_fast.tasks.answers import tagged_answer
 from passk_fast.tasks.hostile import hostile_outputs
 from passk_fast.tasks.puzzle_categories import GENERATORS
 from passk_fast.tasks.puzzles import Puzzles
@@ -77,18 +78,24 @@ def test_code(tmp_path: Path) -> None:
 EXECUTING = ("countdown", "puzzle24", "simple_integration", "polynomial_multiplication", "n_queens")
 
 
+def _puzzle(generator: str) -> Prompt:
+    """The one of twelve puzzles whose answer is the least likely to be guessed."""
+    settings = PuzzlesConfig(generators=(generator,), train_per_generator=12, test_per_generator=1)
+    return max(Puzzles(settings, seed=1).train_prompts(), key=lambda prompt: len(prompt.answer))
+
+
+def _is_answer(text: str, prompt: Prompt) -> bool:
+    """A text that happens to be right, such as `True`, is no exploit."""
+    return tagged_answer(text).lower() == prompt.answer.strip().lower()
+
+
 @contained
 @pytest.mark.slow
 @pytest.mark.sample
 @pytest.mark.parametrize("generator", EXECUTING)
 def test_puzzles_that_execute_answers(generator: str, tmp_path: Path) -> None:
     pytest.importorskip("reasoning_gym")
-    config = DataConfig()
-    settings = config.puzzles.__class__(
-        generators=(generator,), train_per_generator=1, test_per_generator=1
-    )
-    (prompt,) = Puzzles(settings, seed=1).train_prompts()
-    assert _rewarded(prompt, tmp_path / "x", config) == []
+    assert _rewarded(_puzzle(generator), tmp_path / "x", DataConfig()) == []
 
 
 @contained
@@ -96,4 +103,6 @@ def test_puzzles_that_execute_answers(generator: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("generator", sorted(set(GENERATORS) - set(EXECUTING)))
 def test_other_puzzles(generator: str, tmp_path: Path) -> None:
     pytest.importorskip("reasoning_gym")
-    test_puzzles_that_execute_answers(generator, tmp_path)
+    prompt = _puzzle(generator)
+    found = _rewarded(prompt, tmp_path / "x", DataConfig())
+    assert [text for text in found if not _is_answer(text, prompt)] == []
