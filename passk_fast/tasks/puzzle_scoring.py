@@ -10,6 +10,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import lru_cache
 
 from reasoning_gym.dataset import ProceduralDataset
@@ -88,6 +89,11 @@ def _finite(answer: str, entry: Entry) -> bool:
     return not _NOT_FINITE.search(answer) or bool(_NOT_FINITE.search(str(entry["answer"])))
 
 
+def _short(answer: str, entry: Entry) -> bool:
+    """`1e999999999` is a number that takes all memory to write out."""
+    return len(answer) <= 50 and not re.search(r"e[+-]?\d{4}", answer, re.IGNORECASE)
+
+
 def _plain_calculation(answer: str, entry: Entry) -> bool:
     """+ - * / and parentheses over the puzzle's numbers, each once; the text is executed."""
     metadata = entry["metadata"]
@@ -136,6 +142,15 @@ def _same_text(answer: str, entry: Entry) -> bool:
     return answer.strip().lower() == str(entry["answer"]).strip().lower()
 
 
+def _within_one_percent(answer: str, entry: Entry) -> bool:
+    """coin_flip takes 0 for every small probability."""
+    try:
+        given, wanted = (Fraction(text.replace(",", "")) for text in (answer, str(entry["answer"])))
+    except (ValueError, ZeroDivisionError):
+        return False
+    return abs(given - wanted) <= abs(wanted) / 100
+
+
 def _empty_only_if_empty(answer: str, entry: Entry) -> bool:
     """polynomial_equations takes any text without numbers for "no solutions"."""
     return bool(entry["answer"]) or not answer.strip()
@@ -143,6 +158,7 @@ def _empty_only_if_empty(answer: str, entry: Entry) -> bool:
 
 _RULES: dict[str, tuple[Rule, ...]] = {
     "binary_matrix": (_literal,),
+    "coin_flip": (_short, _within_one_percent),
     "countdown": (_plain_calculation,),
     "game_of_life_halting": (_same_text,),
     "intermediate_integration": (_plain_expression,),

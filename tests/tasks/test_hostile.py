@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,8 @@ def _puzzle(generator: str) -> Prompt:
 
 def _is_answer(text: str, prompt: Prompt) -> bool:
     """A text that happens to be right, such as `True`, is no exploit."""
-    return tagged_answer(text).lower() == prompt.answer.strip().lower()
+    answer = unicodedata.normalize("NFKC", tagged_answer(text))
+    return answer.lower() == prompt.answer.strip().lower()
 
 
 @contained

@@ -158,6 +158,8 @@ EXPLOITS = [
     ("game_of_life_halting", "junk"),
     ("number_sorting", "[NaN, NaN, NaN]"),
     ("puzzle24", "6*4*1*1"),
+    ("coin_flip", "1e-400"),
+    ("coin_flip", "1e999999999"),
     ("countdown", "S.One"),
     ("simple_integration", "Integral(x, x)"),
     ("polynomial_multiplication", "expand((x+1)*(x+2))"),
