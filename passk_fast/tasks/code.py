@@ -7,7 +7,6 @@ the layouts of the published data sets (docs/rewards.md).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,15 +24,17 @@ from passk_fast.tasks.sandbox import (
 )
 
 LIMITS = Limits(wall_s=5.0, cpu_s=5, memory_mib=512, processes=4, open_files=64)
-_FENCE = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)```", re.DOTALL)
 _PYTHON = ("python", "python3", "py", "")
 
 
 def program_of(response: str) -> str:
     """The last fenced block of Python; without one the last `<answer>` tag, else the response."""
-    blocks = [text for language, text in _FENCE.findall(response) if language.lower() in _PYTHON]
-    if blocks:
-        return str(blocks[-1])
+    parts = response.split("```")
+    closed = parts[1 : len(parts) - 1 : 2]  # a block that is never closed does not count
+    for block in reversed(closed):
+        first, newline, program = block.partition("\n")
+        if newline and first.strip().lower() in _PYTHON:
+            return program
     tagged = last_answer(response)
     return response if tagged is None else tagged
 

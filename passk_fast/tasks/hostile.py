@@ -16,6 +16,8 @@ _WRAPS = {
     "fence": "```python\n{}\n```",
 }
 
+_NAMED_NUMBERS = "nan NaN -nan inf -inf Infinity 1e400 -0 +0 0x10 1_0 0b1 1e-400 ١٢ ４２ ½ ² Ⅻ"
+
 
 @dataclass(frozen=True)
 class HostileOutput:
@@ -26,26 +28,7 @@ class HostileOutput:
 
 
 def _numbers() -> list[str]:
-    named = [
-        "nan",
-        "NaN",
-        "-nan",
-        "inf",
-        "-inf",
-        "Infinity",
-        "1e400",
-        "-0",
-        "+0",
-        "0x10",
-        "1_0",
-        "0b1",
-        "1e-400",
-        "١٢",
-        "４２",
-        "½",
-        "²",
-        "Ⅻ",
-    ]
+    named = _NAMED_NUMBERS.split()
     return [
         *named,
         *("9" * 5000, "1/0", "0/0", "1e309", "9**9**9**9", "9^{9^{9^9}}", "10**10**10", "2<<99999"),

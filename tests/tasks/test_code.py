@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from passk_fast import tasks
 from passk_fast.config import DataConfig
@@ -107,3 +110,16 @@ def test_rows_that_cannot_be_judged(prompt: Prompt, message: str) -> None:
 def test_program_tests_output() -> None:
     prompt = _prompt({"tests": [{"input": "1", "output": "2"}, {"stdin": "3", "stdout": "4"}]})
     assert [(test.stdin, test.stdout) for test in program_tests(prompt)] == [("1", "2"), ("3", "4")]
+
+
+@pytest.mark.parametrize("text", ["```" * 50_000, "```python\n" * 20_000, "<answer>" * 50_000])
+def test_a_long_hostile_response_is_read_quickly(text: str) -> None:
+    start = time.monotonic()
+    program_of(text)
+    assert time.monotonic() - start < 5.0
+
+
+@given(st.text(alphabet="`py\n<answer>/ x=1", max_size=120))
+def test_any_text_has_a_program_of_its_own_text(response: str) -> None:
+    assert program_of(response) in response
+    assert Code().answer_of(response) in response

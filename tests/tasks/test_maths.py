@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from passk_fast import tasks
 from passk_fast.config import DataConfig
@@ -151,3 +153,17 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     want = r"task 'maths' needs the package math-verify.*pip install -r requirements/maths\.txt"
     with pytest.raises(ConfigError, match=want):
         Maths().check_prompt(Prompt(id="0", text="?", answer="7", task="maths"))
+
+
+@given(st.text(alphabet="\\boxed{}$ <answr>/#\n0123456789.,x", max_size=120))
+def test_any_text_has_an_answer_or_none(response: str) -> None:
+    answer = final_answer(response)
+    assert answer is None or answer in response
+    assert Maths().answer_of(response) in response
+
+
+@given(st.integers(-(10**30), 10**30), st.integers(-(10**30), 10**30))
+def test_integers_are_compared_exactly(left: int, right: int) -> None:
+    assert _reward(str(left), f"\\boxed{{{left}}}") == 1.0
+    assert _reward(str(left), f"\\boxed{{{left:,}}}") == 1.0
+    assert _reward(str(left), f"\\boxed{{{right}}}") == float(left == right)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from passk_fast import tasks
 from passk_fast.config import DataConfig
@@ -148,3 +150,27 @@ def test_functions_of_another_form(module: str) -> None:
 def test_a_task_travels_to_verifier_processes(module: str) -> None:
     task = pickle.loads(pickle.dumps(_task(f"{module}:right")))
     assert task.verify(_prompt(), "2") == 1.0
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=5))
+def test_any_weights_add_up_to_one(weights: list[float]) -> None:
+    text = ", ".join(f"a.b:f{i}*{weight!r}" for i, weight in enumerate(weights))
+    parts = parse_parts(text)
+    assert [path for path, _ in parts] == [f"a.b:f{i}" for i in range(len(weights))]
+    assert sum(weight for _, weight in parts) == pytest.approx(1.0)
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=5))
+def test_weighted_rewards_stay_in_range(values: list[float]) -> None:
+    def one(value: float) -> RewardFunction:
+        def given_value(prompt: str, response: str, answer: str) -> float:
+            return value
+
+        return RewardFunction("given", given_value)
+
+    weight = 1.0 / len(values)
+    task = WeightedRewards("all", tuple((weight, one(value)) for value in values))
+    reward = task.verify(_prompt(), "2")
+    assert 0.0 <= reward <= 1.0
+    assert reward == pytest.approx(sum(values) / len(values))
+    assert task.verify_batch([_prompt()], ["2"]) == [reward]

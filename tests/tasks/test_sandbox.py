@@ -85,7 +85,6 @@ def test_what_is_no_reward(sandbox: Sandbox, value: object) -> None:
         ("__import__('os').kill(__import__('os').getpid(), 9)", Status.DIED),
         ("9**9**9**9", Status.TIMED_OUT),
         ("all(1 for x in iter(int, 1))", Status.TIMED_OUT),
-        ("[1 for x in iter(int, 1)]", Status.OUT_OF_MEMORY),
         ("bytearray(10**10)", Status.OUT_OF_MEMORY),
         ("__import__('time').sleep(1000)", Status.TIMED_OUT),
         ("'\\ud800'", Status.NOT_A_REWARD),
@@ -225,84 +224,6 @@ def test_code_is_executed_inside_alone(sandbox: Sandbox, tmp_path: Path) -> None
     target = tmp_path / "executed"
     sandbox.call(payloads.execute, f"import os; os.system('touch {target}'); open('{target}', 'w')")
     assert not target.exists()
-
-
-def _share(source: str, *tests: ProgramTest, limits: Limits = LIMITS) -> float:
-    with Sandbox(limits=limits) as sandbox:
-        verdict = sandbox.run(Program(source=source, tests=tests))
-    assert verdict.status is Status.JUDGED
-    return verdict.reward
-
-
-DOUBLE = tuple(ProgramTest(stdin=f"{n}\n", stdout=f"{2 * n}\n") for n in (1, 2, 3, 4))
-
-
-@contained
-@pytest.mark.parametrize(
-    ("source", "share"),
-    [
-        ("print(2 * int(input()))", 1.0),
-        ("print(2 * int(input()), '  \\n\\n')", 1.0),
-        ("n = int(input())\nprint(2 * n if n < 3 else 0)", 0.5),
-        ("n = int(input())\nprint(2 * n)\n1 / (n - 1)", 0.75),
-        ("print(2)", 0.25),
-        ("", 0.0),
-        ("syntax error", 0.0),
-        ("print('\\ud800')", 0.0),
-        ("\ud800", 0.0),
-        ("\0", 0.0),
-        ("import os; os._exit(0)", 0.0),
-        ("raise SystemExit", 0.0),
-        ("print(2 * int(input()) if open('seen', 'a').tell() == 0 else 0)", 1.0),
-        ("import multiprocessing.pool as p; p.ThreadPool(2)", 0.0),
-    ],
-)
-def test_share_of_outputs_that_are_right(source: str, share: float) -> None:
-    assert _share(source, *DOUBLE) == share
-
-
-@contained
-@pytest.mark.parametrize(
-    "source",
-    [
-        "while True: pass",
-        "while True: print('x' * 65536)",
-        "import time; time.sleep(1000)",
-        "9**9**9**9",
-        "x = [0]\nwhile True: x += x",
-        "import os\nwhile True: os.fork()",
-        "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
-    ],
-)
-def test_hostile_programs_earn_nothing(source: str) -> None:
-    start = time.monotonic()
-    assert _share(source, *DOUBLE[:2]) == 0.0
-    assert time.monotonic() - start < 2 * LIMITS.wall_s + SLACK_S
-
-
-ASSERTS = tuple(ProgramTest(code=f"assert double({n}) == {2 * n}") for n in (1, 2, 3, 4))
-
-
-@contained
-@pytest.mark.parametrize(
-    ("source", "share"),
-    [
-        ("def double(n): return 2 * n", 1.0),
-        ("def double(n): return 2 * n if n > 1 else None", 0.75),
-        ("double = 2", 0.0),
-        ("", 0.0),
-        ("import os\ndef double(n): os._exit(0)", 0.0),
-        ("raise SystemExit(0)", 0.0),
-        ("import sys\nsys.exit(0)", 0.0),
-        ("def double(n): raise SystemExit(0)", 0.0),
-        ("import os\nos.write(3, b'x' * 16)\nos._exit(0)", 0.0),
-        ("import os\nprint(open('check.py').read())", 0.0),
-        ("def double(n): return 2 * n\nif __name__ == '__main__': raise ValueError", 1.0),
-        ("def double(n): return 2 * n\nimport os; os._exit = os.write = None", 1.0),
-    ],
-)
-def test_share_of_statements_that_hold(source: str, share: float) -> None:
-    assert _share(source, *ASSERTS) == share
 
 
 def test_a_program_needs_tests(sandbox: Sandbox) -> None:

@@ -286,7 +286,9 @@ def _readable(preload: tuple[str, ...]) -> tuple[str, ...]:
         if spec is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         if spec.submodule_search_locations:
-            paths += list(spec.submodule_search_locations)
+            folders = list(spec.submodule_search_locations)
+            linked = (path for folder in folders for path in Path(folder).iterdir())
+            paths += [*folders, *(str(path.resolve()) for path in linked if path.is_symlink())]
         elif spec.origin is not None:
             paths.append(spec.origin)
     return tuple(dict.fromkeys(path for path in paths if Path(path).exists()))
