@@ -83,7 +83,6 @@ def test_what_is_no_reward(sandbox: Sandbox, value: object) -> None:
         ("__import__('os')._exit(0)", Status.DIED),
         ("__import__('os').abort()", Status.DIED),
         ("__import__('os').kill(__import__('os').getpid(), 9)", Status.DIED),
-        ("9**9**9**9", Status.TIMED_OUT),
         ("all(1 for x in iter(int, 1))", Status.TIMED_OUT),
         ("bytearray(10**10)", Status.OUT_OF_MEMORY),
         ("__import__('time').sleep(1000)", Status.TIMED_OUT),
@@ -96,6 +95,13 @@ def test_hostile_expressions(sandbox: Sandbox, text: str, status: Status) -> Non
     assert sandbox.call(payloads.evaluate, text) == Verdict(status, 0.0)
     assert time.monotonic() - start < LIMITS.wall_s + SLACK_S
     assert _still_works(sandbox)
+
+
+def test_numbers_without_end(sandbox: Sandbox) -> None:
+    """Which limit is met first depends on the machine."""
+    verdict = sandbox.call(payloads.evaluate, "9**9**9**9")
+    assert verdict.status in (Status.TIMED_OUT, Status.OUT_OF_MEMORY)
+    assert verdict.reward == 0.0
 
 
 def test_memory_is_bounded(sandbox: Sandbox) -> None:
