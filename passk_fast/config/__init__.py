@@ -13,6 +13,7 @@ from passk_fast.config.data import (
     DataConfig,
     EvalConfig,
     MazeConfig,
+    PuzzlesConfig,
 )
 from passk_fast.config.model import ModelConfig, ParallelConfig, ShapeConfig, WarmStartConfig
 from passk_fast.config.rollout import RolloutConfig
@@ -30,6 +31,7 @@ __all__ = [
     "OptimConfig",
     "ParallelConfig",
     "PolicyLoss",
+    "PuzzlesConfig",
     "RolloutConfig",
     "RunConfig",
     "ScheduleConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,16 +43,56 @@ class MazeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PuzzlesConfig:
+    """The task puzzles (reasoning-gym) when prompts are generated; see docs/rewards.md."""
+
+    generators: tuple[str, ...] = ()
+    """Names of generators or of whole categories (crypto, arithmetic, logic, grid, graph, search,
+    sequential); empty: all."""
+    train_per_generator: int = 100
+    """Training puzzles of each generator, or as many as it has."""
+    test_per_generator: int = 10
+    """Held-out puzzles of each generator, or as many as it has."""
+    difficulty: int = 0
+    """Level of each generator's curriculum, from 0; its last level where it has fewer."""
+    options: tuple[str, ...] = ()
+    """Settings of single generators, such as "countdown.min_numbers=3"; values as JSON."""
+    partial_credit: bool = False
+    """Reward what reasoning-gym gives for answers that are nearly right; off: 0 or 1."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.difficulty <= 20,
+            f"data.puzzles.difficulty must be in [0, 20], got {self.difficulty}.",
+        )
+        for option in self.options:
+            require(
+                re.fullmatch(r"\w+\.\w+=.+", option) is not None,
+                "data.puzzles.options must have the form GENERATOR.SETTING=VALUE, such as "
+                f"'countdown.min_numbers=3', got {option!r}.",
+            )
+        require_positive(
+            "data.puzzles",
+            train_per_generator=self.train_per_generator,
+            test_per_generator=self.test_per_generator,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where prompts come from."""
 
     train: str = ""
     """Training prompts: a JSONL or Parquet file, or a folder saved by `datasets`. Empty generates
-    the mazes of data.maze."""
+    prompts by the task that data.generate names."""
     test: str = ""
     """Held-out prompts, in the same formats. Empty, with data.train set, means no evaluation."""
+    generate: Literal["maze", "puzzles"] = "maze"
+    """The task that makes the prompts where data.train and data.test name no file."""
     maze: MazeConfig = field(default_factory=MazeConfig)
     """The maze generator and verifier."""
+    puzzles: PuzzlesConfig = field(default_factory=PuzzlesConfig)
+    """The puzzle generators and verifier."""
     seed: int = 0
     """Seed of the generated data and of the order of prompts."""
     curriculum: float = 0.0

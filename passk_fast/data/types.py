@@ -6,6 +6,7 @@ tokens, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ class Prompt:
     text: str
     answer: str
     task: str
+    columns: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Further columns of the row, by name, for the verifier: values as JSON has them, since a
+    prompt travels to verifiers and rollout ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,12 @@ from passk_fast.config import MazeConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError
 from passk_fast.seeding import seed_for
-from passk_fast.tasks.answers import last_answer, tagged_answer
+from passk_fast.tasks.answers import boxed, last_answer, tagged_answer
 
 MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
 COMPACT_END = ">"
 """Ends a compact prompt; the response is the moves alone."""
 
-_WORD = re.compile(r"\b(up|down|left|right)\b", re.IGNORECASE)
 MAX_TRIES_IN_A_ROW = 2000
 """After this many repeats in a row a size is taken to have no new maze left."""
 
@@ -111,23 +110,24 @@ def grid_of(prompt: str) -> list[str]:
 def verify(prompt: str, response: str, *, style: str, lenient: bool) -> float:
     """1.0 if the response solves the prompt's maze, else 0.0.
 
-    Strict: the last `<answer>` tag is required (prose style), holds only LRUD in any case, spaces
-    and commas, every step is legal and the last ends on E. Lenient, as the paper's released code:
-    other characters are ignored, without a tag words such as "up" are taken from the prose, and
-    only the final cell is checked. `prompt` may also be a bare grid.
+    Every step must stay in the grid and off the walls, and the last must end on E. Strict: the
+    last `<answer>` tag is required (prose style) and holds only LRUD in any case, spaces and
+    commas. Lenient, as the paper's released code: the last `\\boxed{}` in the tag is read, or the
+    tag, or without one the whole text; its letters LRUD in any case are the moves, all else is
+    skipped. `prompt` may also be a bare grid.
 
     Raises:
         ValueError: the prompt holds no maze.
     """
     lines = grid_of(prompt)
-    moves = _lenient_moves(response, style) if lenient else _strict_moves(response, style)
+    moves = _lenient_moves(response) if lenient else _strict_moves(response, style)
     if not moves:
         return 0.0
     y, x = _find(lines, "S")
     for move in moves:
         dy, dx = MOVES[move]
         y, x = y + dy, x + dx
-        if not lenient and _cell(lines, (y, x)) in ("*", ""):
+        if _cell(lines, (y, x)) in ("*", ""):
             return 0.0
     return float((y, x) == _find(lines, "E"))
 
@@ -145,13 +145,10 @@ def _strict_moves(response: str, style: str) -> str:
     return moves if moves and set(moves) <= set(MOVES) else ""
 
 
-def _lenient_moves(response: str, style: str) -> str:
-    answer = last_answer(response)
-    if answer is None and style == "compact":
-        answer = response
-    if answer is None:
-        return "".join(word[0].upper() for word in _WORD.findall(response))
-    return "".join(c.upper() for c in answer if c in "LRUDlrud")
+def _lenient_moves(response: str) -> str:
+    tagged = last_answer(response)
+    text = response if tagged is None else boxed(tagged) or tagged
+    return "".join(c.upper() for c in text if c in "LRUDlrud")
 
 
 def distinct(

@@ -1,7 +1,8 @@
 """Tasks by name: the built-in ones, and any other by the dotted path to it.
 
-"maze" and "exact" are built in; "my_package.my_module:TASK" is an object with the methods of
-`protocol.Task`, or a function (prompt, response) -> reward, that is imported when first needed.
+`BUILT_IN` lists the first; "my_package.my_module:TASK" is an object with the methods of
+`protocol.Task`, a function (prompt, response) -> reward, or a reward function
+(`reward_function`), that is imported when first needed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,25 @@ from passk_fast.config import DataConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError
 from passk_fast.tasks.answers import tagged_answer
+from passk_fast.tasks.code import Code
 from passk_fast.tasks.exact import Exact
+from passk_fast.tasks.maths import Maths
 from passk_fast.tasks.maze import Maze
 from passk_fast.tasks.protocol import Task
+from passk_fast.tasks.puzzles import Puzzles
+from passk_fast.tasks.reward_function import (
+    RewardFunction,
+    WeightedRewards,
+    is_reward_function,
+    parse_parts,
+)
 
 BUILT_IN: dict[str, Callable[[DataConfig], Task]] = {
     "maze": lambda config: Maze(config.maze, config.seed),
     "exact": lambda config: Exact(),
+    "maths": lambda config: Maths(),
+    "code": lambda config: Code(),
+    "puzzles": lambda config: Puzzles(config.puzzles, config.seed),
 }
 """How to make each task of this package."""
 
@@ -53,7 +66,7 @@ def find_task(name: str, config: DataConfig) -> Task:
     if name in BUILT_IN:
         return BUILT_IN[name](config)
     if ":" in name:
-        return _imported(name)
+        return _weighted(name) if "," in name or "*" in name else _imported(name)
     raise ConfigError(
         f"task {name!r} is unknown; known: {', '.join(BUILT_IN)}, or the dotted path to one of "
         "your own, such as 'my_package.my_module:TASK'."
@@ -74,7 +87,12 @@ def _imported(path: str) -> Task:
         raise ConfigError(f"task {path!r}: module {module_name!r} has no {attribute!r}.")
     if inspect.isclass(found):
         raise ConfigError(f"task {path!r} is a class: name an object of it.")
-    task = FunctionTask(path, found) if inspect.isroutine(found) else found
+    if inspect.isroutine(found):
+        task: object = (
+            RewardFunction(path, found) if is_reward_function(found) else FunctionTask(path, found)
+        )
+    else:
+        task = found
     if not isinstance(task, Task):
         missing = [name for name in ("name", "verify", "answer_of") if not hasattr(task, name)]
         raise ConfigError(
@@ -83,6 +101,19 @@ def _imported(path: str) -> Task:
         )
     _check_arguments(path, found if isinstance(task, FunctionTask) else task.verify)
     return task
+
+
+def _weighted(name: str) -> Task:
+    parts = []
+    for path, weight in parse_parts(name):
+        task = _imported(path)
+        if not isinstance(task, RewardFunction):
+            raise ConfigError(
+                f"task {path!r}: only functions (prompt, response, answer, **columns) -> reward "
+                "can have a weight."
+            )
+        parts.append((weight, task))
+    return WeightedRewards(name, tuple(parts))
 
 
 def _check_arguments(path: str, verify: object) -> None:

@@ -9,10 +9,13 @@ from passk_fast.data.types import Prompt
 from passk_fast.tasks.dataset import load_prompts
 from passk_fast.tasks.maze import Maze
 from passk_fast.tasks.protocol import GeneratedTask
+from passk_fast.tasks.puzzles import Puzzles
 
 
 def generated_task(config: DataConfig) -> GeneratedTask:
-    """What makes prompts where no file is named: mazes."""
+    """What makes prompts where no file is named."""
+    if config.generate == "puzzles":
+        return Puzzles(config.puzzles, config.seed)
     return Maze(config.maze, config.seed)
 
 

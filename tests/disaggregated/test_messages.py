@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from passk_fast.data.types import Prompt
@@ -34,9 +36,9 @@ REQUESTS = [
     Prepare(spec="te"),
     TakeWeights(verify=True),
     Sample(
-        prompts=[PROMPT],
-        prompt_ids=[(1, 2, 3)],
-        keys=[17],
+        prompts=[PROMPT, replace(PROMPT, columns={"ü": [1, 2.5, None, {"deep": ["\ud800"]}]})],
+        prompt_ids=[(1, 2, 3), (4,)],
+        keys=[17, 18],
         num_rollouts=4,
         seed=2**63 - 1,
         zero_advantage_rows=[True, False, False, False, True],

@@ -98,7 +98,7 @@ GOOD = ROWS[0]
         ({**GOOD, "prompt": "", "id": 1}, "a.jsonl:2: field 'prompt' is empty"),
         (
             {**GOOD, "task": "chess", "id": 1},
-            "a.jsonl:2: field 'task': task 'chess' is unknown; known: maze, exact, or the dotted",
+            "a.jsonl:2: field 'task': task 'chess' is unknown; known: maze, exact, maths",
         ),
         (
             {**GOOD, "task": "no_such_module:TASK", "id": 1},

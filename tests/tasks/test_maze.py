@@ -126,21 +126,34 @@ def test_strict_compact(response: str, reward: float) -> None:
 @pytest.mark.parametrize(
     ("response", "style", "reward"),
     [
-        ("<answer>DDDDRRRR</answer>", "prose", 1.0),
-        ("<answer>UUDDDDDDRRRR</answer>", "prose", 1.0),
+        ("<answer>RRRRDDDD</answer>", "prose", 1.0),
         ("<answer>R-R.R;R DDDD!</answer>", "prose", 1.0),
         ("<answer>U</answer> <answer>RRRRDDDD</answer>", "prose", 1.0),
-        ("Go down, down, Down, DOWN; then right right right right.", "prose", 1.0),
-        ("Go downright up", "prose", 0.0),
-        ("RRRRDDDD", "prose", 0.0),
+        ("<answer>so: \\boxed{U}, \\boxed{RRRRDDDD}</answer>", "prose", 1.0),
+        ("<answer>\\text{moves} \\boxed{RRRRDDDDD}</answer>", "prose", 0.0),
+        ("\\boxed{RRRRDDDD}", "prose", 0.0),
+        ("RRRRDDDD", "prose", 1.0),
+        ("rrrr dddd.", "prose", 1.0),
+        ("My route: RRRRDDDD", "prose", 0.0),
+        ("<answer>DDDDRRRR</answer>", "prose", 0.0),
+        ("<answer>UUDDDDDDRRRR</answer>", "prose", 0.0),
+        ("<answer>LRRRRRDDDD</answer>", "prose", 0.0),
         ("<answer>RRRR</answer>", "prose", 0.0),
         ("", "prose", 0.0),
         ("RRRR?DDDD", "compact", 1.0),
-        ("DDDDRRRR", "compact", 1.0),
+        ("DDDDRRRR", "compact", 0.0),
     ],
 )
 def test_lenient(response: str, style: str, reward: float) -> None:
     assert _lenient(response, style) == reward
+
+
+def test_lenient_never_leaves_the_grid() -> None:
+    """A way round outside of the grid would come back in on the other side of a wall."""
+    wide = "\n".join(["*****", "S***E", ".....", "*****"])
+    assert maze.verify(wide, "DRRRRU", style="compact", lenient=True) == 1.0
+    assert maze.verify(wide, "UURRRRDD", style="compact", lenient=True) == 0.0
+    assert maze.verify(wide, "RRRR", style="compact", lenient=True) == 0.0
 
 
 def test_no_foreign_letter_becomes_a_move() -> None:

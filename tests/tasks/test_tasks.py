@@ -120,7 +120,7 @@ def test_verifier_takes_style_and_leniency_from_the_configuration() -> None:
     prompt = Prompt(id="0", text="*****\n*S*E*\n*.*.*\n*...*\n*****", answer="", task="maze")
     for style, lenient, reward in (("compact", True, 1.0), ("compact", False, 0.0)):
         config = DataConfig(maze=MazeConfig(style=style, lenient=lenient))
-        assert tasks.verify(prompt, "RR", config=config) == reward
+        assert tasks.verify(prompt, "DD-RR-UU", config=config) == reward
     assert tasks.verify(prompt, "<answer>DDRRUU</answer>", config=DataConfig()) == 1.0
 
 

@@ -1,0 +1,215 @@
+"""`passk-fast check-reward FILE:FUNCTION`: a reward function against hostile and ordinary outputs.
+
+Each output is judged in a process with a time-out, as in a run. The table says what raised, what
+was no reward, what took long, what was executed, and which hostile outputs earned something.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import TimeoutError as TimedOut
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from passk_fast.data.types import Prompt
+from passk_fast.errors import ConfigError, DataError, ExitCode
+from passk_fast.tasks.hostile import HostileOutput, hostile_outputs
+from passk_fast.tasks.reward_function import RewardFunction
+
+TIMEOUT_S = 5.0
+_ROWS = 3
+_SHOWN = 12
+_SAMPLES = (
+    Prompt(id="sample-0", text="What is 20 + 22?", answer="42", task="check"),
+    Prompt(id="sample-1", text="Name the capital of France.", answer="Paris", task="check"),
+)
+_USAGE = """\
+passk-fast check-reward FILE:FUNCTION [--data ROWS.jsonl]
+
+  FILE is a Python file or the dotted name of a module; FUNCTION takes (prompt, response, answer,
+  **columns), or lists of them, and returns rewards in [0, 1]. ROWS.jsonl has `prompt`, `answer` and
+  the columns that the function needs; its first rows are used.
+  Exit code: 0 if every output got a reward and nothing was executed, else 10."""
+
+
+@dataclass
+class _Findings:
+    """Outputs by what went wrong with them."""
+
+    judged: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    failed: dict[str, list[str]] = field(default_factory=dict)
+    """By the text of the exception."""
+    not_rewards: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    executed: list[str] = field(default_factory=list)
+    rewarded: list[str] = field(default_factory=list)
+    right_rewarded: int = 0
+    right: int = 0
+
+
+def check_reward(arguments: list[str]) -> ExitCode:
+    """The command; prints its table and returns DONE or BAD_DATA."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return ExitCode.DONE
+    place, *rest = arguments
+    prompts: Sequence[Prompt] = _SAMPLES
+    if rest:
+        if len(rest) != 2 or rest[0] != "--data":
+            raise ConfigError(f"command line: unknown {' '.join(rest)!r}.\n{_USAGE}")
+        prompts = _rows(Path(rest[1]))
+    module, function = _found(place)
+    task = RewardFunction(place, getattr(importlib.import_module(module), function))
+    for prompt in prompts:
+        try:
+            task.check_prompt(prompt)
+        except ValueError as error:
+            raise DataError(f"{prompt.id}: {error}; give rows with --data.") from None
+    with tempfile.TemporaryDirectory() as folder:
+        findings = _check(task, prompts, Path(folder) / "executed")
+    print(_table(place, findings))
+    bad = findings.failed or findings.not_rewards or findings.late or findings.executed
+    return ExitCode.BAD_DATA if bad else ExitCode.DONE
+
+
+def _found(place: str) -> tuple[str, str]:
+    """(module, function); the folder of a file is put on the path, for the processes too."""
+    name, _, function = place.rpartition(":")
+    if not name or not function.isidentifier():
+        raise ConfigError(f"{place!r} must have the form FILE:FUNCTION, such as rewards.py:score.")
+    if name.endswith(".py"):
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise ConfigError(f"{name}: no such file.")
+        sys.path.insert(0, str(path.parent))
+        name = path.stem
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{name}: cannot be imported: {error}.") from None
+    if not callable(getattr(module, function, None)):
+        raise ConfigError(f"{name} has no function {function!r}.")
+    return name, function
+
+
+def _rows(path: Path) -> list[Prompt]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None
+    prompts: list[Prompt] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or len(prompts) == _ROWS:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not JSON: {error}.") from None
+        if not isinstance(row, dict) or "prompt" not in row or "answer" not in row:
+            raise DataError(f"{path}:{number}: must be an object with prompt and answer.")
+        columns = {k: v for k, v in row.items() if k not in ("id", "prompt", "answer", "task")}
+        prompts.append(
+            Prompt(
+                id=f"{path}:{number}",
+                text=str(row["prompt"]),
+                answer=str(row["answer"]),
+                task="check",
+                columns=columns,
+            )
+        )
+    if not prompts:
+        raise DataError(f"{path}: it holds no rows.")
+    return prompts
+
+
+def _ordinary(prompt: Prompt) -> Iterator[HostileOutput]:
+    """Right answers in the usual forms."""
+    for form in ("{}", "<answer>{}</answer>", "\\boxed{{{}}}", "The answer is {}."):
+        yield HostileOutput("right", form.format(prompt.answer))
+
+
+def _check(task: RewardFunction, prompts: Sequence[Prompt], marker: Path) -> _Findings:
+    from pebble import ProcessPool
+
+    findings = _Findings()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPool(max_workers=1, context=context) as pool:
+        pool.schedule(_judge, args=(task, prompts[0], "")).exception()  # imports take their time
+        for prompt in prompts:
+            for output in (*_ordinary(prompt), *hostile_outputs(marker)):
+                start = time.perf_counter()
+                future = pool.schedule(_judge, args=(task, prompt, output.text), timeout=TIMEOUT_S)
+                try:
+                    _note(findings, output, future.result())
+                except (TimedOut, TimeoutError):
+                    findings.late.append(_label(output))
+                except Exception as error:
+                    kind = f"{type(error).__name__}: {str(error)[:60]}"
+                    findings.failed.setdefault(kind, []).append(_label(output))
+                taken = time.perf_counter() - start
+                findings.judged += 1
+                findings.seconds += taken
+                findings.slowest = max(findings.slowest, taken)
+                if marker.exists():
+                    findings.executed.append(_label(output))
+                    marker.unlink()
+        pool.stop()
+    return findings
+
+
+def _judge(task: RewardFunction, prompt: Prompt, text: str) -> float | str:
+    """The reward, or what was wrong with it; what the function raises is told apart."""
+    try:
+        return task.verify(prompt, text)
+    except ValueError as error:
+        if str(error).startswith(f"{task.name} gave "):
+            return str(error).removeprefix(f"{task.name} ")
+        raise
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"it raised {type(error).__name__}") from None
+
+
+def _note(findings: _Findings, output: HostileOutput, value: float | str) -> None:
+    if isinstance(value, str):
+        findings.not_rewards.append(f"{_label(output)} {value}")
+    elif output.kind == "right":
+        findings.right += 1
+        findings.right_rewarded += value > 0
+    elif value > 0:
+        findings.rewarded.append(f"{_label(output)} earned {value:g}")
+
+
+def _label(output: HostileOutput) -> str:
+    text = repr(output.text)
+    return f"[{output.kind}] {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _table(place: str, findings: _Findings) -> str:
+    failed = [f"{kind}: {label}" for kind, some in findings.failed.items() for label in some[:3]]
+    rows = [
+        ("raised an exception", sum(map(len, findings.failed.values())), failed),
+        ("gave no number in [0, 1]", len(findings.not_rewards), findings.not_rewards),
+        (f"took over {TIMEOUT_S:g} s, or left", len(findings.late), findings.late),
+        ("EXECUTED the output", len(findings.executed), findings.executed),
+        ("hostile, but rewarded", len(findings.rewarded), findings.rewarded),
+    ]
+    mean_ms = findings.seconds / max(1, findings.judged) * 1e3
+    lines = [
+        f"{place}: {findings.judged} outputs, {mean_ms:.1f} ms each, the slowest "
+        f"{findings.slowest:.2f} s",
+        f"  {'right answers rewarded':28s}{findings.right_rewarded} of {findings.right}",
+    ]
+    for name, count, examples in rows:
+        lines.append(f"  {name:28s}{count}")
+        lines += [f"      {example}" for example in examples[:_SHOWN]]
+        if count > len(examples[:_SHOWN]):
+            lines.append(f"      ... and {count - len(examples[:_SHOWN])} more")
+    return "\n".join(lines)
