@@ -17,6 +17,7 @@ from concurrent.futures import TimeoutError as TimedOut
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from passk_fast.commands.arguments import take
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError, DataError, ExitCode
 from passk_fast.tasks.hostile import HostileOutput, hostile_outputs
@@ -55,17 +56,16 @@ class _Findings:
     right: int = 0
 
 
-def check_reward(arguments: list[str]) -> ExitCode:
-    """The command; prints its table and returns DONE or BAD_DATA."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+def command(arguments: list[str]) -> ExitCode:
+    """Print the table; returns DONE or BAD_DATA."""
+    if arguments[:1] in (["-h"], ["--help"]):
         print(_USAGE)
         return ExitCode.DONE
-    place, *rest = arguments
-    prompts: Sequence[Prompt] = _SAMPLES
-    if rest:
-        if len(rest) != 2 or rest[0] != "--data":
-            raise ConfigError(f"command line: unknown {' '.join(rest)!r}.\n{_USAGE}")
-        prompts = _rows(Path(rest[1]))
+    data = take(arguments, "--data")
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise ConfigError("usage: passk-fast check-reward FILE:FUNCTION [--data ROWS.jsonl]")
+    place = arguments[0]
+    prompts: Sequence[Prompt] = _SAMPLES if data is None else _rows(Path(data))
     module, function = _found(place)
     task = RewardFunction(place, getattr(importlib.import_module(module), function))
     for prompt in prompts:
@@ -85,16 +85,19 @@ def _found(place: str) -> tuple[str, str]:
     name, _, function = place.rpartition(":")
     if not name or not function.isidentifier():
         raise ConfigError(f"{place!r} must have the form FILE:FUNCTION, such as rewards.py:score.")
-    if name.endswith(".py"):
-        path = Path(name).resolve()
+    path = Path(name).resolve() if name.endswith(".py") else None
+    if path is not None:
         if not path.is_file():
             raise ConfigError(f"{name}: no such file.")
         sys.path.insert(0, str(path.parent))
         name = path.stem
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"{name}: cannot be imported: {error}.") from None
+    except Exception as error:  # the user's module may raise anything, a SyntaxError included
+        kind = type(error).__name__
+        raise ConfigError(f"{name}: cannot be imported: {kind}: {error}.") from None
+    if path is not None and Path(module.__file__ or "").resolve() != path:
+        raise ConfigError(f"{path}: another module is named {name!r} too; give it another name.")
     if not callable(getattr(module, function, None)):
         raise ConfigError(f"{name} has no function {function!r}.")
     return name, function
@@ -111,7 +114,7 @@ def _rows(path: Path) -> list[Prompt]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON: {error}.") from None
         if not isinstance(row, dict) or "prompt" not in row or "answer" not in row:
             raise DataError(f"{path}:{number}: must be an object with prompt and answer.")

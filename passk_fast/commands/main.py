@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": "passk_fast.commands.bench",
     "curves": "passk_fast.commands.curves",
     "convert": "passk_fast.commands.convert",
+    "check-reward": "passk_fast.commands.check_reward",
     "preflight": "passk_fast.commands.preflight",
     "launch": "passk_fast.commands.launch",
 }
@@ -42,6 +43,9 @@ passk-fast {__version__}: train language models with Pass@k advantages
       Plot advantage and eta against the number of correct responses: STEM.csv, .png, .svg.
   passk-fast convert RUN OUT
       Write a run's newest checkpoint (or the checkpoint folder RUN) as a Hugging Face folder.
+  passk-fast check-reward FILE:FUNCTION [--data ROWS.jsonl]
+      Try a reward function of your own on ordinary and hostile outputs: what raised, was no reward,
+      took long, was executed, or was rewarded wrongly (docs/rewards.md).
   passk-fast preflight [--nproc N] [--storage FOLDER] [--max-skew-s S] ...
       Check GPUs, driver, links, clocks, shared storage, versions and limits on all ranks; one
       table, and a line for each thing that is wrong. Over several hosts: `launch ... preflight`.

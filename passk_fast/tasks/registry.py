@@ -28,6 +28,7 @@ from passk_fast.tasks.reward_function import (
     WeightedRewards,
     is_reward_function,
     parse_parts,
+    signature_text,
 )
 
 BUILT_IN: dict[str, Callable[[DataConfig], Task]] = {
@@ -119,12 +120,11 @@ def _weighted(name: str) -> Task:
 def _check_arguments(path: str, verify: object) -> None:
     if not callable(verify):
         raise ConfigError(f"task {path!r}: its `verify` cannot be called.")
-    signature = inspect.signature(verify)
     try:
-        signature.bind(None, "")
-    except TypeError:
+        inspect.signature(verify).bind(None, "")
+    except (TypeError, ValueError):
         raise ConfigError(
-            f"task {path!r}: its verifier takes {signature}, and would be called as "
+            f"task {path!r}: its verifier takes {signature_text(verify)}, and would be called as "
             "verify(prompt, response)."
         ) from None
 

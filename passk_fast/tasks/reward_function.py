@@ -37,7 +37,7 @@ class RewardFunction:
     def __post_init__(self) -> None:
         if not is_reward_function(self.function):
             raise ConfigError(
-                f"reward function {self.name!r} takes {inspect.signature(self.function)}: its "
+                f"reward function {self.name!r} takes {signature_text(self.function)}: its "
                 f"first parameters must be named {', '.join(ONE)}, or for batches "
                 f"{', '.join(MANY)}; further ones are columns of the row."
             )
@@ -143,9 +143,17 @@ def is_reward_function(function: object) -> bool:
         return False
     try:
         names = tuple(inspect.signature(function).parameters)[:3]
-    except (TypeError, ValueError):  # some functions written in C have no signature
+    except (TypeError, ValueError):  # as in `signature_text`
         return False
     return names in (ONE, MANY)
+
+
+def signature_text(function: Score) -> str:
+    """The parameters of a function, for an error message."""
+    try:
+        return str(inspect.signature(function))
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return "unknown parameters"
 
 
 def parse_parts(text: str) -> list[tuple[str, float]]:

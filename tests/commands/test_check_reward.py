@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from passk_fast.commands.check_reward import check_reward
+from passk_fast.commands.check_reward import command
+from passk_fast.commands.main import main
 from passk_fast.errors import ConfigError, DataError, ExitCode
 
 REWARDS = """
@@ -41,7 +42,9 @@ def rewards(tmp_path: Path) -> str:
 
 
 def test_a_good_function(rewards: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check_reward([f"{rewards}:good"]) is ExitCode.DONE
+    with pytest.raises(SystemExit) as caught:
+        main(["check-reward", f"{rewards}:good"])
+    assert caught.value.code == ExitCode.DONE
     out = capsys.readouterr().out
     assert "right answers rewarded      2 of 8" in out
     assert "EXECUTED the output         0" in out
@@ -49,7 +52,9 @@ def test_a_good_function(rewards: str, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_careless_function(rewards: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check_reward([f"{rewards}:careless"]) is ExitCode.BAD_DATA
+    with pytest.raises(SystemExit) as caught:
+        main(["check-reward", f"{rewards}:careless"])
+    assert caught.value.code == ExitCode.BAD_DATA
     out = capsys.readouterr().out
     assert "EXECUTED the output         0" not in out
     assert "gave nan, not a number in [0, 1]" in out
@@ -61,7 +66,7 @@ def test_a_careless_function(rewards: str, capsys: pytest.CaptureFixture[str]) -
 def test_leaving_the_process_is_an_exception(
     rewards: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check_reward([f"{rewards}:leaves"]) is ExitCode.BAD_DATA
+    assert command([f"{rewards}:leaves"]) is ExitCode.BAD_DATA
     out = capsys.readouterr().out
     assert "it raised KeyboardInterrupt" in out
     assert "it raised SystemExit" in out
@@ -71,15 +76,27 @@ def test_leaving_the_process_is_an_exception(
 def test_rows_of_a_file(rewards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"prompt": "1+1?", "answer": 2, "level": 0.5}) + "\n")
-    assert check_reward([f"{rewards}:leveled", "--data", str(data)]) is ExitCode.DONE
+    assert command([f"{rewards}:leveled", "--data", str(data)]) is ExitCode.DONE
     assert "right answers rewarded      1 of 4" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"'level' is missing.*give rows with --data"):
-        check_reward([f"{rewards}:leveled"])
+        command([f"{rewards}:leveled"])
 
 
-def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check_reward(["--help"]) is ExitCode.DONE
-    assert "FILE:FUNCTION" in capsys.readouterr().out
+@pytest.mark.parametrize("name", ["-h", "--help"])
+def test_usage(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command([name]) is ExitCode.DONE
+    assert "passk-fast check-reward FILE:FUNCTION [--data" in capsys.readouterr().out
+
+
+def test_the_file_is_given_by_a_path_or_a_dotted_name(
+    rewards: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(rewards).parent))
+    assert command([f"{Path(rewards).stem}:good"]) is ExitCode.DONE
+    out = capsys.readouterr().out
+    assert out.startswith(f"{Path(rewards).stem}:good: ")
+    judged = int(out.split(": ")[1].split()[0])
+    assert judged > 1000, "two prompts, hundreds of outputs each"
 
 
 @pytest.mark.parametrize(
@@ -89,16 +106,55 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["nowhere.py:f"], "no such file"),
         (["no_such_module_here:f"], "cannot be imported"),
         (["math:nothing"], "has no function 'nothing'"),
-        (["math:cos", "--dta", "x"], "unknown '--dta x'"),
+        (["math:cos"], r"takes .*its first parameters must be named prompt, response, answer"),
+        (["math:cos", "--dta", "x"], "usage: passk-fast check-reward FILE:FUNCTION"),
+        (["--data", "x.jsonl"], "usage: passk-fast check-reward FILE:FUNCTION"),
+        ([], "usage: passk-fast check-reward FILE:FUNCTION"),
     ],
 )
 def test_bad_command_lines(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_reward(arguments)
+        command(arguments)
 
 
-def test_bad_data(rewards: str, tmp_path: Path) -> None:
-    for text, message in (("{", "not JSON"), ("[]", "must be an object"), ("", "holds no rows")):
-        (tmp_path / "rows.jsonl").write_text(text)
-        with pytest.raises(DataError, match=message):
-            check_reward([f"{rewards}:good", "--data", str(tmp_path / "rows.jsonl")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 +", "cannot be imported: SyntaxError: invalid syntax"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("import no_such_module_here", "cannot be imported: ModuleNotFoundError"),
+        ("score = 1", "has no function 'score'"),
+        ("def score(response, answer): return 1.0", r"takes \(response, answer\): its first"),
+    ],
+)
+def test_files_without_a_reward_function(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / f"broken_{tmp_path.name.replace('-', '_')}.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        command([f"{path}:score"])
+
+
+def test_a_file_that_is_hidden_by_another_module(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("def score(prompt, response, answer): return 1.0")
+    with pytest.raises(ConfigError, match=r"another module is named 'json' too"):
+        command([f"{tmp_path / 'json.py'}:score"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", r"rows\.jsonl:1: not JSON"),
+        (b"\n" + b"[" * 100_000, r"rows\.jsonl:2: not JSON"),
+        (b"[]", r"rows\.jsonl:1: must be an object with prompt and answer"),
+        (b'{"prompt": "1 + 1?"}', r"rows\.jsonl:1: must be an object with prompt and answer"),
+        (b"", "holds no rows"),
+        (b"\xff", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_bad_data(rewards: str, tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        command([f"{rewards}:good", "--data", str(path)])

@@ -43,7 +43,14 @@ def shouts(prompt, response):
 def asks_too_much(prompt, response, mood):
     return 1.0
 
+def asks_nothing():
+    return 1.0
+
+class NotCallable(Sums):
+    verify = 1.0
+
 SUMS = Sums()
+NOT_CALLABLE = NotCallable()
 HALF = OnlyAName()
 NUMBER = 3
 '''
@@ -125,6 +132,9 @@ def test_own_tasks_run_in_verifier_processes(own_tasks: str) -> None:
         ("OWN:Sums", "is a class: name an object of it"),
         ("OWN:HALF", "has no verify and no answer_of"),
         ("OWN:NUMBER", "has no name and no verify and no answer_of"),
+        ("OWN:asks_nothing", r"takes \(\), and would be called as verify"),
+        ("math:log", "takes unknown parameters, and would be called as verify"),
+        ("OWN:NOT_CALLABLE", "its `verify` cannot be called"),
         ("OWN:asks_too_much", r"takes \(prompt, response, mood\), and would be called as verify"),
     ],
 )
