@@ -22,6 +22,7 @@ Row = Mapping[str, object]
 Read = Callable[[Row], tuple[str, str]]
 """(problem, answer) of a row; KeyError or ValueError where it is not of the layout."""
 _NOT_KEPT = ("solution", "url")
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def load_maths(source: str, *, split: str = "test", subset: str | None = None) -
     path = Path(source)
     if path.exists():
         rows = _file_rows(path)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.suffix:
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in _SUFFIXES:
         rows = _hub_rows(source, split, subset)
     else:
         raise DataError(f"{source}: no such file, and no name of a data set such as owner/name.")
@@ -140,7 +141,8 @@ def _prompt(where: str, row: Row, number: int, used: set[str]) -> Prompt:
     layout = next((layout for layout in LAYOUTS if layout.columns <= row.keys()), None)
     if layout is None:
         known = "; ".join(f"{e.name}: {', '.join(sorted(e.columns))}" for e in LAYOUTS)
-        raise DataError(f"{where}: columns {', '.join(row)} are of no known layout ({known}).")
+        held = ", ".join(map(str, row))  # a CSV row with too many fields has one named None
+        raise DataError(f"{where}: columns {held} are of no known layout ({known}).")
     try:
         problem, answer = layout.read(row)
     except (ValueError, KeyError) as error:
