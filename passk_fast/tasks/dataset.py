@@ -15,10 +15,13 @@ from passk_fast.tasks.registry import find_task
 Row = tuple[str, object]
 """(place in the file, what stands there)"""
 _REQUIRED = ("prompt", "answer", "task")
+_FIELDS = ("id", *_REQUIRED)
 
 
 def load_prompts(path: str | Path, config: DataConfig | None = None) -> list[Prompt]:
     """Prompts of a file or folder with columns `prompt`, `answer`, `task` and optionally `id`.
+
+    Further columns are kept in `Prompt.columns`, for verifiers that take them.
 
     Raises:
         DataError: missing or malformed, naming `file:line` (JSONL) or `file: row`; also where a
@@ -116,6 +119,7 @@ def _prompt(where: str, row: object, index: int, config: DataConfig) -> Prompt:
         text=row["prompt"],
         answer=row["answer"],
         task=row["task"],
+        columns={name: value for name, value in row.items() if name not in _FIELDS},
     )
     try:
         task = find_task(prompt.task, config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from passk_fast.config import DataConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import DataError
-from passk_fast.tasks import load_prompts
+from passk_fast.tasks import load_prompts, verify
+from passk_fast.tasks.maths_data import write_prompts
+from passk_fast.tasks.sandbox import unavailable_reason
 
 MAZE = "*****\n*S.E*\n*.*.*\n*...*\n*****"
 ROWS: list[dict[str, Any]] = [
@@ -68,6 +73,71 @@ def test_folder_of_splits_names_them(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"several splits \(extra, train\); name one"):
         load_prompts(tmp_path / "set")
     assert load_prompts(tmp_path / "set" / "train") == WANT
+
+
+LEVELED = [{**row, "level": i, "tags": ["a", row["task"]]} for i, row in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder"])
+def test_further_columns_are_kept(kind: str, tmp_path: Path) -> None:
+    datasets.disable_progress_bars()
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        _jsonl(path, LEVELED)
+    elif kind == "parquet":
+        datasets.Dataset.from_list(LEVELED).to_parquet(str(path))
+    else:
+        datasets.Dataset.from_list(LEVELED).save_to_disk(str(path))
+    prompts = load_prompts(path)
+    assert [prompt.columns for prompt in prompts] == [
+        {"level": row["level"], "tags": row["tags"]} for row in LEVELED
+    ]
+    assert [replace(prompt, columns={}) for prompt in prompts] == WANT
+
+
+def test_columns_of_a_row_are_its_own(tmp_path: Path) -> None:
+    rows = [{**ROWS[0], "id": 0, "hint": None}, {**ROWS[0], "id": 1, "deep": {"a": [1.5, True]}}]
+    first, second = load_prompts(_jsonl(tmp_path / "a.jsonl", rows))
+    assert first.columns == {"hint": None}
+    assert second.columns == {"deep": {"a": [1.5, True]}}
+    assert pickle.loads(pickle.dumps(second)) == second
+
+
+REWARDS = """
+def leveled(prompt, response, answer, level):
+    return level * (response == answer)
+"""
+
+
+def test_a_verifier_is_given_the_columns_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"leveled_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(REWARDS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    row = {"prompt": "1 + 1?", "answer": "2", "task": f"{name}:leveled"}
+    (prompt,) = load_prompts(_jsonl(tmp_path / "a.jsonl", [{**row, "level": 0.25}]))
+    assert verify(prompt, "2", config=DataConfig()) == 0.25
+    with pytest.raises(DataError, match=r"b\.jsonl:1: field 'level' is missing, which .* takes"):
+        load_prompts(_jsonl(tmp_path / "b.jsonl", [row]))
+
+
+def test_prepared_maths_is_read_back_with_its_columns(tmp_path: Path) -> None:
+    pytest.importorskip("math_verify")
+    columns = {"level": 3, "subject": "Algebra"}
+    prompts = [Prompt(id="x", text="1 + 1?", answer="2", task="maths", columns=columns)]
+    write_prompts(prompts, tmp_path / "out.jsonl")
+    assert load_prompts(tmp_path / "out.jsonl") == prompts
+
+
+def test_code_is_tested_by_columns_of_the_file(tmp_path: Path) -> None:
+    row = {"prompt": "Double it.", "answer": "-", "task": "code", "test_list": ["assert f(1) == 2"]}
+    if unavailable_reason() is not None:
+        with pytest.raises(DataError, match="nothing can contain them on this machine"):
+            load_prompts(_jsonl(tmp_path / "a.jsonl", [row]))
+        return
+    (prompt,) = load_prompts(_jsonl(tmp_path / "a.jsonl", [row]))
+    assert verify(prompt, "def f(n): return 2 * n", config=DataConfig()) == 1.0
 
 
 def test_blank_lines_and_line_ends(tmp_path: Path) -> None:
