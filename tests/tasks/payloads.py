@@ -177,6 +177,11 @@ def fill_tmp(mib: int) -> float:
     return 1.0
 
 
+def wait_for_a_writer(path: str) -> float:
+    """Waits until a named pipe is written to; what was written."""
+    return float(Path(path).read_text())
+
+
 def open_many(count: int) -> float:
     files = [open("/dev/null") for _ in range(count)]  # noqa: SIM115
     return float(len(files) == count)

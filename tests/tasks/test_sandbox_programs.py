@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -15,9 +16,10 @@ from passk_fast.tasks.sandbox import (
     unavailable_reason,
 )
 
-LIMITS = Limits(wall_s=2.0, cpu_s=2, memory_mib=256, file_mib=4)
-SLACK_S = 20.0
-"""The machine may be busy; the point is that nothing waits for ever."""
+LIMITS = Limits(wall_s=10.0, cpu_s=10, memory_mib=256, file_mib=4)
+SHORT = replace(LIMITS, wall_s=2.0, cpu_s=2)
+HANG_S = 90.0
+"""Seconds that only a hang can exceed, on however busy a machine."""
 contained = pytest.mark.skipif(
     unavailable_reason() is not None, reason=f"no namespaces here: {unavailable_reason()}"
 )
@@ -72,8 +74,8 @@ def test_share_of_outputs_that_are_right(source: str, share: float) -> None:
 )
 def test_hostile_programs_earn_nothing(source: str) -> None:
     start = time.monotonic()
-    assert _share(source, *DOUBLE[:2]) == 0.0
-    assert time.monotonic() - start < 2 * LIMITS.wall_s + SLACK_S
+    assert _share(source, *DOUBLE[:2], limits=SHORT) == 0.0
+    assert time.monotonic() - start < HANG_S
 
 
 ASSERTS = tuple(ProgramTest(code=f"assert double({n}) == {2 * n}") for n in (1, 2, 3, 4))
@@ -104,10 +106,10 @@ def test_share_of_statements_that_hold(source: str, share: float) -> None:
 @contained
 def test_all_tests_together_have_a_deadline() -> None:
     start = time.monotonic()
-    with Sandbox(limits=LIMITS) as sandbox:
+    with Sandbox(limits=SHORT) as sandbox:
         program = Program(source="while True: pass", tests=DOUBLE * 25, wall_s=3.0)
         assert sandbox.run(program).reward == 0.0
-    assert time.monotonic() - start < 3.0 + LIMITS.wall_s + SLACK_S
+    assert time.monotonic() - start < HANG_S
 
 
 @contained
