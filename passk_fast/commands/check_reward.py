@@ -6,15 +6,14 @@ was no reward, what took long, what was executed, and which hostile outputs earn
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as TimedOut
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from passk_fast.commands.arguments import take
@@ -22,6 +21,7 @@ from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError, DataError, ExitCode
 from passk_fast.tasks.hostile import HostileOutput, hostile_outputs
 from passk_fast.tasks.reward_function import RewardFunction
+from passk_fast.tasks.user_code import load_object
 
 TIMEOUT_S = 5.0
 _ROWS = 3
@@ -66,41 +66,25 @@ def command(arguments: list[str]) -> ExitCode:
         raise ConfigError("usage: passk-fast check-reward FILE:FUNCTION [--data ROWS.jsonl]")
     place = arguments[0]
     prompts: Sequence[Prompt] = _SAMPLES if data is None else _rows(Path(data))
-    module, function = _found(place)
-    task = RewardFunction(place, getattr(importlib.import_module(module), function))
+    task = _task(place)
     for prompt in prompts:
         try:
             task.check_prompt(prompt)
         except ValueError as error:
             raise DataError(f"{prompt.id}: {error}; give rows with --data.") from None
     with tempfile.TemporaryDirectory() as folder:
-        findings = _check(task, prompts, Path(folder) / "executed")
+        findings = _check(place, prompts, Path(folder) / "executed")
     print(_table(place, findings))
     bad = findings.failed or findings.not_rewards or findings.late or findings.executed
     return ExitCode.BAD_DATA if bad else ExitCode.DONE
 
 
-def _found(place: str) -> tuple[str, str]:
-    """(module, function); the folder of a file is put on the path, for the processes too."""
-    name, _, function = place.rpartition(":")
-    if not name or not function.isidentifier():
-        raise ConfigError(f"{place!r} must have the form FILE:FUNCTION, such as rewards.py:score.")
-    path = Path(name).resolve() if name.endswith(".py") else None
-    if path is not None:
-        if not path.is_file():
-            raise ConfigError(f"{name}: no such file.")
-        sys.path.insert(0, str(path.parent))
-        name = path.stem
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:  # the user's module may raise anything, a SyntaxError included
-        kind = type(error).__name__
-        raise ConfigError(f"{name}: cannot be imported: {kind}: {error}.") from None
-    if path is not None and Path(module.__file__ or "").resolve() != path:
-        raise ConfigError(f"{path}: another module is named {name!r} too; give it another name.")
-    if not callable(getattr(module, function, None)):
-        raise ConfigError(f"{name} has no function {function!r}.")
-    return name, function
+@lru_cache(maxsize=1)
+def _task(place: str) -> RewardFunction:
+    found = load_object(place)
+    if not callable(found):
+        raise ConfigError(f"{place!r} is no function.")
+    return RewardFunction(place, found)
 
 
 def _rows(path: Path) -> list[Prompt]:
@@ -139,17 +123,17 @@ def _ordinary(prompt: Prompt) -> Iterator[HostileOutput]:
         yield HostileOutput("right", form.format(prompt.answer))
 
 
-def _check(task: RewardFunction, prompts: Sequence[Prompt], marker: Path) -> _Findings:
+def _check(place: str, prompts: Sequence[Prompt], marker: Path) -> _Findings:
     from pebble import ProcessPool
 
     findings = _Findings()
     context = multiprocessing.get_context("spawn")
     with ProcessPool(max_workers=1, context=context) as pool:
-        pool.schedule(_judge, args=(task, prompts[0], "")).exception()  # imports take their time
+        pool.schedule(_judge, args=(place, prompts[0], "")).exception()  # imports take their time
         for prompt in prompts:
             for output in (*_ordinary(prompt), *hostile_outputs(marker)):
                 start = time.perf_counter()
-                future = pool.schedule(_judge, args=(task, prompt, output.text), timeout=TIMEOUT_S)
+                future = pool.schedule(_judge, args=(place, prompt, output.text), timeout=TIMEOUT_S)
                 try:
                     _note(findings, output, future.result())
                 except (TimedOut, TimeoutError):
@@ -168,8 +152,9 @@ def _check(task: RewardFunction, prompts: Sequence[Prompt], marker: Path) -> _Fi
     return findings
 
 
-def _judge(task: RewardFunction, prompt: Prompt, text: str) -> float | str:
+def _judge(place: str, prompt: Prompt, text: str) -> float | str:
     """The reward, or what was wrong with it; what the function raises is told apart."""
+    task = _task(place)
     try:
         return task.verify(prompt, text)
     except ValueError as error:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from passk_fast.config import PuzzlesConfig
 from passk_fast.data.types import Prompt
@@ -179,11 +180,17 @@ def _options(config: PuzzlesConfig) -> dict[str, dict[str, object]]:
 
 def _generate(request: dict[str, object]) -> list[dict[str, str]]:
     """The answer of `puzzle_generation`."""
+    return [json.loads(line) for line in _generated_lines(json.dumps(request))]
+
+
+@lru_cache(maxsize=4)
+def _generated_lines(request: str) -> tuple[str, ...]:
+    """One puzzle a line; kept, since a run asks for the same split several times."""
     paths = json.dumps([os.path.abspath(path) for path in sys.path])
     environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-P", "-c", _MAKE, paths],
-        input=json.dumps(request),
+        input=request,
         capture_output=True,
         text=True,
         env=environment,
@@ -195,4 +202,4 @@ def _generate(request: dict[str, object]) -> list[dict[str, str]]:
             f"data.puzzles: a generator refused its settings or failed: {lines[-1]}. Check "
             "data.puzzles.options and data.puzzles.difficulty."
         )
-    return [json.loads(line) for line in ended.stdout.splitlines()]
+    return tuple(ended.stdout.splitlines())

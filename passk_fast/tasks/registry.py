@@ -1,13 +1,12 @@
 """Tasks by name: the built-in ones, and any other by the dotted path to it.
 
-`BUILT_IN` lists the first; "my_package.my_module:TASK" is an object with the methods of
-`protocol.Task`, a function (prompt, response) -> reward, or a reward function
+`BUILT_IN` lists the first; "my_package.my_module:TASK" (or "FILE.py:TASK") is an object with the
+methods of `protocol.Task`, a function (prompt, response) -> reward, or a reward function
 (`reward_function`), that is imported when first needed.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from passk_fast.tasks.reward_function import (
     parse_parts,
     signature_text,
 )
+from passk_fast.tasks.user_code import load_object
 
 BUILT_IN: dict[str, Callable[[DataConfig], Task]] = {
     "maze": lambda config: Maze(config.maze, config.seed),
@@ -75,17 +75,10 @@ def find_task(name: str, config: DataConfig) -> Task:
 
 
 def _imported(path: str) -> Task:
-    module_name, _, attribute = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"task {path!r}: module {module_name!r} cannot be imported: {error}. Is its folder on "
-            "PYTHONPATH, or the package installed?"
-        ) from error
-    found: object = getattr(module, attribute, None)
-    if found is None:
-        raise ConfigError(f"task {path!r}: module {module_name!r} has no {attribute!r}.")
+        found = load_object(path)
+    except ConfigError as error:
+        raise ConfigError(f"task {error}") from error
     if inspect.isclass(found):
         raise ConfigError(f"task {path!r} is a class: name an object of it.")
     if inspect.isroutine(found):

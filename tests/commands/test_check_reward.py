@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from passk_fast.commands import check_reward
 from passk_fast.commands.check_reward import command
 from passk_fast.commands.main import main
 from passk_fast.errors import ConfigError, DataError, ExitCode
@@ -64,13 +66,14 @@ def test_a_careless_function(rewards: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_leaving_the_process_is_an_exception(
-    rewards: str, capsys: pytest.CaptureFixture[str]
+    rewards: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(check_reward, "TIMEOUT_S", 1.0)
     assert command([f"{rewards}:leaves"]) is ExitCode.BAD_DATA
     out = capsys.readouterr().out
     assert "it raised KeyboardInterrupt" in out
     assert "it raised SystemExit" in out
-    assert "took over 5 s, or left      2" in out
+    assert "took over 1 s, or left      2" in out
 
 
 def test_rows_of_a_file(rewards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +108,7 @@ def test_the_file_is_given_by_a_path_or_a_dotted_name(
         (["rewards.py"], "must have the form FILE:FUNCTION"),
         (["nowhere.py:f"], "no such file"),
         (["no_such_module_here:f"], "cannot be imported"),
-        (["math:nothing"], "has no function 'nothing'"),
+        (["math:nothing"], "has no 'nothing'"),
         (["math:cos"], r"takes .*its first parameters must be named prompt, response, answer"),
         (["math:cos", "--dta", "x"], "usage: passk-fast check-reward FILE:FUNCTION"),
         (["--data", "x.jsonl"], "usage: passk-fast check-reward FILE:FUNCTION"),
@@ -123,7 +126,7 @@ def test_bad_command_lines(arguments: list[str], message: str) -> None:
         ("1 +", "cannot be imported: SyntaxError: invalid syntax"),
         ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
         ("import no_such_module_here", "cannot be imported: ModuleNotFoundError"),
-        ("score = 1", "has no function 'score'"),
+        ("score = 1", "is no function"),
         ("def score(response, answer): return 1.0", r"takes \(response, answer\): its first"),
     ],
 )
@@ -134,10 +137,11 @@ def test_files_without_a_reward_function(tmp_path: Path, text: str, message: str
         command([f"{path}:score"])
 
 
-def test_a_file_that_is_hidden_by_another_module(tmp_path: Path) -> None:
-    (tmp_path / "json.py").write_text("def score(prompt, response, answer): return 1.0")
-    with pytest.raises(ConfigError, match=r"another module is named 'json' too"):
-        command([f"{tmp_path / 'json.py'}:score"])
+def test_a_file_may_have_the_name_of_another_module(tmp_path: Path) -> None:
+    before = list(sys.path)
+    (tmp_path / "json.py").write_text("def score(prompt, response, answer): return 0.0")
+    assert command([f"{tmp_path / 'json.py'}:score"]) is ExitCode.DONE
+    assert sys.path == before, "and processes that start later find the other module"
 
 
 @pytest.mark.parametrize(

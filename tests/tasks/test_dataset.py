@@ -172,7 +172,7 @@ GOOD = ROWS[0]
         ),
         (
             {**GOOD, "task": "no_such_module:TASK", "id": 1},
-            "a.jsonl:2: field 'task': .* module 'no_such_module' cannot be imported",
+            "a.jsonl:2: field 'task': .* no_such_module cannot be imported",
         ),
         ({**GOOD, "task": "maze", "id": 1}, "a.jsonl:2: field 'prompt' holds no maze"),
         ({**GOOD, "id": True}, "a.jsonl:2: field 'id' must be text or a whole number, got bool"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 import unicodedata
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,14 @@ contained = pytest.mark.skipif(
 GRID = "*****\n*S..*\n***.*\n*E..*\n*****"
 
 
-def _rewarded(prompt: Prompt, marker: Path, config: DataConfig) -> list[str]:
+EVERY = [9, pytest.param(1, marks=pytest.mark.slow)]
+"""Each ninth output of those that take a sandbox is tried by default, all in the slow tests."""
+
+
+def _rewarded(prompt: Prompt, marker: Path, config: DataConfig, every: int = 1) -> list[str]:
     """Hostile outputs that earned something; none was executed outside, none took for ever."""
     found = []
-    for output in hostile_outputs(marker):
+    for output in islice(hostile_outputs(marker), 0, None, every):
         start = time.monotonic()
         try:
             if tasks.verify(prompt, output.text, config=config) > 0.0:
@@ -58,31 +64,36 @@ def test_exact(tmp_path: Path) -> None:
     assert _rewarded(prompt, tmp_path / "x", DataConfig()) == []
 
 
-@pytest.mark.slow
-@pytest.mark.sample
+@pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("gold", ["73", "\\frac{5}{7}"])
-def test_maths(gold: str, tmp_path: Path) -> None:
+def test_maths(gold: str, every: int, tmp_path: Path) -> None:
     pytest.importorskip("math_verify")
     prompt = Prompt(id="0", text="?", answer=gold, task="maths")
-    assert _rewarded(prompt, tmp_path / "x", DataConfig()) == []
+    assert _rewarded(prompt, tmp_path / "x", DataConfig(), every) == []
 
 
 @contained
-@pytest.mark.slow
-@pytest.mark.sample
-def test_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", EVERY)
+def test_code(every: int, tmp_path: Path) -> None:
     answer = json.dumps(["assert double(2) == 4"])
     prompt = Prompt(id="0", text="?", answer=answer, task="code")
-    assert _rewarded(prompt, tmp_path / "x", DataConfig()) == []
+    assert _rewarded(prompt, tmp_path / "x", DataConfig(), every) == []
 
 
 EXECUTING = ("countdown", "puzzle24", "simple_integration", "polynomial_multiplication", "n_queens")
 
 
+@lru_cache
+def _puzzles(generators: tuple[str, ...]) -> list[Prompt]:
+    settings = PuzzlesConfig(generators=generators, train_per_generator=12, test_per_generator=1)
+    return Puzzles(settings, seed=1).train_prompts()
+
+
 def _puzzle(generator: str) -> Prompt:
     """The one of twelve puzzles whose answer is the least likely to be guessed."""
-    settings = PuzzlesConfig(generators=(generator,), train_per_generator=12, test_per_generator=1)
-    return max(Puzzles(settings, seed=1).train_prompts(), key=lambda prompt: len(prompt.answer))
+    made = _puzzles(EXECUTING if generator in EXECUTING else GENERATORS)
+    ours = [prompt for prompt in made if prompt.columns["generator"] == generator]
+    return max(ours, key=lambda prompt: len(prompt.answer))
 
 
 def _is_answer(text: str, prompt: Prompt) -> bool:
@@ -92,12 +103,11 @@ def _is_answer(text: str, prompt: Prompt) -> bool:
 
 
 @contained
-@pytest.mark.slow
-@pytest.mark.sample
+@pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("generator", EXECUTING)
-def test_puzzles_that_execute_answers(generator: str, tmp_path: Path) -> None:
+def test_puzzles_that_execute_answers(generator: str, every: int, tmp_path: Path) -> None:
     pytest.importorskip("reasoning_gym")
-    assert _rewarded(_puzzle(generator), tmp_path / "x", DataConfig()) == []
+    assert _rewarded(_puzzle(generator), tmp_path / "x", DataConfig(), every) == []
 
 
 @contained

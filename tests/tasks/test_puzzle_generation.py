@@ -44,7 +44,7 @@ def test_a_level_of_the_curriculum_sets_the_generator() -> None:
     easy, hard = (configuration("countdown", level, {}) for level in (0, 2))
     assert easy["min_numbers"] == 3
     assert "max_numbers" not in easy, "6 is its default"
-    assert hard["max_numbers"] == 9
+    assert hard["max_numbers"] == 12
 
 
 def test_beyond_the_last_level_the_last_one_is_taken() -> None:

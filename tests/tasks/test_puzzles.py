@@ -58,6 +58,12 @@ def one_of_each() -> list[Prompt]:
     return [*task.train_prompts(), *task.test_prompts()]
 
 
+@pytest.fixture(scope="module")
+def puzzle_of(one_of_each: list[Prompt]) -> dict[str, Prompt]:
+    """The training puzzle of every generator."""
+    return {str(p.columns["generator"]): p for p in one_of_each if "-train-" in p.id}
+
+
 @pytest.mark.slow
 @pytest.mark.sample
 def test_every_generator_makes_puzzles_that_its_own_answer_solves(
@@ -87,7 +93,6 @@ def test_splits_are_disjoint_and_depend_on_the_seed_alone() -> None:
     assert not {p.text for p in train} & {p.text for p in test}
     assert len({p.text for p in train}) == len(train) == len({p.id for p in train}) == 8 * len(FEW)
     assert [p.columns["generator"] for p in test[: len(FEW)]] == list(FEW), "generators take turns"
-    assert train == task.train_prompts()
     more = _puzzles(*FEW, train=3)
     assert more.test_prompts() == test, "the held-out split ignores the training settings"
     assert replace(task, seed=4).train_prompts() != train
@@ -100,6 +105,7 @@ def test_a_generator_with_few_puzzles_gives_what_it_has() -> None:
     assert not {p.text for p in train} & {p.text for p in test}
 
 
+@pytest.mark.slow
 def test_the_hash_seed_of_the_process_does_not_matter() -> None:
     script = (
         "from passk_fast.config import PuzzlesConfig\n"
@@ -108,15 +114,14 @@ def test_the_hash_seed_of_the_process_does_not_matter() -> None:
         "print([p.text for p in Puzzles(config, seed=3).train_prompts()])"
     )
     want = [p.text for p in _puzzles(*FEW).train_prompts()]
-    for seed in ("1", "2"):
-        ended = subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert ended.stdout.strip() == repr(want)
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.strip() == repr(want)
 
 
 def test_difficulty_and_options() -> None:
@@ -167,39 +172,41 @@ EXPLOITS = [
 
 
 @pytest.mark.parametrize(("generator", "answer"), EXPLOITS)
-def test_known_exploits_earn_nothing(generator: str, answer: str) -> None:
-    prompt = _made(generator)
+def test_known_exploits_earn_nothing(
+    puzzle_of: dict[str, Prompt], generator: str, answer: str
+) -> None:
+    prompt = puzzle_of[generator]
     assert tasks.verify(prompt, _wrapped(answer), config=DataConfig()) == 0.0
 
 
-def test_exploits_made_for_the_puzzle_earn_nothing() -> None:
+def test_exploits_made_for_the_puzzle_earn_nothing(puzzle_of: dict[str, Prompt]) -> None:
     for generator, column in (("simple_integration", "integrand"),):
-        prompt = _made(generator)
+        prompt = puzzle_of[generator]
         metadata = json.loads(str(prompt.columns["metadata"]))
         answer = f"Integral({metadata[column]}, {metadata['variable']})"
         assert tasks.verify(prompt, _wrapped(answer), config=DataConfig()) == 0.0
-    prompt = _made("countdown")
+    prompt = puzzle_of["countdown"]
     metadata = json.loads(str(prompt.columns["metadata"]))
     answer = f"{metadata['target']} + 0*({'+'.join(map(str, metadata['numbers']))})"
     assert tasks.verify(prompt, _wrapped(answer), config=DataConfig()) == 0.0
 
 
-def test_an_answer_without_its_tag_earns_nothing() -> None:
-    prompt = _made("sudoku")
+def test_an_answer_without_its_tag_earns_nothing(puzzle_of: dict[str, Prompt]) -> None:
+    prompt = puzzle_of["sudoku"]
     assert tasks.verify(prompt, prompt.answer, config=DataConfig()) == 0.0
     assert tasks.verify(prompt, f"so\n<answer>\n{prompt.answer}\n</answer>", config=DataConfig())
 
 
-def test_partial_credit_is_by_setting() -> None:
-    prompt = _made("spell_backward")
+def test_partial_credit_is_by_setting(puzzle_of: dict[str, Prompt]) -> None:
+    prompt = puzzle_of["spell_backward"]
     wrong = prompt.answer[:-1] + "é"
     half = DataConfig(puzzles=PuzzlesConfig(partial_credit=True))
     assert 0.0 < tasks.verify(prompt, _wrapped(wrong), config=half) < 1.0
     assert tasks.verify(prompt, _wrapped(wrong), config=DataConfig()) == 0.0
 
 
-def test_rows_must_be_puzzles() -> None:
-    task, prompt = _puzzles(), _made("sudoku")
+def test_rows_must_be_puzzles(puzzle_of: dict[str, Prompt]) -> None:
+    task, prompt = _puzzles(), puzzle_of["sudoku"]
     task.check_prompt(prompt)
     with pytest.raises(ValueError, match="'metadata' is missing"):
         task.check_prompt(replace(prompt, columns={"generator": "sudoku", "config": "{}"}))
@@ -207,8 +214,9 @@ def test_rows_must_be_puzzles() -> None:
         task.check_prompt(replace(prompt, columns={**prompt.columns, "generator": "x"}))
 
 
+@pytest.mark.slow
 def test_solutions_for_the_warm_start() -> None:
-    config = DataConfig(generate="puzzles", puzzles=_puzzles("sudoku", "rush_hour").config)
+    config = DataConfig(generate="puzzles", puzzles=_puzzles("binary_matrix", "rush_hour").config)
     fresh = list(islice(tasks.fresh_solutions(config, 1), 70))
     assert len(set(fresh)) == 70
     assert not {p.text for p in tasks.test_prompts(config)} & {text for text, _ in fresh}
