@@ -72,6 +72,46 @@ def evaluation(correct_P: np.ndarray, n: int, k: int) -> dict[str, float]:
     return out
 
 
+def max_at_k(rewards_PN: np.ndarray, k: int) -> np.ndarray:
+    """Unbiased max@k of each prompt, float64 [P]: the mean, over all sets of k of its N responses,
+    of the set's largest reward; with rewards of 0 and 1 it is pass@k.
+
+    In ascending order the i-th reward (from 1) is the largest of C(i - 1, k - 1) of the C(N, k)
+    sets (PKPO, arXiv 2505.15201, equation 22).
+
+    Raises:
+        ValueError: k outside 1..N.
+    """
+    n = rewards_PN.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be between 1 and n = {n}, got {k}.")
+    sets = math.comb(n, k)
+    weights_N = np.array([math.comb(i - 1, k - 1) / sets for i in range(1, n + 1)])
+    return np.asarray(np.sort(rewards_PN, axis=1) @ weights_N, dtype=np.float64)
+
+
+def is_real(rewards_PN: np.ndarray) -> bool:
+    """Whether a reward is neither 0 nor 1 (nor missing)."""
+    known = rewards_PN[~np.isnan(rewards_PN)]
+    return not np.isin(known, (0.0, 1.0)).all()
+
+
+def real_evaluation(rewards_PN: np.ndarray, k: int) -> dict[str, float]:
+    """What `evaluation` cannot say about real rewards [P, N]: "mean_reward", "max@k" and for every
+    power of two "max@2", ..., each with "_se" as in `pass_at_powers`; empty for rewards 0 and 1."""
+    if not is_real(rewards_PN):
+        return {}
+    num_prompts, n = rewards_PN.shape
+    out = {"max@k": float(max_at_k(rewards_PN, k).mean())}
+    for power in powers_of_two(n):
+        scores_P = max_at_k(rewards_PN, power)
+        name = "mean_reward" if power == 1 else f"max@{power}"
+        out[name] = float(scores_P.mean())
+        deviation = float(scores_P.std(ddof=1)) if num_prompts > 1 else math.nan
+        out[f"{name}_se"] = deviation / math.sqrt(num_prompts)
+    return out
+
+
 def powers_of_two(n: int) -> list[int]:
     """1, 2, 4, ... up to n. Example: 12 -> [1, 2, 4, 8]."""
     return [1 << i for i in range(n.bit_length())]
@@ -115,6 +155,7 @@ def group_metrics(
     Returns:
         "reward", "pass@k" and `pass_at_powers`; "correct_histogram", whole groups by number of
         correct responses, int [N + 1], and "censored_histogram" of the others by those seen;
+        with rewards other than 0 and 1, `real_evaluation` of the whole groups;
         "censored_share"; "zero_advantage_share" of prompts; "effective_batch", sequences with
         non-zero advantage; "policy_entropy" in nats per token; "wrong_distinct_share".
     """
@@ -123,6 +164,10 @@ def group_metrics(
     correct_P = (rewards_PN == 1.0).sum(axis=1)
     missing_P = np.isnan(rewards_PN).sum(axis=1)
     censored_P = missing_P > 0
+    real_P = np.array([is_real(rewards_PN[[p]]) for p in range(len(groups))])
+    # the rows are those of a table for rewards 0 and 1
+    zero_P = np.where(real_P, ~advantages_PN.any(axis=1), zero_advantage_rows[correct_P])
+    zero_P = zero_P | censored_P
     whole = [group for group, censored in zip(groups, censored_P, strict=True) if not censored]
     return {
         "reward": float(np.nanmean(rewards_PN)),
@@ -130,10 +175,11 @@ def group_metrics(
         "pass@k_high": float(pass_at_k(correct_P + missing_P, n, k).mean()),
         "pass@1_high": float((correct_P + missing_P).mean() / n),
         **pass_at_powers(correct_P, n),
+        **real_evaluation(rewards_PN[~censored_P], k),
         "correct_histogram": np.bincount(correct_P[~censored_P], minlength=n + 1).tolist(),
         "censored_histogram": np.bincount(correct_P[censored_P], minlength=n + 1).tolist(),
         "censored_share": float(censored_P.mean()),
-        "zero_advantage_share": float((zero_advantage_rows[correct_P] | censored_P).mean()),
+        "zero_advantage_share": float(zero_P.mean()),
         "effective_batch": int(np.count_nonzero(advantages_PN)),
         "policy_entropy": float(sampled_entropy(groups).mean()),
         "wrong_distinct_share": wrong_distinct_share(whole, answer_of),

@@ -15,6 +15,7 @@ from passk_fast.errors import ConfigError, DataError, DiskError
 from passk_fast.model.config_json import read_config, read_json
 from passk_fast.model.divisibility import check_engine_ranks, check_fits
 from passk_fast.model.shape import ModelShape
+from passk_fast.tasks.registry import check_binary, find_task
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
@@ -120,6 +121,10 @@ def _check_data(config: RunConfig) -> None:
         path = getattr(data, name)
         if path and not Path(path).exists():
             raise DataError(f"{path}: no such file or folder (data.{name}).")
+    if data.verifier:
+        find_task(data.verifier, data)
+    if config.rollout.early_stop:
+        check_binary([data.verifier or ("" if data.train else data.generate)], data)
     require(
         not (data.train and config.warm_start.steps),
         f"warm_start.steps = {config.warm_start.steps} needs generated mazes, whose solutions are "

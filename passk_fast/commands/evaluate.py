@@ -161,8 +161,10 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     from passk_fast.process_group import pick_device, start_process_group
     from passk_fast.rollout.collect import collect_groups
     from passk_fast.rollout.make import make_engine
+    from passk_fast.rollout.verifier_pool import VerifierPool
+    from passk_fast.run.verifier_failures import VerifierFailures
     from passk_fast.seeding import seed_for
-    from passk_fast.tasks import test_prompts, verify
+    from passk_fast.tasks import Verifier, test_prompts
 
     # Nothing is trained on what is sampled here.
     config = replace(config, algorithm=replace(config.algorithm, routing_replay="off"))
@@ -173,6 +175,10 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     rank, world = dist.get_rank(), dist.get_world_size()
     engine = make_engine(config, str(model_dir), rank=rank, world_size=world, device=device)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    verifier = Verifier(config.data, always_process=config.rollout.verify_processes > 0)
+    limit = config.rollout.max_verifier_failures
+    failures = VerifierFailures(limit, prints=rank == 0)
+    pool = VerifierPool.of(verifier, config.rollout) if engine.tensor_rank == 0 else None
     records: dict[str, dict[str, object]] = {}
     for task, (prompts, num_rollouts) in tasks.items():
         seed = seed_for(config.seed, f"eval-{task}", 0)
@@ -180,12 +186,18 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
             engine,
             SampleRequest(prompts=prompts, num_rollouts=num_rollouts, seed=seed),
             tokenizer,
-            partial(verify, config=config.data),
+            verifier,
             temperature=settings.temperature,
             top_p=settings.top_p,
+            pool=pool,
         )
+        new = failures.check(stats, len(prompts) * num_rollouts)
         records[task] = task_record(groups, config.algorithm.k)
         records[task]["verifier_failures"] = stats.verifier_failures
+        if new:
+            records[task]["verifier_errors"] = new
+    if pool is not None:
+        pool.__exit__()
     if rank == 0:
         record = EvaluationRecord(
             model=str(model_dir),

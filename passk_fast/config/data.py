@@ -87,6 +87,10 @@ class DataConfig:
     prompts by the task that data.generate names."""
     test: str = ""
     """Held-out prompts, in the same formats. Empty, with data.train set, means no evaluation."""
+    verifier: str = ""
+    """Reward function that judges every row, in place of the rows' tasks: "rewards.py:score" or
+    "my_package.rewards:score", or several with weights, such as "rewards.py:right*0.9,
+    rewards.py:short*0.1" (docs/rewards.md). Needs data.train or data.test."""
     generate: Literal["maze", "puzzles"] = "maze"
     """The task that makes the prompts where data.train and data.test name no file."""
     maze: MazeConfig = field(default_factory=MazeConfig)
@@ -101,6 +105,11 @@ class DataConfig:
     earlier responses. Above 0 it changes the distribution of training prompts."""
 
     def __post_init__(self) -> None:
+        require(
+            not self.verifier or bool(self.train or self.test),
+            f"data.verifier = {self.verifier!r} judges the rows of data.train and data.test; set "
+            "one of them. Generated prompts are judged by their own task.",
+        )
         require(
             0 <= self.curriculum <= 0.95,
             f"data.curriculum must be in [0, 0.95], got {self.curriculum}.",

@@ -56,6 +56,7 @@ _FREE_FIELDS = (
     "rollout.enforce_eager",
     "rollout.sync_mib",
     "rollout.verify_weights",
+    "rollout.max_verifier_failures",
     "warm_start.cache_dir",
 )
 """What may change when a run is resumed: where and how it runs, not what it computes."""

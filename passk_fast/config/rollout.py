@@ -53,11 +53,15 @@ class RolloutConfig:
     which needs loss.tis_clip (truncated importance sampling). Nothing is sampled ahead before a
     checkpoint or at the end."""
     verify_processes: int = 0
-    """Number of verifier processes per engine, which work while the engine decodes. 0 verifies in
-    the trainer's own process, where a verifier that hangs stops the run."""
+    """Number of verifier processes per engine, which work while the engine decodes. With 0 only
+    verifiers that are not part of passk_fast get a process, one per engine: nothing that they do
+    ends the run."""
     verify_timeout_s: float = 30.0
-    """Deadline in seconds of one verdict in a verifier process. After it the response is sampled
-    again, once."""
+    """Deadline in seconds of one verdict in a verifier process, or of those of a group that are
+    given together. After it the responses are sampled again, one per group."""
+    max_verifier_failures: float = 0.5
+    """Share of a step's responses, in [0, 1], on which the verifier may fail (raise, hang, leave
+    its process, give no number in [0, 1]). More end the run with exit code 10; 1 never does."""
     sync_mib: int = 256
     """Size in MiB of each of the two buffers of the weight synchronisation on every rank."""
     verify_weights: Literal["first", "always", "never"] = "first"
@@ -103,6 +107,10 @@ class RolloutConfig:
         require(
             self.verify_processes >= 0,
             f"rollout.verify_processes must be 0 or more, got {self.verify_processes}.",
+        )
+        require(
+            0 <= self.max_verifier_failures <= 1,
+            f"rollout.max_verifier_failures must be in [0, 1], got {self.max_verifier_failures}.",
         )
         require(
             0 < self.gpu_memory_utilization <= 1,

@@ -35,7 +35,7 @@ from passk_fast.rollout.groups import GroupTracker
 from passk_fast.rollout.make import make_engine
 from passk_fast.rollout.verifier_pool import VerifierPool, Verify
 from passk_fast.rollout.wire import encode_samples
-from passk_fast.tasks import verify
+from passk_fast.tasks import Verifier
 from passk_fast.weights.layout import Spec
 from passk_fast.weights.megatron import Layout
 from passk_fast.weights.mesh import TrainerMesh
@@ -57,7 +57,7 @@ def serve(
         bridge,
         device,
         start_engine=partial(start_engine, config, device),
-        verify=partial(verify, config=config.data),
+        verify=Verifier(config.data, always_process=config.rollout.verify_processes > 0),
         stop_wanted=stop_wanted,
     )
     try:
@@ -163,11 +163,8 @@ class Server:
 
     def _start(self, request: Start) -> None:
         self._started = self._start_engine(request.model_dir)
-        settings = self._config.rollout
-        if settings.verify_processes and self.engine.tensor_rank == 0:
-            self._pool = VerifierPool(
-                self._verify, settings.verify_processes, settings.verify_timeout_s
-            )
+        if self.engine.tensor_rank == 0:
+            self._pool = VerifierPool.of(self._verify, self._config.rollout)
 
     def _prepare(self, request: Prepare) -> None:
         assert self._started is not None, "Start comes first"

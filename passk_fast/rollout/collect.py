@@ -7,7 +7,7 @@ verifies and sends, so what the blocks send, in rank order, is the whole list.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,8 @@ class CollectStats:
     verifier_failures: int = 0
     """Responses whose verifier raised, ran out of time or gave no reward in [0, 1]. Each group
     samples one of them again; further ones count as wrong."""
-    first_failure: str = ""
-    """The first of them in the order of prompts, in words; empty when there is none."""
+    failure_kinds: Mapping[str, str] = field(default_factory=dict)
+    """Class of exception -> the first of its kind in the order of prompts, in words."""
     aborted: int = 0
     """Responses that were stopped, or never started, because their group was decided."""
     verify_s: float = field(default=0.0, compare=False)
@@ -51,7 +51,7 @@ class CollectStats:
     def __add__(self, later: CollectStats) -> CollectStats:
         return CollectStats(
             verifier_failures=self.verifier_failures + later.verifier_failures,
-            first_failure=self.first_failure or later.first_failure,
+            failure_kinds={**later.failure_kinds, **self.failure_kinds},
             aborted=self.aborted + later.aborted,
             verify_s=self.verify_s + later.verify_s,
             idle_s=self.idle_s + later.idle_s,
@@ -98,7 +98,7 @@ def collect_groups(
         temperature=temperature,
         top_p=top_p,
     )
-    samples = samples_of(tracker) if engine.tensor_rank == 0 else Samples([], [], 0, "")
+    samples = samples_of(tracker) if engine.tensor_rank == 0 else Samples([], [], 0, {})
     parts = [samples]
     end = time.perf_counter()
     if engine.data_size * engine.tensor_size > 1:
@@ -119,7 +119,7 @@ def samples_of(tracker: GroupTracker) -> Samples:
         rollouts=[rollout for group in tracker.rollouts for rollout in group],
         rewards=tracker.rewards.flatten().tolist(),
         failures=tracker.failures,
-        first_failure=tracker.first_failure,
+        failure_kinds=tracker.failure_kinds,
         aborted=tracker.aborted,
     )
 
@@ -167,6 +167,13 @@ def make_groups(
     ]
     return groups, CollectStats(
         verifier_failures=sum(part.failures for part in parts),
-        first_failure=next((part.first_failure for part in parts if part.failures), ""),
+        failure_kinds=_first_of_each(part.failure_kinds for part in parts),
         aborted=sum(part.aborted for part in parts),
     )
+
+
+def _first_of_each(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in parts:
+        found = {**part, **found}
+    return found

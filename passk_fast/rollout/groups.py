@@ -8,7 +8,6 @@ while the outcome still depends on the order of events alone, not on their timin
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -18,7 +17,13 @@ from functools import partial
 import numpy as np
 
 from passk_fast.data.types import Prompt, Rollout
-from passk_fast.rollout.verifier_pool import VerifierPool, Verify
+from passk_fast.rollout.verifier_pool import (
+    GroupVerifier,
+    VerifierError,
+    VerifierPool,
+    Verify,
+    rewards_by,
+)
 
 Key = tuple[int, int]
 """(index of the prompt, number of the response). Numbers from N on replace responses whose verifier
@@ -36,15 +41,6 @@ class StepActions:
     add: list[Key] = field(default_factory=list)
     waiting: bool = False
     """Rewards are outstanding: call `GroupTracker.step` again, even without a response."""
-
-
-def reward_of(value: object) -> float:
-    """The value as a reward; ValueError unless it is a number in [0, 1]."""
-    if isinstance(value, bool | int | float | np.number | np.bool_):
-        reward = float(value)
-        if math.isfinite(reward) and 0.0 <= reward <= 1.0:
-            return reward
-    raise ValueError(f"the verifier gave {value!r}, not a reward in [0, 1]")
 
 
 class GroupTracker:
@@ -67,6 +63,9 @@ class GroupTracker:
         advantage is zero. A group that can only end at one of them is stopped, unless it has a
         reward other than 0 and 1. None: no group is stopped.
 
+        With a `GroupVerifier` the pool judges what must not run in this process, and the whole of
+        a group at once where that is wanted; with any other verifier, everything.
+
         A response whose verifier fails is sampled again, `retries` times per group at most;
         further ones count as wrong.
         """
@@ -76,8 +75,8 @@ class GroupTracker:
         self.rollouts = [[MISSING] * num_rollouts for _ in range(count)]
         self.failures = 0
         """Responses whose verifier failed."""
-        self.first_failure = ""
-        """The first of them in the order of prompts, in words."""
+        self.failure_kinds: dict[str, str] = {}
+        """Class of exception -> the first of its kind in the order of prompts, in words."""
         self.aborted = 0
         """Responses that were stopped, or never started, because their group was decided."""
         self.seconds = 0.0
@@ -90,8 +89,10 @@ class GroupTracker:
         self._slot = {(p, n): n for p in range(count) for n in range(num_rollouts)}
         self._added = [0] * count
         self._running = set(self._slot)
-        self._first_failed: tuple[int, int] | None = None
-        self._pending: list[tuple[Key, Future[object]]] = []
+        self._first_failed: dict[str, tuple[int, int]] = {}
+        self._held: dict[int, list[Key]] = {}
+        """Ended responses by group, until the last of it has ended."""
+        self._pending: list[tuple[list[Key], Future[list[float]]]] = []
 
     def step(self, ended: Sequence[tuple[Key, Rollout]]) -> StepActions:
         """Take the responses that ended in an engine step; returns what to abort and to add."""
@@ -104,57 +105,70 @@ class GroupTracker:
     def _step(self, ended: Sequence[tuple[Key, Rollout]]) -> StepActions:
         actions = StepActions()
         touched: set[int] = set()
-        if self._pool is None:
-            for key, rollout in ended:
-                touched.add(key[0])
-                self._place(key, rollout)
-                self._judge(key, partial(self._value, key), actions)
-        else:
-            for key, future in self._pending:
-                touched.add(key[0])
-                self._judge(key, future.result, actions)
-            self._pending = []
-            for key, rollout in ended:
-                self._place(key, rollout)
-                future = self._pool.submit(self.prompts[key[0]], rollout.text)
-                self._pending.append((key, future))
+        pending, self._pending = self._pending, []
+        for keys, future in pending:
+            touched.add(keys[0][0])
+            self._judge(keys, future.result, actions)
+        for key, rollout in ended:
+            p = key[0]
+            self.rollouts[p][self._slot[key]] = rollout
+            self._running.discard(key)
+            if self._wants_groups(p):
+                self._held.setdefault(p, []).append(key)
+            else:
+                self._submit([key], actions, touched)
+        for p, keys in list(self._held.items()):
+            if not any(key[0] == p for key in self._running):
+                del self._held[p]
+                self._submit(sorted(keys), actions, touched)
         for p in sorted(touched):
             self._stop_if_decided(p, actions)
         actions.waiting = bool(self._pending)
         return actions
 
-    def _place(self, key: Key, rollout: Rollout) -> None:
-        self.rollouts[key[0]][self._slot[key]] = rollout
+    def _wants_groups(self, p: int) -> bool:
+        verify = self._verify
+        return isinstance(verify, GroupVerifier) and verify.wants_groups(self.prompts[p])
 
-    def _value(self, key: Key) -> object:
-        p, slot = key[0], self._slot[key]
-        return self._verify(self.prompts[p], self.rollouts[p][slot].text)
+    def _submit(self, keys: list[Key], actions: StepActions, touched: set[int]) -> None:
+        """Have responses of one group judged: by the pool, or here and now."""
+        p, verify = keys[0][0], self._verify
+        prompt = self.prompts[p]
+        texts = [self.rollouts[p][self._slot[key]].text for key in keys]
+        here = isinstance(verify, GroupVerifier) and not verify.needs_process(prompt)
+        if self._pool is not None and not here:
+            self._pending.append((keys, self._pool.submit(prompt, texts)))
+        else:
+            touched.add(p)
+            self._judge(keys, partial(rewards_by, verify, prompt, texts), actions)
 
-    def _judge(self, key: Key, value: Callable[[], object], actions: StepActions) -> None:
-        p, slot = key[0], self._slot[key]
-        self._running.discard(key)
+    def _judge(
+        self, keys: list[Key], rewards: Callable[[], list[float]], actions: StepActions
+    ) -> None:
+        p = keys[0][0]
         try:
-            reward = reward_of(value())
-        except (
-            Exception
-        ) as error:  # a user's verifier may raise anything; it is counted, not hidden
-            self._note_failure(p, slot, error)
-            if self._added[p] < self._retries:
-                again = (p, self.num_rollouts + self._added[p])
-                self._added[p] += 1
-                self._slot[again] = slot
-                self._running.add(again)
-                actions.add.append(again)
-                return
-            reward = 0.0
-        self.rewards[p, slot] = reward
+            values: list[float] = rewards()
+        except VerifierError as error:
+            for key in keys:
+                self._fail(p, self._slot[key], error, actions)
+            return
+        for key, reward in zip(keys, values, strict=True):
+            self.rewards[p, self._slot[key]] = reward
 
-    def _note_failure(self, p: int, slot: int, error: Exception) -> None:
+    def _fail(self, p: int, slot: int, error: VerifierError, actions: StepActions) -> None:
+        """Count a failure; sample another response in its place, or call it wrong."""
         self.failures += 1
-        if self._first_failed is None or (p, slot) < self._first_failed:
-            self._first_failed = (p, slot)
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            self.first_failure = f"prompt {self.prompts[p].id!r}: {kind}{error}"
+        if (p, slot) < self._first_failed.get(error.kind, (p + 1, 0)):
+            self._first_failed[error.kind] = (p, slot)
+            self.failure_kinds[error.kind] = f"prompt {self.prompts[p].id!r}: {error.words()}"
+        if self._added[p] < self._retries:
+            again = (p, self.num_rollouts + self._added[p])
+            self._added[p] += 1
+            self._slot[again] = slot
+            self._running.add(again)
+            actions.add.append(again)
+        else:
+            self.rewards[p, slot] = 0.0
 
     def _stop_if_decided(self, p: int, actions: StepActions) -> None:
         """Abort the rest of a group when its advantages are zero however it ends."""
@@ -173,7 +187,8 @@ class GroupTracker:
         actions.abort.extend(running)
         actions.add[:] = [key for key in actions.add if key[0] != p]
         self._running.difference_update(running)
-        self._pending = [item for item in self._pending if item[0][0] != p]
+        self._pending = [item for item in self._pending if item[0][0][0] != p]
+        self._held.pop(p, None)
         self.aborted += missing
         for slot in np.flatnonzero(np.isnan(rewards)):
             self.rollouts[p][slot] = MISSING

@@ -5,6 +5,7 @@ Nothing is pickled: the message is nine sizes, then one plain array after anothe
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,8 @@ class Samples:
     rollouts: list[Rollout]
     rewards: list[float]
     failures: int
-    first_failure: str
+    failure_kinds: dict[str, str]
+    """Class of exception -> the first of its kind, in words."""
     aborted: int = 0
 
 
@@ -34,7 +36,7 @@ def encode_samples(samples: Samples) -> np.ndarray:
     """
     rollouts = samples.rollouts
     texts = [r.text.encode("utf-8", "surrogatepass") for r in rollouts]
-    failure = samples.first_failure.encode("utf-8", "replace")
+    failure = json.dumps(samples.failure_kinds).encode()
     tokens = np.concatenate([np.empty(0, "<i4"), *(np.array(r.token_ids, "<i4") for r in rollouts)])
     logprobs = np.concatenate(
         [np.empty(0, "<f4"), *(np.array(r.logprobs, "<f4") for r in rollouts)]
@@ -80,7 +82,7 @@ def decode_samples(data: np.ndarray) -> Samples:
     finished = take(count, "u1").astype(bool).tolist()
     routed_rows = take(count, "<i4").tolist()
     texts = take(text_bytes, "u1").tobytes()
-    first_failure = take(failure_bytes, "u1").tobytes().decode("utf-8")
+    failure_kinds: dict[str, str] = json.loads(take(failure_bytes, "u1").tobytes())
     rollouts = []
     for r in range(count):
         span = slice(token_ends[r - 1] if r else 0, token_ends[r])
@@ -99,7 +101,7 @@ def decode_samples(data: np.ndarray) -> Samples:
         rollouts=rollouts,
         rewards=rewards,
         failures=failures,
-        first_failure=first_failure,
+        failure_kinds=failure_kinds,
         aborted=aborted,
     )
 

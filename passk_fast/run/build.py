@@ -109,7 +109,7 @@ def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Ru
     trainer = make_trainer(config, actor, engines, tokenizer, prompts, order, state=state)
     trainer = replace(
         trainer,
-        evaluate=Evaluation(config, engines, held_out),
+        evaluate=Evaluation(config, engines, held_out, trainer.verifier_failures),
         save=Checkpoints(store, actor, trainer).save,
     )
     if mesh.rank == 0:

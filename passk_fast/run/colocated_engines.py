@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -17,7 +16,7 @@ from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.engine_protocol import Engine
 from passk_fast.rollout.make import make_engine
 from passk_fast.rollout.verifier_pool import VerifierPool, Verify
-from passk_fast.tasks import verify
+from passk_fast.tasks import Verifier
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.sync import WeightSync
 
@@ -56,10 +55,10 @@ class ColocatedEngines:
             config, model_dir, rank=mesh.rank, world_size=mesh.world_size, device=mesh.device
         )
         settings = config.rollout
-        verifier = partial(verify, config=config.data)
+        verifier = Verifier(config.data, always_process=settings.verify_processes > 0)
         pool = group = None
-        if settings.verify_processes and engine.tensor_rank == 0:
-            pool = VerifierPool(verifier, settings.verify_processes, settings.verify_timeout_s)
+        if engine.tensor_rank == 0:
+            pool = VerifierPool.of(verifier, settings)
         if settings.max_off_policy_steps:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout_s))
         return cls(config, engine, tokenizer, verifier, pool=pool, group=group)

@@ -6,19 +6,28 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 
-from passk_fast.advantage.metrics import evaluation
+from passk_fast.advantage.metrics import evaluation, real_evaluation
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Prompt, SampleRequest
 from passk_fast.run.engines import Engines
 from passk_fast.run.metrics import Record
+from passk_fast.run.verifier_failures import VerifierFailures
 from passk_fast.seeding import seed_for
 
 
 class Evaluation:
     """Samples eval.num_rollouts responses to each of eval.num_prompts held-out prompts."""
 
-    def __init__(self, config: RunConfig, engines: Engines, prompts: SequenceOf[Prompt]) -> None:
-        """`prompts`: all that are held out; the first are taken."""
+    def __init__(
+        self,
+        config: RunConfig,
+        engines: Engines,
+        prompts: SequenceOf[Prompt],
+        failures: VerifierFailures | None = None,
+    ) -> None:
+        """`prompts`: all that are held out; the first are taken. `failures`: those of the run."""
+        limit = config.rollout.max_verifier_failures
+        self._failures = failures or VerifierFailures(limit, prints=False)
         self._config, self._engines = config, engines
         self._prompts = prompts[: config.eval.num_prompts]
 
@@ -29,8 +38,14 @@ class Evaluation:
         num_rollouts = self._config.eval.num_rollouts
         seed = seed_for(self._config.seed, "evaluation", step)
         self._engines.wake_up()
-        groups, _ = self._engines.sample(
+        groups, stats = self._engines.sample(
             SampleRequest(prompts=self._prompts, num_rollouts=num_rollouts, seed=seed)
         )
-        correct_P = np.array([(group.rewards == 1.0).sum() for group in groups])
-        return {"eval": evaluation(correct_P, num_rollouts, self._config.algorithm.k)}
+        new = self._failures.check(stats, len(groups) * num_rollouts)
+        rewards_PN = np.stack([group.rewards for group in groups])
+        correct_P = (rewards_PN == 1.0).sum(axis=1)
+        record: Record = {
+            **evaluation(correct_P, num_rollouts, self._config.algorithm.k),
+            **real_evaluation(rewards_PN, self._config.algorithm.k),
+        }
+        return {"eval": record | ({"verifier_errors": new} if new else {})}

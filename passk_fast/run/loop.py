@@ -18,6 +18,7 @@ from passk_fast.run.metrics import Record, step_record
 from passk_fast.run.progress import Progress
 from passk_fast.run.sampling import Sampling
 from passk_fast.run.update import PolicyUpdate
+from passk_fast.run.verifier_failures import VerifierFailures
 
 
 class Report(Protocol):
@@ -38,6 +39,7 @@ class Trainer:
     engines: Engines
     sampling: Sampling
     guards: Guards
+    verifier_failures: VerifierFailures
     update: PolicyUpdate
     sync: Callable[[], None]
     """Give the engines the weights as they are now."""
@@ -66,6 +68,7 @@ class Trainer:
 
             # P groups of N verified responses, with the advantages that the estimator gives them.
             batch = self.sampling.next_batch(progress.step, clock)
+            failures = self.verifier_failures.check(batch.stats, batch.advantages_PN.size)
             self.guards.check_advantages(batch)
             if not (evaluates or saves):  # both want the weights of this step alone
                 self.sampling.start_ahead(step)
@@ -77,6 +80,8 @@ class Trainer:
                 self.sync()
 
             record = step_record(batch, update, self.schedule, progress, config.algorithm.k)
+            if failures:
+                record["verifier_errors"] = failures
             self.schedule.observe(record)
             progress.step = step
             if evaluates:

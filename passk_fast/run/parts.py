@@ -17,6 +17,7 @@ from passk_fast.run.metrics import Record
 from passk_fast.run.progress import Progress
 from passk_fast.run.sampling import Sampling, SamplingState
 from passk_fast.run.update import PolicyUpdate
+from passk_fast.run.verifier_failures import VerifierFailures
 from passk_fast.tasks import PromptOrder
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ def make_trainer(
         engines=engines,
         sampling=sampling,
         guards=guards,
+        verifier_failures=VerifierFailures(
+            config.rollout.max_verifier_failures, prints=actor.mesh.rank == 0
+        ),
         update=PolicyUpdate(config, actor, schedule, guards, progress),
         sync=WeightHandover(engines, actor, config.rollout.verify_weights),
         evaluate=no_evaluation,

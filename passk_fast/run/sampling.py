@@ -28,7 +28,7 @@ from passk_fast.rollout.dynamic_sampling import (
 from passk_fast.run.clock import Clock
 from passk_fast.run.engines import Engines
 from passk_fast.seeding import seed_for
-from passk_fast.tasks import PromptOrder
+from passk_fast.tasks import PromptOrder, check_binary
 from passk_fast.tasks.difficulty import Difficulty
 
 
@@ -64,6 +64,7 @@ class Sampling:
         """ConfigError where early stop or dynamic sampling does not go with the schedule."""
         if config.rollout.early_stop:
             schedule.check_early_stop()
+            check_binary((prompt.task for prompt in prompts), config.data)
         if config.rollout.dynamic_sampling > 1:
             schedule.check_dynamic_sampling()
         self._config, self._engines, self._prompts = config, engines, prompts

@@ -3,15 +3,17 @@
 from passk_fast.tasks.dataset import load_prompts
 from passk_fast.tasks.order import PromptOrder
 from passk_fast.tasks.protocol import GeneratedTask, Task
-from passk_fast.tasks.registry import answer_of, find_task, verify
+from passk_fast.tasks.registry import Verifier, answer_of, check_binary, find_task, verify
 from passk_fast.tasks.splits import alphabet, fresh_solutions, test_prompts, train_prompts
 
 __all__ = [
     "GeneratedTask",
     "PromptOrder",
     "Task",
+    "Verifier",
     "alphabet",
     "answer_of",
+    "check_binary",
     "find_task",
     "fresh_solutions",
     "load_prompts",

@@ -102,6 +102,8 @@ def _folder_rows(source: Path) -> list[Row]:
 def _prompt(where: str, row: object, index: int, config: DataConfig) -> Prompt:
     if not isinstance(row, dict):
         raise DataError(f"{where}: must be an object with {', '.join(_REQUIRED)}.")
+    if config.verifier:
+        row = {**row, "task": config.verifier}
     for name in _REQUIRED:
         if row.get(name) is None:
             raise DataError(f"{where}: field {name!r} is missing.")

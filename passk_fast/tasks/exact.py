@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from passk_fast.data.types import Prompt
 from passk_fast.tasks.answers import tagged_answer
@@ -13,6 +14,7 @@ class Exact:
     """Compares the last `<answer>` tag (without one, the response) to the prompt's answer."""
 
     name: str = "exact"
+    binary: ClassVar[bool] = True
 
     def verify(self, prompt: Prompt, response: str) -> float:
         """1.0 if the answers are equal once outer space is removed, else 0.0."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 from passk_fast.data.types import Prompt
 from passk_fast.tasks.answers import boxed, last_answer
@@ -67,6 +68,7 @@ class Maths:
     """Compares the final answer to the prompt's answer: 0.5 is 1/2 is \\frac12."""
 
     name: str = "maths"
+    binary: ClassVar[bool] = True
 
     def verify(self, prompt: Prompt, response: str) -> float:
         """1.0 if the final answers are equal, else 0.0.

@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from passk_fast.config import MazeConfig
 from passk_fast.data.types import Prompt
@@ -188,6 +189,7 @@ class Maze:
     config: MazeConfig
     seed: int
     name: str = "maze"
+    binary: ClassVar[bool] = True
 
     def verify(self, prompt: Prompt, response: str) -> float:
         """1.0 if the response solves the maze in the prompt's text, else 0.0."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from passk_fast.data.types import Prompt
@@ -32,6 +32,14 @@ class ChecksPrompts(Protocol):
 
     def check_prompt(self, prompt: Prompt) -> None:
         """ValueError, with what is wrong, for a prompt that `verify` could not judge."""
+
+
+@runtime_checkable
+class JudgesBatches(Protocol):
+    """A task that would rather judge the responses of a group together."""
+
+    def verify_batch(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[object]:
+        """Rewards of responses, each to the prompt at its place."""
 
 
 class GeneratedTask(Task, Protocol):

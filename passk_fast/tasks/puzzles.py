@@ -80,6 +80,11 @@ class Puzzles:
         """The content of the last `<answer>` tag, without one the response."""
         return tagged_answer(response)
 
+    @property
+    def binary(self) -> bool:
+        """Whether rewards are 0 or 1 alone."""
+        return not self.config.partial_credit
+
     def check_prompt(self, prompt: Prompt) -> None:
         """ValueError unless the row has the columns of a puzzle and can be judged here."""
         for name in _COLUMNS:

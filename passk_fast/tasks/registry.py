@@ -8,7 +8,7 @@ methods of `protocol.Task`, a function (prompt, response) -> reward, or a reward
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ from passk_fast.tasks.code import Code
 from passk_fast.tasks.exact import Exact
 from passk_fast.tasks.maths import Maths
 from passk_fast.tasks.maze import Maze
-from passk_fast.tasks.protocol import Task
+from passk_fast.tasks.protocol import JudgesBatches, Task
 from passk_fast.tasks.puzzles import Puzzles
 from passk_fast.tasks.reward_function import (
     RewardFunction,
@@ -125,6 +125,50 @@ def _check_arguments(path: str, verify: object) -> None:
 def verify(prompt: Prompt, response: str, *, config: DataConfig) -> float:
     """The reward that the prompt's own task gives; a mixed data set has several tasks."""
     return find_task(prompt.task, config).verify(prompt, response)
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Every prompt's own task, as a `rollout.verifier_pool.GroupVerifier`; it can be pickled."""
+
+    config: DataConfig
+    always_process: bool = False
+    """Judge built-in tasks in verifier processes too."""
+
+    def __call__(self, prompt: Prompt, text: str) -> float:
+        """The reward of one response."""
+        return verify(prompt, text, config=self.config)
+
+    def of_group(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[object]:
+        """Rewards by the task's own `verify_batch`."""
+        task = find_task(prompt.task, self.config)
+        assert isinstance(task, JudgesBatches)
+        return task.verify_batch([prompt] * len(texts), texts)
+
+    def wants_groups(self, prompt: Prompt) -> bool:
+        """Reward functions for batches, asynchronous ones, and tasks with `verify_batch`."""
+        if prompt.task in BUILT_IN:
+            return False
+        task = find_task(prompt.task, self.config)
+        if isinstance(task, RewardFunction | WeightedRewards):
+            return task.wants_batches
+        return isinstance(task, JudgesBatches)
+
+    def needs_process(self, prompt: Prompt) -> bool:
+        """True for all code but this package's: it may hang, leave or print without end."""
+        return self.always_process or prompt.task not in BUILT_IN
+
+
+def check_binary(names: Iterable[str], config: DataConfig) -> None:
+    """ConfigError for a task that does not say, by its attribute `binary`, that its rewards are 0
+    or 1 alone: rollout.early_stop counts correct responses. Empty names are passed over."""
+    for name in dict.fromkeys(names):
+        if name and getattr(find_task(name, config), "binary", False) is not True:
+            raise ConfigError(
+                f"rollout.early_stop with the task {name!r}, whose rewards may lie between 0 and "
+                "1: the count of correct responses does not say when its advantages are zero. Set "
+                "rollout.early_stop = false, or give your task object the attribute binary = True."
+            )
 
 
 def answer_of(prompt: Prompt, response: str) -> str:

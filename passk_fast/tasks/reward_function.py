@@ -42,6 +42,11 @@ class RewardFunction:
                 f"{', '.join(MANY)}; further ones are columns of the row."
             )
 
+    @property
+    def wants_batches(self) -> bool:
+        """Whether it takes lists, or is asynchronous, so that its waits overlap."""
+        return _takes_batches(self.function) or inspect.iscoroutinefunction(self.function)
+
     def verify(self, prompt: Prompt, response: str) -> float:
         """The function's reward. ValueError where it is no finite number in [0, 1]."""
         return self.verify_batch([prompt], [response])[0]
@@ -113,6 +118,11 @@ class WeightedRewards:
 
     name: str
     parts: tuple[tuple[float, RewardFunction], ...]
+
+    @property
+    def wants_batches(self) -> bool:
+        """Whether one of the functions does."""
+        return any(part.wants_batches for _, part in self.parts)
 
     def verify(self, prompt: Prompt, response: str) -> float:
         """The weighted mean, in [0, 1]."""

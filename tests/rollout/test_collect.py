@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -75,7 +76,7 @@ def test_groups_hold_prompts_rollouts_and_rewards(tokenizer: PreTrainedTokenizer
         [0, 0, 0],
     ]
     assert stats.verifier_failures == 0
-    assert stats.first_failure == ""
+    assert stats.failure_kinds == {}
 
 
 def test_a_verifier_that_fails_counts_as_wrong(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -93,7 +94,9 @@ def test_a_verifier_that_fails_counts_as_wrong(tokenizer: PreTrainedTokenizerBas
     # Responses 0, 1 and 3 fail; the first to fail is sampled anew, as response 4, and fails again.
     assert groups[0].rewards.tolist() == [0.0, 0.0, 0.25, 0.0]
     assert stats.verifier_failures == 8
-    assert stats.first_failure == "prompt 'p0': the verifier gave 1.5, not a reward in [0, 1]"
+    gave = "prompt 'p0': ValueError: the verifier gave 1.5, not a reward in [0, 1]"
+    assert stats.failure_kinds["ValueError"] == gave
+    assert stats.failure_kinds.keys() == {"ValueError", "KeyError"}, "the new one's text is '4'"
 
 
 def test_a_response_whose_verifier_fails_is_sampled_again_once(
@@ -113,7 +116,8 @@ def test_a_response_whose_verifier_fails_is_sampled_again_once(
     assert groups[0].rewards.tolist() == [1.0, 1.0, 1.0]
     assert [r.text for r in groups[0].rollouts] == ["0", "3", "2"]
     assert stats.verifier_failures == 1
-    assert stats.first_failure == "prompt 'p0': RuntimeError: no verdict"
+    (words,) = stats.failure_kinds.values()
+    assert re.fullmatch(r"prompt 'p0': RuntimeError: no verdict \(test_collect\.py:\d+\)", words)
 
 
 @pytest.mark.parametrize(

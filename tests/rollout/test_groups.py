@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from passk_fast.advantage import table, zero_advantage_rows
 from passk_fast.data.types import Prompt, Rollout
-from passk_fast.rollout.groups import MISSING, GroupTracker, reward_of
-from passk_fast.rollout.verifier_pool import VerifierPool
+from passk_fast.rollout.groups import MISSING, GroupTracker
+from passk_fast.rollout.verifier_pool import VerifierPool, reward_of
 
 
 def prompt(i: int) -> Prompt:
@@ -92,7 +92,8 @@ def test_processes_give_the_same_and_end_a_verifier_that_hangs() -> None:
     assert actions.add == [(0, 3), (1, 3)]  # both are sampled anew
     assert not actions.waiting
     assert tracker.failures == 2
-    assert tracker.first_failure == "prompt 'p0': RuntimeError: no verdict"
+    assert tracker.failure_kinds["RuntimeError"].startswith("prompt 'p0': RuntimeError: no verdict")
+    assert "no verdict in 2 s" in tracker.failure_kinds["TimeoutError"]
     assert tracker.rewards[0, :2].tolist() == [1.0, 0.0]
     assert tracker.rewards[1, [0, 2]].tolist() == [0.5, 1.0]
     assert np.isnan(tracker.rewards[[0, 1], [2, 1]]).all()

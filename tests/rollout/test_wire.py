@@ -24,7 +24,7 @@ def test_samples_survive_the_wire(count: int) -> None:
         ],
         rewards=[n / 7 for n in range(count)],
         failures=count,
-        first_failure="wrong: ü" if count else "",
+        failure_kinds={"KeyError": "wrong: ü"} if count else {},
     )
     assert decode_samples(encode_samples(samples)) == samples
 
@@ -44,10 +44,10 @@ def test_experts_travel_between_ranks(dtype: type) -> None:
         for n in range(1, 4)
     ]
     sent.insert(1, MISSING)
-    message = encode_samples(Samples(sent, [0.0] * 4, failures=1, first_failure="wrong: ü"))
+    message = encode_samples(Samples(sent, [0.0] * 4, failures=1, failure_kinds={"KeyError": "ü"}))
     samples = decode_samples(message)
     assert samples.rollouts == sent
-    assert samples.first_failure == "wrong: ü"
+    assert samples.failure_kinds == {"KeyError": "ü"}
     for got, rollout in zip(samples.rollouts, sent, strict=True):
         if rollout.routed_experts is None:
             assert got.routed_experts is None

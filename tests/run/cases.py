@@ -41,6 +41,7 @@ class Mesh:
     """A place in the world."""
 
     device = "cpu"
+    rank = 0
 
 
 class Tokenizer:

@@ -13,7 +13,7 @@ import pytest
 from passk_fast.config import DataConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError, DataError
-from passk_fast.rollout.groups import VerifierPool
+from passk_fast.rollout.verifier_pool import VerifierPool
 from passk_fast.tasks import Task, find_task, load_prompts, train_prompts, verify
 from passk_fast.tasks.registry import BUILT_IN, answer_of
 
@@ -118,8 +118,8 @@ def test_own_tasks_run_in_verifier_processes(own_tasks: str) -> None:
     assert pickle.loads(pickle.dumps(judge))(sum_prompt("exact"), "42") == 1.0
     with VerifierPool(judge, processes=1, timeout_s=60) as pool:
         paths = ("exact", f"{own_tasks}:SUMS", f"{own_tasks}:shouts")
-        futures = [pool.submit(sum_prompt(path), "42") for path in paths]
-        assert [future.result() for future in futures] == [1.0, 1.0, 0.0]
+        futures = [pool.submit(sum_prompt(path), ["42"]) for path in paths]
+        assert [future.result() for future in futures] == [[1.0], [1.0], [0.0]]
 
 
 @pytest.mark.parametrize(
