@@ -9,6 +9,7 @@ from pathlib import Path
 from passk_fast.config import DataConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError, DataError
+from passk_fast.tasks.maths_data import published_row
 from passk_fast.tasks.protocol import ChecksPrompts
 from passk_fast.tasks.registry import find_task
 
@@ -21,7 +22,8 @@ _FIELDS = ("id", *_REQUIRED)
 def load_prompts(path: str | Path, config: DataConfig | None = None) -> list[Prompt]:
     """Prompts of a file or folder with columns `prompt`, `answer`, `task` and optionally `id`.
 
-    Further columns are kept in `Prompt.columns`, for verifiers that take them.
+    Rows of a published maths layout (`maths_data`) become prompts of the task `maths`. Further
+    columns are kept in `Prompt.columns`, for verifiers that take them.
 
     Raises:
         DataError: missing or malformed, naming `file:line` (JSONL) or `file: row`; also where a
@@ -41,6 +43,7 @@ def load_prompts(path: str | Path, config: DataConfig | None = None) -> list[Pro
             f"{source}: must be a .jsonl or .parquet file, or a folder saved by `datasets`."
         )
     settings = DataConfig() if config is None else config
+    rows = [(where, published_row(where, row)) for where, row in rows]
     prompts = [_prompt(where, row, i, settings) for i, (where, row) in enumerate(rows)]
     if not prompts:
         raise DataError(f"{source}: it holds no prompts.")

@@ -163,6 +163,24 @@ def _prompt(where: str, row: Row, number: int, used: set[str]) -> Prompt:
     )
 
 
+def published_row(where: str, row: object) -> object:
+    """A row of a published layout as one of a prompt file; any other row as it is.
+
+    Rows that name their `task`, and those with `prompt` and `answer`, are not of a layout.
+
+    Raises:
+        DataError: a row of a layout without problem or answer.
+    """
+    if not isinstance(row, dict) or "task" in row or {"prompt", "answer"} <= row.keys():
+        return row
+    if not any(layout.columns <= row.keys() for layout in LAYOUTS):
+        return row
+    prompt = _prompt(where, row, 0, {"0"})
+    names = {"id": prompt.id} if prompt.id != "row-0" else {}
+    told = {"prompt": prompt.text, "answer": prompt.answer, "task": prompt.task}
+    return {**prompt.columns, **names, **told}
+
+
 def _kept(row: Row, layout: Layout) -> dict[str, object]:
     """Further columns that are plain values, such as the level and the subject."""
     return {

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from passk_fast.advantage import evaluation, pass_at_k, wilson
 from passk_fast.advantage.metrics import (
     group_metrics,
+    max_at_k,
     pass_at_powers,
+    real_evaluation,
     sampled_entropy,
     wrong_distinct_share,
 )
@@ -178,3 +180,28 @@ def test_group_metrics_mark_what_is_censored() -> None:
     assert record["pass@k"] == record["pass@2"] == pytest.approx((0.5 + 1 + 1) / 3)
     assert record["wrong_distinct_share"] == pytest.approx(2 / 3)
     assert record["policy_entropy"] == pytest.approx(2.0)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=7), st.data())
+def test_max_at_k_is_the_mean_over_all_sets(rewards: list[float], data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(rewards)))
+    sets = list(combinations(rewards, k))
+    want = sum(map(max, sets)) / len(sets)
+    (got,) = max_at_k(np.array([rewards]), k)
+    assert got == pytest.approx(want, abs=1e-12)
+
+
+def test_max_at_k_of_binary_rewards_is_pass_at_k() -> None:
+    rewards_PN = np.array([[1.0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+    for k in range(1, 5):
+        want = pass_at_k(rewards_PN.sum(axis=1), 4, k)
+        np.testing.assert_allclose(max_at_k(rewards_PN, k), want, atol=1e-15)
+    with pytest.raises(ValueError, match="between 1 and n = 4"):
+        max_at_k(rewards_PN, 5)
+
+
+def test_only_real_rewards_are_reported_as_such() -> None:
+    assert real_evaluation(np.array([[1.0, 0.0]]), 2) == {}
+    record = real_evaluation(np.array([[0.5, 0.0], [1.0, 0.5]]), 2)
+    assert (record["mean_reward"], record["max@2"], record["max@k"]) == (0.5, 0.75, 0.75)
+    assert record["max@2_se"] == pytest.approx(0.25)

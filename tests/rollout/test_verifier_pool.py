@@ -1,4 +1,4 @@
-"""Verifiers that raise, hang, leave, flood, fork or give rubbish: one failure each, and it goes on."""
+"""Verifiers that raise, hang, leave, flood, fork or give rubbish: one failure, and it goes on."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ FAILURES = [
     ("unshowable", "UnshowableError", "its text cannot be shown"),
     ("recursion", "RecursionError", "maximum recursion depth"),
     ("exit", "SystemExit", "1"),
-    ("keyboard", "KeyboardInterrupt", ""),
-    ("generator exit", "GeneratorExit", ""),
+    ("keyboard", "KeyboardInterrupt", "KeyboardInterrupt"),
+    ("generator exit", "GeneratorExit", "GeneratorExit"),
     ("leave", "ProcessEnded", "exit code 0"),
     ("killed", "ProcessEnded", "exit code -9"),
     ("fork and leave", "ProcessEnded", "exit code 3"),

@@ -10,7 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from passk_fast.errors import DataError
-from passk_fast.tasks.maths_data import INSTRUCTION, load_maths, write_prompts
+from passk_fast.tasks import load_prompts
+from passk_fast.tasks.maths_data import INSTRUCTION, load_maths, published_row, write_prompts
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "data"
 WANT = {
@@ -121,3 +122,27 @@ def test_written_prompts_hold_every_column(tmp_path: Path) -> None:
         "task": "maths",
         **prompts[0].columns,
     }
+
+
+def test_a_published_file_is_a_prompt_file(tmp_path: Path) -> None:
+    path = tmp_path / "gsm8k.jsonl"
+    rows = [
+        {"question": f"1 + {n}?", "answer": f"It is <<1+{n}>> so\n#### {n + 1}"} for n in (1, 2)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = load_prompts(path)
+    assert [(p.id, p.task, p.answer) for p in prompts] == [("0", "maths", "2"), ("1", "maths", "3")]
+    assert prompts[0].text.startswith("1 + 1?\n\nReason step by step")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "x", "answer": "#### 1", "task": "exact"},
+        {"prompt": "x", "answer": "1", "question": "y"},
+        {"text": "x"},
+        ["question", "answer"],
+    ],
+)
+def test_other_rows_are_left_alone(row: object) -> None:
+    assert published_row("f:1", row) is row

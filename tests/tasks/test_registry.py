@@ -10,11 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from passk_fast.config import DataConfig
+from passk_fast.config import DataConfig, PuzzlesConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError, DataError
 from passk_fast.rollout.verifier_pool import VerifierPool
-from passk_fast.tasks import Task, find_task, load_prompts, train_prompts, verify
+from passk_fast.tasks import (
+    Task,
+    Verifier,
+    check_binary,
+    find_task,
+    load_prompts,
+    train_prompts,
+    verify,
+)
 from passk_fast.tasks.registry import BUILT_IN, answer_of
 
 OWN_TASKS = '''
@@ -151,3 +159,61 @@ def test_a_module_is_imported_only_when_it_is_needed(own_tasks: str) -> None:
     assert own_tasks not in sys.modules
     find_task(f"{own_tasks}:SUMS", DataConfig())
     assert own_tasks in sys.modules
+
+
+REWARD_FILE = """
+import asyncio
+def right(prompt, response, answer):
+    return float(response == answer)
+async def slow(prompt, response, answer, level=1.0):
+    await asyncio.sleep(0)
+    return level * len(set(response) & set(answer)) / max(1, len(set(answer)))
+def batch(prompts, responses, answers):
+    return [len(responses) / 10 for _ in responses]
+"""
+
+
+@pytest.fixture
+def reward_file(tmp_path: Path) -> str:
+    (tmp_path / "rewards.py").write_text(REWARD_FILE)
+    return str(tmp_path / "rewards.py")
+
+
+def test_the_key_data_verifier_judges_every_row(reward_file: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        json.dumps({"prompt": "1", "answer": "ab"})
+        + "\n"
+        + json.dumps({"prompt": "2", "answer": "ab", "task": "maze", "level": 0.5})
+    )
+    name = f"{reward_file}:right*3, {reward_file}:slow*1"
+    config = DataConfig(train=str(rows), verifier=name)
+    prompts = load_prompts(rows, config)
+    assert [prompt.task for prompt in prompts] == [name, name], "above the task of a row"
+    verifier = Verifier(config)
+    assert [verifier(prompt, "a") for prompt in prompts] == [0.125, 0.0625]
+    assert verifier.of_group(prompts[0], ["ab", "a"]) == [1.0, 0.125]
+    with pytest.raises(ConfigError, match=r"data\.verifier = .*set one of them"):
+        DataConfig(verifier=name)
+
+
+def test_what_is_judged_together_and_what_needs_a_process(reward_file: str) -> None:
+    verifier = Verifier(DataConfig())
+    together = {"right": False, "slow": True, "batch": True}
+    for function, wanted in together.items():
+        prompt = sum_prompt(f"{reward_file}:{function}")
+        assert verifier.wants_groups(prompt) is wanted
+        assert verifier.needs_process(prompt)
+    assert verifier.of_group(sum_prompt(f"{reward_file}:batch"), ["a", "b"]) == [0.2, 0.2]
+    assert not verifier.wants_groups(sum_prompt("exact"))
+    assert not verifier.needs_process(sum_prompt("exact"))
+    assert Verifier(DataConfig(), always_process=True).needs_process(sum_prompt("exact"))
+
+
+@pytest.mark.parametrize("name", ["code", "FILE:right", "puzzles"])
+def test_early_stop_is_refused_where_rewards_may_be_fractions(reward_file: str, name: str) -> None:
+    config = DataConfig(puzzles=PuzzlesConfig(partial_credit=True))
+    name = name.replace("FILE", reward_file)
+    with pytest.raises(ConfigError, match=r"rollout\.early_stop with the task .*between 0 and 1"):
+        check_binary(["maze", "exact", "maths", name], config)
+    check_binary(["maze", "", "exact", "maths", "puzzles"], DataConfig())
