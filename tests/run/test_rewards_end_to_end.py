@@ -140,6 +140,8 @@ def test_early_stop_is_refused_at_the_dry_run(model: Path, tmp_path: Path) -> No
         "--data.verifier",
         f"{tmp_path}/rewards.py:share",
         "--rollout.early-stop",
+        "--algorithm.loss-denominator",
+        "sequences",
         "--dry-run",
     )
     assert code == ExitCode.BAD_CONFIG
