@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -180,24 +181,23 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     failures = VerifierFailures(limit, prints=rank == 0)
     pool = VerifierPool.of(verifier, config.rollout) if engine.tensor_rank == 0 else None
     records: dict[str, dict[str, object]] = {}
-    for task, (prompts, num_rollouts) in tasks.items():
-        seed = seed_for(config.seed, f"eval-{task}", 0)
-        groups, stats = collect_groups(
-            engine,
-            SampleRequest(prompts=prompts, num_rollouts=num_rollouts, seed=seed),
-            tokenizer,
-            verifier,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            pool=pool,
-        )
-        new = failures.check(stats, len(prompts) * num_rollouts)
-        records[task] = task_record(groups, config.algorithm.k)
-        records[task]["verifier_failures"] = stats.verifier_failures
-        if new:
-            records[task]["verifier_errors"] = new
-    if pool is not None:
-        pool.__exit__()
+    with pool or nullcontext():
+        for task, (prompts, num_rollouts) in tasks.items():
+            seed = seed_for(config.seed, f"eval-{task}", 0)
+            groups, stats = collect_groups(
+                engine,
+                SampleRequest(prompts=prompts, num_rollouts=num_rollouts, seed=seed),
+                tokenizer,
+                verifier,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                pool=pool,
+            )
+            new = failures.check(stats, len(prompts) * num_rollouts)
+            records[task] = task_record(groups, config.algorithm.k)
+            records[task]["verifier_failures"] = stats.verifier_failures
+            if new:
+                records[task]["verifier_errors"] = new
     if rank == 0:
         record = EvaluationRecord(
             model=str(model_dir),

@@ -35,7 +35,9 @@ def load_object(place: str) -> object:
         raise
     except (Exception, SystemExit) as error:  # the user's module may raise anything
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        where = "" if source.endswith(".py") else " Is its folder on PYTHONPATH, or it installed?"
+        where = (
+            "" if source.endswith(".py") else " Is its folder on PYTHONPATH, or is it installed?"
+        )
         raise ConfigError(f"{place!r}: {source} cannot be imported: {text}.{where}") from error
     found: object = getattr(module, name, None)
     if found is None:

@@ -41,7 +41,6 @@ num_prompts = 2
 num_rollouts = 4
 """
 REWARDS = """
-import sys
 def share(prompts, responses, answers):
     assert len(responses) == 4, "those of a group come together"
     print("x" * 100_000)
@@ -113,7 +112,7 @@ def test_a_function_that_raises_ends_the_run_with_its_words(model: Path, tmp_pat
         f"{tmp_path}/rewards.py:broken",
     )
     assert code == ExitCode.BAD_DATA, output
-    assert "KeyError: 'no such column: gold_label' (rewards.py:8)" in output
+    assert "KeyError: 'no such column: gold_label' (rewards.py:7)" in output
     assert "rollout.max_verifier_failures" in output
     assert "warm-start" not in output
 
