@@ -89,7 +89,7 @@ class Actor:
         self.mesh = mesh
         self.shape = shape
         self.optim = optim or config.optim
-        self.transformer_engine = uses_transformer_engine(config, mesh.device)
+        self.transformer_engine = uses_transformer_engine(config, shape, mesh.device)
         self.layout = Layout.of(
             shape,
             TrainerMesh.of(config.parallel, mesh.world_size),

@@ -8,25 +8,22 @@ gathers the keys and values of the others.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from passk_fast.actor.autograd import Context, call
+from passk_fast.actor.autograd import call
+from passk_fast.actor.padded_attention import Slots, attend, make_slots, padded_attention
+from passk_fast.actor.rotary import Rotate
 from passk_fast.data.types import PackedBatch, RoutedRows
 
 
@@ -35,26 +32,6 @@ class ExpertChoices(Protocol):
 
     def choose(self, layer: int, scores_tE: Tensor, own_tK: Tensor) -> tuple[Tensor, Tensor]:
         """(scores [t, K], experts int64 [t, K]) that take the place of `own_tK`."""
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Where packed rows go in padded layouts: [A, a] whole segments, then [G, N, r] responses.
-
-    The prompts of the G groups are the first G of the A segments.
-    """
-
-    row_of_slot: Int[Tensor, " S"]
-    """The packed row that a slot holds; 0 for padding."""
-    slot_of_row: Int[Tensor, " T"]
-    padding: Int[Tensor, " pads"]
-    """The slots that hold no row."""
-    whole: tuple[int, int]
-    """(A, a)"""
-    responses: tuple[int, int, int]
-    """(G, N, r); G = 0 when nothing is shared"""
-    visible: Bool[Tensor, "pairs 1 r keys"] | None
-    """The a + r keys that each response token sees; pairs is G * N, or 1 where all are alike."""
 
 
 class PackedParams(PackedSeqParams):
@@ -101,7 +78,7 @@ def packed_params(
     params.positions_T = batch.positions_T
     params.routed = batch.routed
     params.kv_rows = kv_rows
-    params.slots = _slots(batch) if padded and part is None else None
+    params.slots = make_slots(batch) if padded and part is None else None
     params.padded = padded
     params.context_group = context_group
     params.gathered_T = None if part is None else part.gathered_T
@@ -127,151 +104,18 @@ def _shared_keys(batch: PackedBatch) -> tuple[Tensor, Tensor, int]:
     )
 
 
-def _slots(batch: PackedBatch) -> Slots:
-    borders = np.asarray(batch.cu_seqlens.cpu())
-    lengths = np.diff(borders)
-    prefix = batch.prefix_B or (-1,) * len(lengths)
-    members: dict[int, list[int]] = {}
-    for b, p in enumerate(prefix):
-        if p >= 0:
-            members.setdefault(p, []).append(b)
-    whole = list(members) + [b for b, p in enumerate(prefix) if p < 0 and b not in members]
-    longest = int(lengths[whole].max())
-    count = max(map(len, members.values()), default=0)
-    response = max((int(lengths[b]) for bs in members.values() for b in bs), default=0)
-    starts = {b: i * longest for i, b in enumerate(whole)}
-    base = len(whole) * longest
-    for g, bs in enumerate(members.values()):
-        starts |= {b: base + (g * count + n) * response for n, b in enumerate(bs)}
-    size = base + len(members) * count * response
-    row_of_slot = np.full(size, -1, np.int64)
-    slot_of_row = np.empty(borders[-1], np.int64)
-    for b, length in enumerate(lengths):
-        slots, rows = np.arange(starts[b], starts[b] + length), np.arange(*borders[b : b + 2])
-        row_of_slot[slots] = rows
-        slot_of_row[rows] = slots
-    visible = _visible(lengths[list(members)], longest, count, response) if members else None
-    device = batch.tokens_T.device
-    return Slots(
-        row_of_slot=torch.from_numpy(np.maximum(row_of_slot, 0)).to(device),
-        slot_of_row=torch.from_numpy(slot_of_row).to(device),
-        padding=torch.from_numpy(np.flatnonzero(row_of_slot < 0)).to(device),
-        whole=(len(whole), longest),
-        responses=(len(members), count, response),
-        visible=None if visible is None else visible.to(device),
-    )
-
-
-def _visible(prompts_G: NDArray[np.int32], longest: int, count: int, response: int) -> Tensor:
-    """bool [G * N, 1, r, a + r], or [1, 1, r, a + r] where all prompts are of one length."""
-    if (prompts_G == prompts_G[0]).all():
-        prompts_G, count = prompts_G[:1], 1
-    before = torch.arange(longest) < torch.from_numpy(prompts_G)[:, None]  # [G, a]
-    before = before.repeat_interleave(count, 0)[:, None, None, :].expand(-1, 1, response, -1)
-    own = torch.ones(response, response, dtype=torch.bool).tril()
-    return torch.cat((before, own.expand(len(before), 1, -1, -1)), dim=-1)
-
-
-class _SlotContext(Protocol):
-    """What `_Pad` and `_Unpad` keep for their backward."""
-
-    slots: Slots
-
-
-class _Pad(torch.autograd.Function):
-    """Rows [T, ...] -> slots [S, ...]. Padding slots repeat row 0; they get no gradient."""
-
-    @staticmethod
-    def forward(ctx: _SlotContext, x: Tensor, slots: Slots) -> Tensor:
-        ctx.slots = slots
-        return x.index_select(0, slots.row_of_slot)
-
-    @staticmethod
-    def backward(ctx: _SlotContext, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.index_select(0, ctx.slots.slot_of_row), None
-
-
-class _Unpad(torch.autograd.Function):
-    """Slots [S, ...] -> rows [T, ...]."""
-
-    @staticmethod
-    def forward(ctx: _SlotContext, x: Tensor, slots: Slots) -> Tensor:
-        ctx.slots = slots
-        return x.index_select(0, slots.slot_of_row)
-
-    @staticmethod
-    def backward(ctx: _SlotContext, grad: Tensor) -> tuple[Tensor, None]:
-        out = grad.index_select(0, ctx.slots.row_of_slot)
-        return out.index_fill_(0, ctx.slots.padding, 0.0), None
-
-
-class _Rotate(torch.autograd.Function):
-    """Rotary embedding of x [T, heads, d] in halves, as Hugging Face lays them out."""
-
-    @staticmethod
-    def forward(ctx: Context, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1.0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, sin, -1.0), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
-    """(x1 cos - x2 sin, x2 cos + x1 sin), the angle times `direction`.
-
-    Halves of a head are short for a CPU's vectors, so only what needs them goes by halves.
-    """
-    first, second = x.chunk(2, dim=-1)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    torch.mul(x, cos, out=out)
-    out_first, out_second = out.chunk(2, dim=-1)
-    out_first.addcmul_(second, sin, value=-direction)
-    out_second.addcmul_(first, sin, value=direction)
-    return out
-
-
-def _rotation(params: PackedParams, inv_freq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _rotation(
+    params: PackedParams, inv_freq: Tensor, amplitude: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     if params.rotation is None:
         positions = params.positions_T
         angles = positions.float()[:, None, None] * inv_freq.to(positions.device)
-        cos = angles.cos().to(dtype)
-        params.rotation = (torch.cat((cos, cos), dim=-1), angles.sin().to(dtype))
+        cos, sin = angles.cos(), angles.sin()
+        if amplitude != 1.0:
+            cos, sin = cos * amplitude, sin * amplitude
+        cos = cos.to(dtype)
+        params.rotation = (torch.cat((cos, cos), dim=-1), sin.to(dtype))
     return params.rotation
-
-
-def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots) -> Tensor:
-    """Causal attention of packed q, k, v [T, heads, d] through padded SDPA calls.
-
-    Segments are padded on the right, so causality hides padding from every real query.
-    """
-    sizes = slots.whole
-    split = sizes[0] * sizes[1]
-    padded = [call(_Pad, x, slots) for x in (q, k, v)]
-    if slots.visible is None:
-        whole = [x.view(*sizes, *x.shape[1:]) for x in padded]
-        return call(_Unpad, _attend(*whole), slots)
-    halves = [x.tensor_split([split]) for x in padded]
-    whole = [half[0].view(*sizes, *half[0].shape[1:]) for half in halves]
-    groups, count, _ = slots.responses
-
-    def keys(prompts: Tensor, own: Tensor) -> Tensor:
-        """[G * N, a + r, heads, d]: each response's own behind its prompt's."""
-        own = own.view(*slots.responses, *own.shape[1:])
-        before = prompts[:groups, None].expand(-1, count, -1, -1, -1)
-        return torch.cat((before, own), dim=2).flatten(0, 1)
-
-    queries = halves[0][1].view(groups * count, -1, *q.shape[1:])
-    responses = _attend(
-        queries,
-        keys(whole[1], halves[1][1]),
-        keys(whole[2], halves[2][1]),
-        slots.visible,
-    )
-    return call(_Unpad, torch.cat((_attend(*whole), responses)), slots)
 
 
 def _gathered(x: Tensor, params: PackedParams) -> Tensor:
@@ -280,7 +124,7 @@ def _gathered(x: Tensor, params: PackedParams) -> Tensor:
     return parts[params.gathered_T]
 
 
-def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> Tensor:
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams, window: int) -> Tensor:
     """Attention of segments q [T / size, heads, d] to their own lists of keys, one padded call.
 
     A segment's own rows are the last of its keys.
@@ -293,34 +137,22 @@ def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> 
     q_rows = (cu_q[:-1, None] + q_at).clamp(max=len(q) - 1)
     k_rows = params.kv_rows[(cu_k[:-1, None] + k_at).clamp(max=len(params.kv_rows) - 1)]
     last = (k_lengths - q_lengths)[:, None] + q_at  # [B, a]: the last key that a query sees
-    visible = k_at <= last.clamp(max=k_lengths[:, None] - 1)[..., None]
-    out = _attend(q[q_rows], k[k_rows], v[k_rows], visible[:, None])
+    last = last.clamp(max=k_lengths[:, None] - 1)[..., None]
+    visible = k_at <= last
+    if window:
+        visible &= k_at > last - window
+    out = attend(q[q_rows], k[k_rows], v[k_rows], visible[:, None])
     return out[(q_at < q_lengths[:, None]).flatten()]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
-    """SDPA of q [B, a, heads, d] and k, v [B, b, kv_heads, d]; [B * a, heads, d].
-
-    Causal, unless the keys that each query sees are given: bool [B or 1, 1, a, b].
-    """
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=visible,
-        is_causal=visible is None,
-        enable_gqa=True,
-    )
-    return out.transpose(1, 2).flatten(0, 1)
-
-
-def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> Tensor:
+def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams, window: int) -> Tensor:
     """Causal attention of packed q, k, v [T, heads, d] by flash-attn, or torch's varlen kernel.
 
     Both align the causal mask to the last key, which is what a response behind its prompt needs.
     """
     cu, cu_kv = params.cu_seqlens_q, params.cu_seqlens_kv
     longest, longest_kv = int(params.max_seqlen_q), int(params.max_seqlen_kv)
+    reach = (window - 1 if window else -1, 0)  # keys to the left and to the right
     if params.kv_rows is not None:
         k, v = k[params.kv_rows], v[params.kv_rows]
     try:
@@ -330,12 +162,11 @@ def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> 
 
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        # torch 2.11 has is_causal, later versions have window_size.
-        windowed = "window_size" in inspect.signature(varlen_attn).parameters
-        causal = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
-        attend = cast(Callable[..., Tensor], varlen_attn)
-        return attend(q, k, v, cu, cu_kv, longest, longest_kv, **causal)
-    out: Tensor = flash_attn_varlen_func(q, k, v, cu, cu_kv, longest, longest_kv, causal=True)
+        kernel = cast(Callable[..., Tensor], varlen_attn)
+        return kernel(q, k, v, cu, cu_kv, longest, longest_kv, window_size=reach)
+    out: Tensor = flash_attn_varlen_func(
+        q, k, v, cu, cu_kv, longest, longest_kv, causal=True, window_size=reach
+    )
     return out
 
 
@@ -345,8 +176,16 @@ class PackedAttention(MegatronModule):
     inv_freq: Tensor
     """Rotary frequencies [d / 2]; the model's builder sets them."""
 
-    def __init__(self, config: TransformerConfig, *args: object, **kwargs: object) -> None:
+    amplitude: float = 1.0
+    """Cosine and sine are multiplied by it; the builder sets it."""
+    window: int = 0
+    """Keys that a query sees, its own included; 0: all. The builder sets it."""
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int = 1, *args: object, **kwargs: object
+    ) -> None:
         super().__init__(config)
+        self.layer = layer_number - 1
 
     def forward(
         self,
@@ -364,15 +203,15 @@ class PackedAttention(MegatronModule):
         """
         assert packed_seq_params is not None, "packed sequences are the only layout"
         params = packed_seq_params
-        cos, sin = _rotation(params, self.inv_freq, query.dtype)
-        q, k = (call(_Rotate, x.squeeze(1), cos, sin) for x in (query, key))
+        cos, sin = _rotation(params, self.inv_freq, self.amplitude, query.dtype)
+        q, k = (call(Rotate, x.squeeze(1), cos, sin) for x in (query, key))
         v = value.squeeze(1)
         if params.gathered_T is not None:
             k, v = (_gathered(x, params) for x in (k, v))
         if params.slots is not None:
-            out = _padded_attention(q, k, v, params.slots)
+            out = padded_attention(q, k, v, params.slots, self.window)
         elif params.padded:
-            out = _masked_attention(q, k, v, params)
+            out = _masked_attention(q, k, v, params, self.window)
         else:
-            out = _varlen_attention(q, k, v, params)
+            out = _varlen_attention(q, k, v, params, self.window)
         return out.reshape(q.shape[0], 1, -1)

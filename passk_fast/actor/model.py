@@ -7,10 +7,10 @@ says. Transformer Engine's layers where it is installed on a GPU, else Megatron'
 from __future__ import annotations
 
 import importlib.util
-import math
+from functools import partial
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -23,7 +23,6 @@ from megatron.core.transformer.transformer_block import (
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
 
 from passk_fast.actor.attention import PackedAttention
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
@@ -37,43 +36,29 @@ from passk_fast.actor.moe.experts import (
     mlp_parts,
     use_our_parts,
 )
+from passk_fast.actor.rotary import rotary_frequencies
 from passk_fast.config import ParallelConfig, RunConfig
 from passk_fast.model.divisibility import Cuts, check_divisible
-from passk_fast.model.shape import ModelShape, Rope
+from passk_fast.model.shape import ModelShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+"""By `ModelShape.activation`."""
 
 
-def uses_transformer_engine(config: RunConfig, device: str) -> bool:
+def uses_transformer_engine(config: RunConfig, shape: ModelShape, device: str) -> bool:
     """True where Transformer Engine's layers are used: installed, and on a GPU.
 
-    Shared prompts and context parallelism take our attention, which knows both.
+    Shared prompts, context parallelism, windows and yarn's amplitude take our attention.
     """
     ours = config.share_prompts or config.parallel.context > 1
+    ours = ours or shape.window.size > 0 or shape.rope.amplitude != 1.0
     found = importlib.util.find_spec("transformer_engine") is not None
     return device == "cuda" and found and not ours
-
-
-def rotary_frequencies(shape: ModelShape) -> Float[Tensor, " half_head"]:
-    """Inverse frequencies [head_dim / 2], float32, scaled as the model's `rope` says."""
-    rope, size = shape.rope, shape.head_dim
-    exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
-    frequencies = 1.0 / (rope.theta**exponents)
-    if rope.kind == "linear":
-        return frequencies / rope.factor
-    return _llama3_frequencies(frequencies, rope) if rope.kind == "llama3" else frequencies
-
-
-def _llama3_frequencies(frequencies: Tensor, rope: Rope) -> Tensor:
-    """Low frequencies divided by the factor, high ones as they are, those between interpolated:
-    transformers' `_compute_llama3_parameters`, operation by operation."""
-    positions, low, high = rope.original_max_positions, rope.low_freq_factor, rope.high_freq_factor
-    wavelength = 2 * math.pi / frequencies
-    scaled = torch.where(wavelength > positions / low, frequencies / rope.factor, frequencies)
-    smooth = (positions / wavelength - low) / (high - low)
-    between = (1 - smooth) * scaled / rope.factor + smooth * scaled
-    is_between = ~(wavelength < positions / high) * ~(wavelength > positions / low)
-    return torch.where(is_between, between, scaled)
 
 
 _RECOMPUTE: dict[str, dict[str, object]] = {
@@ -109,11 +94,13 @@ def transformer_config(
         layernorm_epsilon=shape.norm_eps,
         normalization="RMSNorm",
         qk_layernorm=shape.qk_norm,
-        add_bias_linear=False,
+        # Of both or none; `set_biases` takes it from the one that has none.
+        add_bias_linear=shape.out_bias or shape.mlp_bias,
         add_qkv_bias=shape.qkv_bias,
         gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        use_te_activation_func=device == "cpu" and not experts,  # our `Swiglu`, not TE's
+        activation_func=ACTIVATIONS[shape.activation],
+        # Our `Swiglu`, not TE's.
+        use_te_activation_func=device == "cpu" and not experts and shape.activation == "silu",
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=(
@@ -142,7 +129,27 @@ def transformer_config(
     return TransformerConfig(**{**fields, **more})
 
 
-def layer_spec(config: TransformerConfig) -> ModuleSpec:
+def set_biases(layer: ModuleSpec, shape: ModelShape) -> None:
+    """Biases of the output projection and of the MLP apart: Megatron has one switch for both."""
+    if shape.out_bias == shape.mlp_bias:
+        return
+    attention = layer.submodules.self_attention.submodules
+    attention.linear_proj = _with_bias(attention.linear_proj, shape.out_bias)
+    mlp = mlp_parts(layer)
+    for name in ("linear_fc1", "linear_fc2"):
+        setattr(mlp, name, _with_bias(getattr(mlp, name), shape.mlp_bias))
+
+
+def _with_bias(linear: type[torch.nn.Module], bias: bool) -> type[torch.nn.Module]:
+    """One of Megatron's linear layers whose `bias` is decided here."""
+
+    def build(self: torch.nn.Module, *args: object, **kwargs: object) -> None:
+        linear.__init__(self, *args, **{**kwargs, "bias": bias})
+
+    return type(linear.__name__, (linear,), {"__init__": build})
+
+
+def layer_spec(config: TransformerConfig, shape: ModelShape) -> ModuleSpec:
     """Megatron's local layer with our norms and attention, and on a CPU our activation."""
     layer = get_gpt_layer_local_spec(
         normalization="RMSNorm",
@@ -161,11 +168,12 @@ def layer_spec(config: TransformerConfig) -> ModuleSpec:
     if config.qk_layernorm:
         attention.q_layernorm = RMSNorm
         attention.k_layernorm = RMSNorm
+    set_biases(layer, shape)
     return layer
 
 
 def _block_spec(
-    config: TransformerConfig, transformer_engine: bool, vp_stage: int | None
+    config: TransformerConfig, shape: ModelShape, transformer_engine: bool, vp_stage: int | None
 ) -> ModuleSpec | TransformerBlockSubmodules:
     if transformer_engine:
         layer = get_gpt_layer_with_transformer_engine_spec(
@@ -175,8 +183,9 @@ def _block_spec(
         )
         if config.num_moe_experts:
             use_our_parts(layer, grouped=False)
+        set_biases(layer, shape)
         return layer
-    layer = layer_spec(config)
+    layer = layer_spec(config, shape)
     count = get_num_layers_to_build(config, vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
 
@@ -186,7 +195,7 @@ def build_chunks(shape: ModelShape, config: RunConfig, mesh: Mesh) -> list[GPTMo
     parallel = config.parallel
     with megatron_scope(mesh.device):
         model_parallel_cuda_manual_seed(config.seed)
-        transformer_engine = uses_transformer_engine(config, mesh.device)
+        transformer_engine = uses_transformer_engine(config, shape, mesh.device)
         grouped = {"moe_grouped_gemm": True} if transformer_engine and shape.num_experts else {}
         layers = transformer_config(shape, parallel, config.model.dtype, mesh.device, **grouped)
         chunks = []
@@ -195,7 +204,7 @@ def build_chunks(shape: ModelShape, config: RunConfig, mesh: Mesh) -> list[GPTMo
             chunk = make_chunk(
                 shape,
                 layers,
-                _block_spec(layers, transformer_engine, vp_stage),
+                _block_spec(layers, shape, transformer_engine, vp_stage),
                 first=mesh.pipeline_rank == 0 and virtual == 0,
                 last=mesh.is_last_stage and virtual == parallel.virtual_pipeline - 1,
                 vp_stage=vp_stage,
@@ -235,4 +244,6 @@ def make_chunk(
     for module in chunk.modules():
         if isinstance(module, PackedAttention):
             module.inv_freq = frequencies
+            module.amplitude = shape.rope.amplitude
+            module.window = shape.window.of(module.layer)
     return chunk

@@ -9,35 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
 from passk_fast.config import ShapeConfig
 from passk_fast.errors import ConfigError
 from passk_fast.model.config_json import Fields, read_config
-from passk_fast.model.families import FAMILIES, Family
+from passk_fast.model.families import FAMILIES, Activation, Family
+from passk_fast.model.fields import check_fields
+from passk_fast.model.rope import Rope, read_rope
+from passk_fast.model.window import NO_WINDOW, Window, read_window
 
 TRAINER_VOCAB_MULTIPLE = 8
 """The trainer pads the vocabulary to a multiple of this times the tensor-parallel size."""
 ENGINE_VOCAB_MULTIPLE = 64
 """vLLM pads the vocabulary to a multiple of this before it divides it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rope:
-    """Rotary position embedding: the base and how frequencies are scaled for longer contexts."""
-
-    theta: float
-    kind: Literal["default", "linear", "llama3"] = "default"
-    factor: float = 1.0
-    """linear, llama3: by how much frequencies are divided."""
-    low_freq_factor: float = 1.0
-    """llama3: wavelengths above original_max_positions / this are divided by `factor`."""
-    high_freq_factor: float = 4.0
-    """llama3: wavelengths below original_max_positions / this stay as they are."""
-    original_max_positions: int = 0
-    """llama3: positions that the model was first trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +54,14 @@ class ModelShape:
     rope: Rope
     max_positions: int
     qkv_bias: bool
+    """Query, key and value projections have biases."""
     qk_norm: bool
+    out_bias: bool = False
+    """The attention's output projection has a bias."""
+    mlp_bias: bool = False
+    """All three matrices of a dense MLP have biases."""
+    activation: Activation = "silu"
+    window: Window = NO_WINDOW
     num_experts: int = 0
     """Experts per layer; 0 for a dense model."""
     experts_per_token: int = 0
@@ -91,7 +85,8 @@ class ModelShape:
         """
         family = _family(Fields(config, source))
         fields = Fields({**family.defaults, **config}, source)
-        _refuse_unsupported(fields, family)
+        check_fields(Fields(config, source), family.fields, family.name)
+        attention_bias = _flag(fields, "attention_bias")
         hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
         count, chosen, width, normalized = _experts(fields, family)
         return cls(
@@ -101,14 +96,18 @@ class ModelShape:
             ffn_width=fields.count("intermediate_size"),
             num_heads=heads,
             num_kv_heads=fields.count_or_null("num_key_value_heads") or heads,
-            head_dim=fields.count_or_null("head_dim") or hidden // heads,
+            head_dim=_head_dim(fields, family, hidden, heads),
             vocab=fields.count("vocab_size"),
             tied=fields.flag("tie_word_embeddings"),
             norm_eps=fields.number("rms_norm_eps"),
-            rope=_rope(fields),
+            rope=read_rope(fields, family.name),
             max_positions=fields.count("max_position_embeddings"),
-            qkv_bias=family.qkv_bias,
+            qkv_bias=family.qkv_bias or attention_bias,
             qk_norm=family.qk_norm,
+            out_bias=attention_bias and not family.qkv_bias,
+            mlp_bias=_flag(fields, "mlp_bias"),
+            activation=_activation(fields, family),
+            window=read_window(fields, family),
             num_experts=count,
             experts_per_token=chosen,
             expert_width=width,
@@ -199,16 +198,38 @@ def _family(fields: Fields) -> Family:
     return family
 
 
-def _refuse_unsupported(fields: Fields, family: Family) -> None:
-    if fields.values.get("mlp_only_layers") or fields.values.get("decoder_sparse_step", 1) != 1:
+def _flag(fields: Fields, name: str) -> bool:
+    """false where the field is missing or null."""
+    return fields.has(name) and fields.flag(name)
+
+
+def _activation(fields: Fields, family: Family) -> Activation:
+    name = fields.text("hidden_act")
+    if name not in family.activations:
         raise ConfigError(
-            f"{fields.source}: dense layers among mixture-of-experts layers (mlp_only_layers, "
-            "decoder_sparse_step) are not supported."
+            f"{fields.source}: config.json says hidden_act = {name!r}, which is not supported for "
+            f"{family.name!r}; supported: {', '.join(family.activations)}. Another activation "
+            "changes what the model computes: take a model that was trained with one of these."
         )
-    if fields.values.get("attention_bias") and not family.qkv_bias:
-        raise ConfigError(
-            f"{fields.source}: attention_bias = true is not supported for {family.name!r}."
-        )
+    return family.activations[name]
+
+
+def _head_dim(fields: Fields, family: Family, hidden: int, heads: int) -> int:
+    """Channels per head: given, or hidden size / heads, which some families always take."""
+    given = fields.count_or_null("head_dim")
+    if given is None or family.fixed_head_dim:
+        if hidden % heads:
+            raise ConfigError(
+                f"{fields.source}: config.json says hidden_size = {hidden}, which is not divisible "
+                f"by num_attention_heads = {heads}."
+            )
+        if given not in (None, hidden // heads):
+            raise ConfigError(
+                f"{fields.source}: config.json says head_dim = {given}, which is not supported for "
+                f"{family.name!r}: vLLM computes its heads with hidden_size / num_attention_heads "
+                f"= {hidden // heads} channels. Take a model with heads of that size."
+            )
+    return given or hidden // heads
 
 
 def _experts(fields: Fields, family: Family) -> tuple[int, int, int, bool]:
@@ -218,6 +239,8 @@ def _experts(fields: Fields, family: Family) -> tuple[int, int, int, bool]:
         return 0, 0, 0, True
     # transformers writes num_local_experts for every family; published folders have num_experts.
     name = "num_local_experts" if fields.has("num_local_experts") else "num_experts"
+    if fields.has("num_experts") and fields.get("num_experts") != fields.get(name):
+        raise fields.fail("num_experts", f"num_local_experts = {fields.count(name)}")
     normalized = fields.flag(mixture.normalized_field) if mixture.normalized_field else True
     return (
         fields.count(name),
@@ -225,46 +248,6 @@ def _experts(fields: Fields, family: Family) -> tuple[int, int, int, bool]:
         fields.count(mixture.width_field),
         normalized,
     )
-
-
-def _rope(fields: Fields) -> Rope:
-    """From `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (before)."""
-    old = fields.section("rope_scaling")
-    scaling = old if old.values else fields.section("rope_parameters")
-    theta = scaling if scaling.has("rope_theta") else fields
-    kind = scaling.values.get("rope_type") or scaling.values.get("type") or "default"
-    partial = scaling.values.get("partial_rotary_factor", 1.0)
-    if partial != 1.0:
-        raise ConfigError(
-            f"{fields.source}: partial_rotary_factor = {partial!r} is not supported; only 1 is."
-        )
-    match kind:
-        case "default":
-            return Rope(theta=theta.number("rope_theta"))
-        case "linear":
-            factor = scaling.number("factor")
-            return Rope(theta=theta.number("rope_theta"), kind="linear", factor=factor)
-        case "llama3":
-            return Rope(
-                theta=theta.number("rope_theta"),
-                kind="llama3",
-                factor=scaling.number("factor"),
-                low_freq_factor=scaling.number("low_freq_factor"),
-                high_freq_factor=scaling.number("high_freq_factor"),
-                original_max_positions=_original_positions(fields, scaling),
-            )
-    raise ConfigError(
-        f"{fields.source}: rope type {kind!r} is not supported; supported: default, linear, llama3."
-    )
-
-
-def _original_positions(fields: Fields, scaling: Fields) -> int:
-    """The first that is given; transformers looks in the same order."""
-    name = "original_max_position_embeddings"
-    for found in (fields, scaling):
-        if found.has(name):
-            return found.count(name)
-    return fields.count("max_position_embeddings")
 
 
 def _round_up(size: int, multiple: int) -> int:

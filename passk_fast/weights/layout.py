@@ -104,7 +104,7 @@ def _top(shape: ModelShape) -> Iterator[Row]:
 
 def _same(suffix: str, size: int, trainer: str) -> Row:
     """A vector that every rank of both sides holds whole."""
-    name = f"model.layers.{{layer}}.{suffix}.weight"
+    name = f"model.layers.{{layer}}.{suffix}"
     place = Place(name=f"decoder.layers.{{layer}}.{trainer}")
     return Row(hf=name, shape=(size,), trainer=(place,), rollout=Place(name=name))
 
@@ -114,11 +114,11 @@ def _norms(shape: ModelShape, spec: Spec) -> Iterator[Row]:
     first = "self_attention.linear_qkv.layer_norm_weight" if te else "input_layernorm.weight"
     dense = te and not shape.num_experts
     second = "mlp.linear_fc1.layer_norm_weight" if dense else "pre_mlp_layernorm.weight"
-    yield _same("input_layernorm", shape.hidden, first)
-    yield _same("post_attention_layernorm", shape.hidden, second)
+    yield _same("input_layernorm.weight", shape.hidden, first)
+    yield _same("post_attention_layernorm.weight", shape.hidden, second)
     if shape.qk_norm:
-        yield _same("self_attn.q_norm", shape.head_dim, "self_attention.q_layernorm.weight")
-        yield _same("self_attn.k_norm", shape.head_dim, "self_attention.k_layernorm.weight")
+        yield _same("self_attn.q_norm.weight", shape.head_dim, "self_attention.q_layernorm.weight")
+        yield _same("self_attn.k_norm.weight", shape.head_dim, "self_attention.k_layernorm.weight")
 
 
 def _attention(shape: ModelShape) -> Iterator[Row]:
@@ -157,6 +157,8 @@ def _attention(shape: ModelShape) -> Iterator[Row]:
         ),
         rollout=Place(name="model.layers.{layer}.self_attn.o_proj.weight", split=Split.COLUMNS),
     )
+    if shape.out_bias:  # added once, to the sum over ranks
+        yield _same("self_attn.o_proj.bias", shape.hidden, "self_attention.linear_proj.bias")
 
 
 def _gated(
@@ -192,6 +194,17 @@ def _mlp(shape: ModelShape) -> Iterator[Row]:
         (f"{mine}linear_fc1.weight", f"{mine}linear_fc2.weight"),
         [f"{layer}gate_up_proj.weight", f"{layer}down_proj.weight"],
     )
+    if not shape.mlp_bias:
+        return
+    for i, name in enumerate(("gate_proj", "up_proj")):
+        before = (shape.ffn_width,) * i
+        yield Row(
+            hf=f"{layer}{name}.bias",
+            shape=(shape.ffn_width,),
+            trainer=(Place(name=f"{mine}linear_fc1.bias", split=Split.ROWS, before=before),),
+            rollout=Place(name=f"{layer}gate_up_proj.bias", split=Split.ROWS, before=before),
+        )
+    yield _same("mlp.down_proj.bias", shape.hidden, "mlp.linear_fc2.bias")
 
 
 def _experts(shape: ModelShape, mixture: Mixture, spec: Spec) -> Iterator[Row]:

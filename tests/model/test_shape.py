@@ -118,6 +118,14 @@ LLAMA3 = {
 }
 
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -131,6 +139,13 @@ LLAMA3 = {
         {"rope_parameters": {k: v for k, v in LLAMA3.items() if not k.startswith("original")}},
         {"original_max_position_embeddings": 64, "rope_parameters": LLAMA3},
         {"rope_theta": 5e5, "rope_scaling": None},
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+        {"rope_parameters": YARN},
+        {"rope_parameters": {**YARN, "rope_theta": 1e6, "original_max_position_embeddings": 64}},
+        {"rope_parameters": {**YARN, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}},
+        {"rope_parameters": {**YARN, "attention_factor": 1.5}},
+        {"rope_parameters": {**YARN, "mscale": 1.2, "mscale_all_dim": 0.7}},
+        {"rope_theta": 5e5, "rope_scaling": {"type": "yarn", "factor": 2.0}},
     ],
 )
 @pytest.mark.megatron
@@ -138,7 +153,7 @@ def test_rotary_frequencies_are_those_of_transformers(
     fields: dict[str, object], tmp_path: Path
 ) -> None:
     """Bit for bit: positions in the thousands leave no room for rounding."""
-    from passk_fast.actor.model import rotary_frequencies
+    from passk_fast.actor.rotary import rotary_frequencies
 
     folder = write(tmp_path, smallest("llama", **fields))
     hf = AutoConfig.from_pretrained(folder)
@@ -147,10 +162,11 @@ def test_rotary_frequencies_are_those_of_transformers(
     if kind == "default":
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-        expected = LlamaRotaryEmbedding.compute_default_rope_parameters(hf)[0]
+        expected, amplitude = LlamaRotaryEmbedding.compute_default_rope_parameters(hf)
     else:
-        expected = ROPE_INIT_FUNCTIONS[kind](hf, torch.device("cpu"))[0]
+        expected, amplitude = ROPE_INIT_FUNCTIONS[kind](hf, torch.device("cpu"))
     assert torch.equal(rotary_frequencies(shape), expected)
+    assert shape.rope.amplitude == amplitude
 
 
 @pytest.mark.parametrize(
@@ -170,12 +186,18 @@ def test_rotary_frequencies_are_those_of_transformers(
         ({"rope_theta": float("inf")}, "rope_theta = inf; it must be a positive number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings = 'no'; it must be true or false"),
         ({"rope_scaling": [1]}, r"rope_scaling = \[1\]; it must be an object"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope type 'yarn' is not supported; supported: defa"),
+        ({"rope_scaling": {"type": "longrope"}}, "rope type 'longrope' is not supported; supp"),
         ({"rope_scaling": {"type": "linear"}}, "config.json has no field 'factor'"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not"),
-        ({"attention_bias": True}, "attention_bias = true is not supported for 'llama'"),
-        ({"mlp_only_layers": [0]}, "dense layers among mixture-of-experts layers"),
-        ({"decoder_sparse_step": 2}, "dense layers among mixture-of-experts layers"),
+        (
+            {"rope_parameters": {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor = 0.5, which is",
+        ),
+        ({"attention_bias": 1}, "attention_bias = 1; it must be true or false"),
+        (
+            {"mlp_only_layers": [0]},
+            r"mlp_only_layers = \[0\], a field that is not known for 'llama'",
+        ),
+        ({"rope_interleaved": True}, "rope_interleaved = true, which is not supported for 'llama'"),
     ],
 )
 def test_what_cannot_be_read_is_refused(change: dict[str, object], message: str) -> None:

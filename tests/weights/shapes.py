@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from passk_fast.model.families import FAMILIES
 from passk_fast.model.shape import ModelShape
 from passk_fast.weights.megatron import Layout
 from passk_fast.weights.placement import Side, Tensors
@@ -14,21 +15,20 @@ from passk_fast.weights.placement import Side, Tensors
 
 def model_shape(family: str, **changes: Any) -> ModelShape:
     """8 query heads over 4 key-value heads of 3 channels, 4 layers, a vocabulary of 13."""
-    config = {
+    config: dict[str, object] = {
         "model_type": family,
         "num_hidden_layers": 4,
         "hidden_size": 8,
         "intermediate_size": 8,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
-        "head_dim": 3,
         "vocab_size": 13,
         "max_position_embeddings": 64,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 8,
     }
-    return replace(ModelShape.parse(config), **changes)
+    mixture = FAMILIES[family].mixture
+    if mixture:
+        config |= {"num_experts": 4, "num_experts_per_tok": 2, mixture.width_field: 8}
+    return replace(ModelShape.parse(config), head_dim=3, **changes)
 
 
 def full_weights(tensors: Tensors) -> dict[str, torch.Tensor]:
