@@ -94,7 +94,7 @@ def transformer_config(
         layernorm_epsilon=shape.norm_eps,
         normalization="RMSNorm",
         qk_layernorm=shape.qk_norm,
-        # Of both or none; `set_biases` takes it from the one that has none.
+        # Of all or none; `set_biases` takes them from those that have none.
         add_bias_linear=shape.out_bias or shape.mlp_bias,
         add_qkv_bias=shape.qkv_bias,
         gated_linear_unit=True,
@@ -130,10 +130,11 @@ def transformer_config(
 
 
 def set_biases(layer: ModuleSpec, shape: ModelShape) -> None:
-    """Biases of the output projection and of the MLP apart: Megatron has one switch for both."""
-    if shape.out_bias == shape.mlp_bias:
+    """Each linear layer's own biases: Megatron has one switch for most of them."""
+    if not (shape.out_bias or shape.mlp_bias):
         return
     attention = layer.submodules.self_attention.submodules
+    attention.linear_qkv = _with_bias(attention.linear_qkv, shape.qkv_bias)
     attention.linear_proj = _with_bias(attention.linear_proj, shape.out_bias)
     mlp = mlp_parts(layer)
     for name in ("linear_fc1", "linear_fc2"):
