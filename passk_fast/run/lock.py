@@ -1,8 +1,8 @@
 """One run folder, one run: the file LOCK says which process writes there.
 
-The owner is rank 0. It holds a POSIX record lock, which ends with the process however that dies and
-which forked children do not inherit, and it touches the file every few seconds for file systems that
-do not carry locks from host to host.
+The owner is rank 0. It holds a POSIX record lock, which ends with the process however that dies
+and which forked children do not inherit, and it touches the file every few seconds for file systems
+that do not carry locks from host to host.
 """
 
 from __future__ import annotations
@@ -87,8 +87,10 @@ def refuse_if_owned(folder: Path) -> None:
 
 
 def is_owned(folder: Path) -> bool:
-    """Whether another process holds the folder's lock. Not for the owner, which would lose it: POSIX
-    ends a process's lock on a file when it closes any descriptor of that file."""
+    """Whether another process holds the folder's lock. Not for the owner, which would lose it.
+
+    POSIX ends a process's lock on a file when the process closes any descriptor of that file.
+    """
     try:
         file = (folder / LOCK).open("r+", encoding="utf-8")
     except OSError:
