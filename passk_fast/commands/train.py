@@ -27,6 +27,7 @@ def command(arguments: list[str]) -> ExitCode:
     """Check the configuration, start the ranks, and return the code that they left."""
     from passk_fast.commands.check_run import check_run
     from passk_fast.config.file import dump_toml, help_text, load_config
+    from passk_fast.run.lock import is_owned, refuse_if_owned
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
@@ -39,6 +40,7 @@ def command(arguments: list[str]) -> ExitCode:
     processes = num_processes(config, wanted)
     check_run(config, processes)
     folder = Path(config.output_dir)
+    refuse_if_owned(folder)
     if dry_run:
         text = dump_toml(config)
         (folder / "resolved.toml").write_text(text)
@@ -46,6 +48,8 @@ def command(arguments: list[str]) -> ExitCode:
         return ExitCode.DONE
     clear_exit_code(folder)
     returned = start_ranks(processes, "passk_fast.commands.train", arguments)
+    if is_owned(folder):  # another run was faster: rank 0 has said so, and left no code there
+        return ExitCode.BAD_CONFIG
     return code_of_ranks(
         returned,
         folder,
@@ -99,12 +103,14 @@ def main(arguments: list[str] | None = None) -> None:
     """One rank: parse `CONFIG --key value ...`, train, and leave."""
     from passk_fast.commands.check_run import check_run
     from passk_fast.config.file import load_config
+    from passk_fast.run.lock import RunLock
 
     given, rank = sys.argv[1:] if arguments is None else arguments, own_rank()
     folder: Path | None = None
+    lock: RunLock | None = None
 
     def work() -> ExitCode:
-        nonlocal folder
+        nonlocal folder, lock
         if not given:
             raise PasskError(
                 "usage: torchrun ... -m passk_fast.commands.train CONFIG [--key value ...]"
@@ -112,12 +118,16 @@ def main(arguments: list[str] | None = None) -> None:
         check_versions()
         config = load_config(given[0], given[1:])
         check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
+        if rank == 0:
+            lock = RunLock.take(Path(config.output_dir))
         folder = Path(config.output_dir)
         return run(config)
 
     def before_exit(code: ExitCode) -> None:
         if folder is not None:
             leave_exit_code(folder, rank, code)
+        if lock is not None:
+            lock.release()
 
     run_rank(work, before_exit)
 
