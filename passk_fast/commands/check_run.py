@@ -39,10 +39,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     engine_ranks = config.rollout.dedicated_ranks or world_size
     check_engine_ranks(engine_ranks, config.rollout.tensor, "rollout ranks")
     schedule = Schedule(config.algorithm, config.seed)  # raises for a stage that is refused
-    if config.rollout.early_stop:
-        schedule.check_early_stop()
-    if config.rollout.dynamic_sampling > 1:
-        schedule.check_dynamic_sampling()
+    schedule.check_rollout(config.rollout)
     if config.model.path:
         shape, source = _read_model_folder(Path(config.model.path)), "model.path"
     else:

@@ -28,6 +28,7 @@ def command(arguments: list[str]) -> ExitCode:
     from passk_fast.commands.check_run import check_run
     from passk_fast.config.file import dump_toml, help_text, load_config
     from passk_fast.config.layers import placed
+    from passk_fast.run.lock import is_owned, refuse_if_owned
 
     if not arguments or {"-h", "--help"} & set(arguments):
         print(help_text())
@@ -42,6 +43,7 @@ def command(arguments: list[str]) -> ExitCode:
     with placed(path, overrides):
         check_run(config, processes)
     folder = Path(config.output_dir)
+    refuse_if_owned(folder)
     if dry_run:
         text = dump_toml(config)
         (folder / "resolved.toml").write_text(text)
@@ -49,6 +51,8 @@ def command(arguments: list[str]) -> ExitCode:
         return ExitCode.DONE
     clear_exit_code(folder)
     returned = start_ranks(processes, "passk_fast.commands.train", arguments)
+    if is_owned(folder):  # another run was faster: rank 0 has said so, and left no code there
+        return ExitCode.BAD_CONFIG
     return code_of_ranks(
         returned,
         folder,
@@ -103,23 +107,29 @@ def main(arguments: list[str] | None = None) -> None:
     from passk_fast.commands.check_run import check_run
     from passk_fast.config.file import load_config
     from passk_fast.config.layers import placed
+    from passk_fast.run.lock import RunLock
 
     given, rank = list(sys.argv[1:] if arguments is None else arguments), own_rank()
     folder: Path | None = None
+    lock: RunLock | None = None
 
     def work() -> ExitCode:
-        nonlocal folder
+        nonlocal folder, lock
         path, overrides = config_file(given, "train")
         check_versions()
         config = load_config(path, overrides)
         with placed(path, overrides):
             check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
+        if rank == 0:
+            lock = RunLock.take(Path(config.output_dir))
         folder = Path(config.output_dir)
         return run(config)
 
     def before_exit(code: ExitCode) -> None:
         if folder is not None:
             leave_exit_code(folder, rank, code)
+        if lock is not None:
+            lock.release()
 
     run_rank(work, before_exit)
 

@@ -22,6 +22,11 @@ class RolloutConfig:
     """Longest prompt in tokens. A longer one is an error that names the prompt."""
     max_response_tokens: int = 512
     """Longest response in tokens, including the end token. A longer one is cut off."""
+    truncated: Literal["judge", "zero", "mask"] = "judge"
+    """What becomes of a response that is cut off. "judge": its verifier judges what there is of
+    it. "zero": its reward is 0, no verifier sees it. "mask": as "zero" in what is reported, but it
+    is not trained on, and the advantages of its group are those of the n' responses that ended;
+    where the estimator cannot do with n' (k above n'), the group has none (docs/operations.md)."""
     temperature: float = 1.0
     """Sampling temperature. The trainer's log-probs use the same one."""
     max_num_seqs: int = 256

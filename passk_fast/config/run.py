@@ -157,6 +157,12 @@ class RunConfig:
         if not self.rollout.early_stop:
             return
         require(
+            self.rollout.truncated != "mask",
+            "rollout.early_stop with rollout.truncated = 'mask': how many responses of a group "
+            "count is known when all have ended, so none can be stopped. Set rollout.early_stop = "
+            "false, or rollout.truncated = 'zero' or 'judge'.",
+        )
+        require(
             self.skips_zero_advantage,
             "rollout.early_stop needs an update that zero-advantage groups play no part in: set "
             "algorithm.skip_zero_advantage to 'auto' or 'on', and loss.kl_coef, loss.entropy_coef, "
