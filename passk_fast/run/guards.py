@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from passk_fast.actor.actor import StepResult, WorstToken
+from passk_fast.advantage.metrics import mean
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Sequence
 from passk_fast.errors import DivergedError, NoSignalError
@@ -49,7 +48,7 @@ class Guards:
         progress.zero_advantage_steps = 0 if informative else progress.zero_advantage_steps + 1
         if not limit or progress.zero_advantage_steps < limit:
             return
-        reward = float(np.nanmean([group.rewards for group in batch.groups]))
+        reward = mean([group.rewards for group in batch.groups])
         advice = (
             "Responses are nearly all wrong: warm-start the model, take easier prompts, or look at "
             "the samples for answers that the verifier does not recognise."

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from passk_fast.actor.lr_schedule import learning_rate
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import PolicyLoss, RunConfig
 from passk_fast.errors import ConfigError
@@ -60,6 +61,37 @@ def test_only_sequences_with_advantage_are_trained(options: dict[str, Any], trai
     actor, _ = update(batch(REWARDS, ADVANTAGES), config(**options))
     assert [len(packed) for packed in actor.packed] == [trained]
     assert actor.denominators == [20.0]  # all response tokens, fixed before any were skipped
+
+
+@pytest.mark.parametrize(
+    ("options", "trains"),
+    [
+        ({}, False),
+        ({"skip_zero_advantage": "off"}, True),
+        ({"loss": PolicyLoss(kl_coef=0.1)}, True),
+    ],
+)
+def test_a_batch_without_gradients_is_left_to_the_learning_rate_schedule(
+    options: dict[str, Any], trains: bool
+) -> None:
+    run, progress = config(minibatches=2, **options), Progress()
+    actor: Any = RecordingActor()
+    schedule = Schedule(run.algorithm, run.seed)
+    update = PolicyUpdate(run, actor, schedule, guards(progress), progress)
+    sampled = batch([REWARDS[1]] * 2)
+    assert update.trains(sampled) == trains
+    report = update(sampled, Clock())
+    assert len(report.results) == len(actor.packed) == len(actor.old_logprobs) == 2 * trains
+    assert actor.events == ["optimizer step"] * 2 * trains
+    assert progress.optimizer_step == 2
+    assert report.lr == learning_rate(run.optim, 1, 2 * run.steps)
+    assert not update.trains(replace(sampled, end=0))
+
+
+def test_a_minibatch_without_gradients_takes_no_optimizer_step() -> None:
+    actor, progress = update(batch(REWARDS, ADVANTAGES), config(minibatches=2))
+    assert [len(packed) for packed in actor.packed] == [3]
+    assert (actor.events, progress.optimizer_step) == (["optimizer step"], 2)
 
 
 def test_surplus_groups_are_not_trained() -> None:
