@@ -33,7 +33,6 @@ from passk_fast.provenance import cpu_name, versions
 from passk_fast.rollout.engine_protocol import Engine
 from passk_fast.run.build import build_run, model_folder
 from passk_fast.run.colocated_engines import ColocatedEngines
-from passk_fast.run.guards import CHECKED_STEPS
 from passk_fast.run.loop import Trainer
 from passk_fast.run.parts import Records, make_trainer, never, no_checkpoint, no_evaluation
 from passk_fast.tasks import PromptOrder
@@ -108,7 +107,7 @@ def _trainer(config: RunConfig, mesh: Mesh) -> tuple[Trainer, Actor]:
         tokenizer,
         prompts(count, tokens, actor.shape.vocab, config.seed),
         PromptOrder(count, config.data.seed),
-        checked_steps=CHECKED_STEPS if bench.decode else 0,
+        checks_logprobs=bench.decode,
     )
     return trainer, actor
 

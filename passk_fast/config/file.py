@@ -41,6 +41,7 @@ _FREE_FIELDS = (
     "checkpoint.",
     "eval.",
     "bench.",
+    "logprob_gap.",
     "parallel.tensor",
     "parallel.pipeline",
     "parallel.virtual_pipeline",

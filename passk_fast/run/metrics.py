@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from passk_fast.actor.actor import StepResult
+from passk_fast.actor.logprob_gap import LogprobGap
 from passk_fast.advantage.metrics import group_metrics, mean, ratio
 from passk_fast.advantage.schedule import Schedule
+from passk_fast.config import RunConfig
 from passk_fast.data.types import PackedBatch, Sequence
 from passk_fast.kernels import TOKEN_METRICS
 from passk_fast.model.flops import Work
@@ -29,22 +31,29 @@ class UpdateReport:
     """Of each optimizer step; none of a minibatch in which nothing was trained."""
     lr: float
     """Learning rate of the last minibatch."""
+    gap: LogprobGap | None
+    """Between sampler and trainer; None where nothing was trained, or the batch is off-policy."""
     savings: Savings
 
 
 def step_record(
-    batch: SampledBatch, update: UpdateReport, schedule: Schedule, progress: Progress, k: int
+    batch: SampledBatch,
+    update: UpdateReport,
+    schedule: Schedule,
+    progress: Progress,
+    config: RunConfig,
 ) -> Record:
-    """What a step reports, without its times; `k` is that of "pass@k".
+    """What a step reports, without its times.
 
     `schedule` and `progress` are those of the step: neither counts it yet.
     """
     step = progress.step
     return {
         "step": step + 1,
-        **rollout_metrics(batch, schedule, step, k),
+        **rollout_metrics(batch, schedule, step, config.algorithm.k),
         **sampling_metrics(batch),
         **update_metrics(update),
+        "sampler_gap": gap_metrics(update.gap, config.logprob_gap.quantile, progress),
         "off_policy_steps": batch.off_policy_steps,
         "skipped_steps": progress.skipped_steps,
         **update.savings.record(),
@@ -114,6 +123,17 @@ def update_metrics(update: UpdateReport) -> dict[str, float]:
     if "routing_known" in total:  # tokens times mixture layers
         record["routing_differs"] = ratio(total["routing_differs"], total["routing_known"])
     return record
+
+
+def gap_metrics(gap: LogprobGap | None, quantile: float, progress: Progress) -> Record:
+    """The log-prob gap that [logprob_gap] bounds: mean, quantile and largest, NaN where there is
+    none, and the number of bad steps in a row."""
+    return {
+        "mean": gap.mean if gap else math.nan,
+        "quantile": gap.quantile(quantile) if gap else math.nan,
+        "max": gap.largest if gap else math.nan,
+        "bad_steps": progress.bad_gap_steps,
+    }
 
 
 def _expert_metrics(results: SequenceOf[StepResult], total: dict[str, float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from passk_fast.actor.actor import Actor, StepResult
+from passk_fast.actor.logprob_gap import LogprobGap
 from passk_fast.actor.lr_schedule import learning_rate
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import RunConfig
@@ -47,7 +48,8 @@ class PolicyUpdate:
         "logprob" and "train".
 
         A minibatch without: no forward pass, and weights, moments and weight decay stay as they
-        are. The learning rate's schedule counts it. DivergedError as `Guards.check_update`.
+        are. The learning rate's schedule counts it. DivergedError as `Guards.check_update` and
+        `check_logprobs`, which sees the batches that the weights as they were before had sampled.
         """
         count = self._config.algorithm.minibatches
         savings, minibatches = Savings(), []
@@ -58,13 +60,15 @@ class PolicyUpdate:
                 minibatch = self._pack(sequences, savings)
             with clock.span("logprob"):
                 minibatches.append(self._with_logprobs(minibatch))
-        results = []
         with clock.span("train"):
-            for m, minibatch in enumerate(minibatches):
-                on_policy = m == 0 and not batch.off_policy_steps
-                results.append(self._optimize(minibatch, on_policy=on_policy))
-        done = [result for result in results if result is not None]
-        return UpdateReport(results=done, lr=self._learning_rate(), savings=savings)
+            results = [self._optimize(minibatch) for minibatch in minibatches]
+        gap = None if batch.off_policy_steps else self._checked_gap(minibatches, results)
+        return UpdateReport(
+            results=[result for result in results if result is not None],
+            lr=self._learning_rate(),
+            gap=gap,
+            savings=savings,
+        )
 
     def trains(self, batch: SampledBatch) -> bool:
         """Whether a batch has something to train; if not, its update leaves the weights alone."""
@@ -92,7 +96,7 @@ class PolicyUpdate:
         batches = self._actor.prepare(minibatch.batches, old_logprobs=several)
         return replace(minibatch, batches=batches)
 
-    def _optimize(self, minibatch: _Minibatch, *, on_policy: bool) -> StepResult | None:
+    def _optimize(self, minibatch: _Minibatch) -> StepResult | None:
         """None where nothing is trained."""
         self._progress.optimizer_step += 1
         if not minibatch.sequences:
@@ -102,8 +106,23 @@ class PolicyUpdate:
             minibatch.batches, denominator=denominator, lr=self._learning_rate()
         )
         result.sums["loss"] = result.sums["loss_sum"] / denominator
-        self._guards.check_update(result, minibatch.sequences, on_policy=on_policy)
+        self._guards.check_update(result)
         return result
+
+    def _checked_gap(
+        self, minibatches: SequenceOf[_Minibatch], results: SequenceOf[StepResult | None]
+    ) -> LogprobGap | None:
+        """The log-prob gap of a step, over its minibatches; None where nothing was trained."""
+        sequences: list[Sequence] = []
+        gaps = []
+        for minibatch, result in zip(minibatches, results, strict=True):
+            if result is not None and result.gap is not None:
+                gaps.append(result.gap.behind(len(sequences)))
+            sequences += minibatch.sequences
+        gap = LogprobGap.merge(gaps)
+        if gap is not None:
+            self._guards.check_logprobs(gap, sequences)
+        return gap
 
     def _learning_rate(self) -> float:
         """Of the optimizer step that was counted last."""
