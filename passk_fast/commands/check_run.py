@@ -15,6 +15,7 @@ from passk_fast.errors import ConfigError, DataError, DiskError
 from passk_fast.model.config_json import read_config, read_json
 from passk_fast.model.divisibility import check_engine_ranks, check_fits
 from passk_fast.model.shape import ModelShape
+from passk_fast.tasks.dataset import load_prompts
 from passk_fast.tasks.registry import check_binary, find_task
 
 
@@ -124,7 +125,9 @@ def _check_data(config: RunConfig) -> None:
     if data.verifier:
         find_task(data.verifier, data)
     if config.rollout.early_stop:
-        check_binary([data.verifier or ("" if data.train else data.generate)], data)
+        rows = [] if data.verifier or not data.train else load_prompts(data.train, data)
+        names = {prompt.task: None for prompt in rows} or [data.verifier or data.generate]
+        check_binary(names, data)
     require(
         not (data.train and config.warm_start.steps),
         f"warm_start.steps = {config.warm_start.steps} needs generated mazes, whose solutions are "

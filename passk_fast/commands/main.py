@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": "passk_fast.commands.bench",
     "curves": "passk_fast.commands.curves",
     "convert": "passk_fast.commands.convert",
+    "import-gguf": "passk_fast.commands.import_gguf",
     "check-reward": "passk_fast.commands.check_reward",
     "preflight": "passk_fast.commands.preflight",
     "launch": "passk_fast.commands.launch",
@@ -43,6 +44,8 @@ passk-fast {__version__}: train language models with Pass@k advantages
       Plot advantage and eta against the number of correct responses: STEM.csv, .png, .svg.
   passk-fast convert RUN OUT
       Write a run's newest checkpoint (or the checkpoint folder RUN) as a Hugging Face folder.
+  passk-fast import-gguf FILE OUT [--dtype float32|bfloat16|float16]
+      Write a GGUF file (llama.cpp) as a Hugging Face folder, for model.path (docs/real_model.md).
   passk-fast check-reward FILE:FUNCTION [--data ROWS.jsonl]
       Try a reward function of your own on ordinary and hostile outputs: what raised, was no reward,
       took long, was executed, or was rewarded wrongly (docs/rewards.md).

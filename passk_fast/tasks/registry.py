@@ -158,6 +158,11 @@ class Verifier:
         """True for all code but this package's: it may hang, leave or print without end."""
         return self.always_process or prompt.task not in BUILT_IN
 
+    def prepare(self) -> None:
+        """Import what data.verifier names; tasks of single rows come with their first response."""
+        if self.config.verifier:
+            find_task(self.config.verifier, self.config)
+
 
 def check_binary(names: Iterable[str], config: DataConfig) -> None:
     """ConfigError for a task that does not say, by its attribute `binary`, that its rewards are 0

@@ -210,3 +210,22 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_missing_data_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         check_run(make(tmp_path, data=DataConfig(test="gone.jsonl")), 1)
+
+
+@pytest.mark.parametrize("task", ["exact", "code"])
+def test_early_stop_looks_at_the_task_of_every_row(tmp_path: Path, task: str) -> None:
+    rows = [{"prompt": "a", "answer": "b", "task": name} for name in ("maths", task)]
+    rows[1]["answer"] = json.dumps(["assert True"])
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = make(
+        tmp_path,
+        model=ModelConfig(path=model_folder(tmp_path)),
+        data=DataConfig(train=str(tmp_path / "rows.jsonl")),
+        rollout=RolloutConfig(early_stop=True),
+        algorithm=AlgorithmConfig(loss_denominator="sequences"),
+    )
+    if task == "exact":
+        check_run(config, 1)
+        return
+    with pytest.raises(ConfigError, match=r"rollout\.early_stop with the task 'code'"):
+        check_run(config, 1)
