@@ -132,9 +132,9 @@ class Guards:
     def _in_words(self, gap: LogprobGap, sequences: SequenceOf[Sequence]) -> str:
         worst = gap.worst
         return (
-            f"Worst token: {self._tokenizer.decode([worst.token])!r} (id {worst.token}) at position "
-            f"{worst.position} of sequence {worst.sequence}, rollout {worst.rollout_logprob:.6f}, "
-            f"trainer {worst.trainer_logprob:.6f}, prompt of "
+            f"Worst token: {self._tokenizer.decode([worst.token])!r} (id {worst.token}) at "
+            f"position {worst.position} of sequence {worst.sequence}, rollout "
+            f"{worst.rollout_logprob:.6f}, trainer {worst.trainer_logprob:.6f}, prompt of "
             f"{sequences[worst.sequence].prompt_length} tokens; mean over tokens {gap.mean:.3g}."
         )
 

@@ -10,25 +10,24 @@ import numpy as np
 import pytest
 
 from passk_fast.actor.actor import StepResult
+from passk_fast.actor.logprob_gap import RESOLUTION
 from passk_fast.data import packing
-from passk_fast.data.types import Prompt, Rollout, RolloutGroup, Sequence
+from passk_fast.data.types import Prompt, Rollout, RolloutGroup
 from passk_fast.kernels import TOKEN_METRICS
 from passk_fast.model.flops import Work
 from passk_fast.report.records import to_line
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.dynamic_sampling import SampledBatch
 from passk_fast.rollout.groups import MISSING
-from passk_fast.run.metrics import Savings, UpdateReport, sampling_metrics, update_metrics
-from tests.run.cases import batch, metrics
-
-
-def sequence(prompt: tuple[int, ...], response: int, advantage: float) -> Sequence:
-    return Sequence(
-        token_ids=prompt + (7,) * response,
-        prompt_length=len(prompt),
-        rollout_logprobs=(-1.0,) * response,
-        advantage=advantage,
-    )
+from passk_fast.run.metrics import (
+    Savings,
+    UpdateReport,
+    gap_metrics,
+    sampling_metrics,
+    update_metrics,
+)
+from passk_fast.run.progress import Progress
+from tests.run.cases import batch, gap_of, metrics, sequence
 
 
 def test_savings_are_shares_of_training_everything_alone() -> None:
@@ -128,16 +127,26 @@ def results_over_nothing() -> list[StepResult]:
     names = (*(metric.name for metric in TOKEN_METRICS), *OPTIONAL, "loss")
     sums = dict.fromkeys(names, 0.0)
     sums["balance_loss_sum"] = 1e-9  # reported where it is not 0
-    return [StepResult(sums=sums, grad_norm=math.nan, applied=True, worst=None, micro_batches=1)]
+    return [StepResult(sums=sums, grad_norm=math.nan, applied=True, gap=None, micro_batches=1)]
 
 
 @pytest.mark.parametrize("results", [[], results_over_nothing()], ids=["no step", "no token"])
 def test_update_metrics_over_no_tokens_are_null(results: list[StepResult]) -> None:
-    report = UpdateReport(results=results, lr=1e-3, savings=Savings())
+    report = UpdateReport(results=results, lr=1e-3, gap=None, savings=Savings())
     record = json.loads(to_line(update_metrics(report)))
     assert {name for name, value in record.items() if value is not None} <= set(COUNTS)
     assert record.keys() >= {"loss", "entropy", "kl", "logprob_gap", "logprob_gap_max", "grad_norm"}
     assert (record["lr"], record["trained_tokens"]) == (1e-3, 0)
+
+
+def test_the_gap_of_a_step_without_one_is_null() -> None:
+    progress = Progress(bad_gap_steps=2)
+    nothing = {"mean": None, "quantile": None, "max": None, "bad_steps": 2}
+    assert json.loads(to_line(gap_metrics(None, 0.99, progress))) == nothing
+    some = gap_metrics(gap_of(0.1, 0.2, 0.6), 0.5, progress)
+    assert some["mean"] == pytest.approx(0.3)
+    assert some["max"] == pytest.approx(0.6)
+    assert some["quantile"] == pytest.approx(0.2, rel=RESOLUTION)
 
 
 def test_shares_of_no_work_are_null() -> None:
