@@ -79,7 +79,7 @@ class Trainer:
             with clock.span("sync"):
                 self.sync()
 
-            record = step_record(batch, update, self.schedule, progress, config.algorithm.k)
+            record = step_record(batch, update, self.schedule, progress, config)
             if failures:
                 record["verifier_errors"] = failures
             self.schedule.observe(record)

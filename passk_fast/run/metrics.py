@@ -12,6 +12,7 @@ import numpy as np
 from passk_fast.actor.actor import StepResult
 from passk_fast.advantage.metrics import group_metrics
 from passk_fast.advantage.schedule import Schedule
+from passk_fast.config import RunConfig
 from passk_fast.data.types import PackedBatch, Sequence
 from passk_fast.kernels import TOKEN_METRICS
 from passk_fast.model.flops import Work
@@ -33,16 +34,20 @@ class UpdateReport:
 
 
 def step_record(
-    batch: SampledBatch, update: UpdateReport, schedule: Schedule, progress: Progress, k: int
+    batch: SampledBatch,
+    update: UpdateReport,
+    schedule: Schedule,
+    progress: Progress,
+    config: RunConfig,
 ) -> Record:
-    """What a step reports, without its times; `k` is that of "pass@k".
+    """What a step reports, without its times.
 
     `schedule` and `progress` are those of the step: neither counts it yet.
     """
     step = progress.step
     return {
         "step": step + 1,
-        **rollout_metrics(batch, schedule, step, k),
+        **rollout_metrics(batch, schedule, step, config),
         **sampling_metrics(batch),
         **update_metrics(update.results),
         "off_policy_steps": batch.off_policy_steps,
@@ -51,11 +56,15 @@ def step_record(
     }
 
 
-def rollout_metrics(batch: SampledBatch, schedule: Schedule, step: int, k: int) -> Record:
+def rollout_metrics(
+    batch: SampledBatch, schedule: Schedule, step: int, config: RunConfig
+) -> Record:
     """`group_metrics`, and what the schedule says at the step (counted from 0)."""
     rows = schedule.zero_advantage_rows(step)
+    advantages_PN, k = batch.advantages_PN, config.algorithm.k
+    masks = config.rollout.truncated == "mask"
     return {
-        **group_metrics(batch.groups, batch.advantages_PN, rows, k, answer_of),
+        **group_metrics(batch.groups, advantages_PN, rows, k, answer_of, masks_truncated=masks),
         "k": schedule.stages(step)[0].k,
         "phase": schedule.phase(step),
         "lr_scale": schedule.lr_scale(step),

@@ -16,6 +16,7 @@ from passk_fast.config import (
     ModelConfig,
     OptimConfig,
     PolicyLoss,
+    RolloutConfig,
     RunConfig,
     ShapeConfig,
 )
@@ -51,10 +52,11 @@ class Tokenizer:
         return f"t{ids[0]}"
 
 
-def config(loss: PolicyLoss | None = None, **algorithm: Any) -> RunConfig:
+def config(loss: PolicyLoss | None = None, truncated: str = "judge", **algorithm: Any) -> RunConfig:
     """Groups of four, pass@2."""
     return RunConfig(
         device="cpu",
+        rollout=RolloutConfig(truncated=truncated),  # type: ignore[arg-type]
         model=ModelConfig(shape=ShapeConfig(max_positions=2048)),
         algorithm=AlgorithmConfig(num_rollouts=4, k=2, **algorithm),
         loss=loss or PolicyLoss(),
@@ -68,10 +70,10 @@ def guards(progress: Progress | None = None, **algorithm: Any) -> Guards:
     return Guards(config(**algorithm), "cpu", tokenizer, progress or Progress())
 
 
-def group(rewards: list[float]) -> RolloutGroup:
-    """Responses of 1, 2, 3, ... tokens."""
+def group(rewards: list[float], cut: SequenceOf[int] = ()) -> RolloutGroup:
+    """Responses of 1, 2, 3, ... tokens; `cut` says which of them (from 0) were truncated."""
     rollouts = tuple(
-        Rollout(token_ids=(7,) * n, logprobs=(-0.5,) * n, text="", finished=True)
+        Rollout(token_ids=(7,) * n, logprobs=(-0.5,) * n, text="", finished=n - 1 not in cut)
         for n in range(1, len(rewards) + 1)
     )
     prompt = Prompt(id="0", text="x", answer="", task="exact")
@@ -104,7 +106,7 @@ def advantages(groups: list[RolloutGroup], **algorithm: Any) -> np.ndarray:
 def metrics(sampled: SampledBatch, **algorithm: Any) -> dict[str, object]:
     """Of the first step."""
     run = config(**algorithm)
-    return rollout_metrics(sampled, Schedule(run.algorithm, run.seed), 0, run.algorithm.k)
+    return rollout_metrics(sampled, Schedule(run.algorithm, run.seed), 0, run)
 
 
 def result(applied: bool = True, gap: float = 0.0, tokens: float = 1.0) -> StepResult:
