@@ -152,6 +152,8 @@ def group_metrics(
     zero_advantage_rows: np.ndarray,
     k: int,
     answer_of: Callable[[Prompt, str], str],
+    *,
+    masks_truncated: bool = False,
 ) -> dict[str, object]:
     """What a step reports about its groups of N rollouts each.
 
@@ -164,6 +166,8 @@ def group_metrics(
         zero_advantage_rows: bool [N + 1], by the number of correct responses.
         k: of the record's "pass@k".
         answer_of: the answer to a prompt inside a response, to distinguish wrong ones.
+        masks_truncated: responses that were cut have no part in the advantages; everywhere else
+            they count as wrong.
 
     Returns:
         "reward", "pass@k" and `pass_at_powers`; "correct_histogram", whole groups by number of
@@ -177,9 +181,11 @@ def group_metrics(
     correct_P = (rewards_PN == 1.0).sum(axis=1)
     missing_P = np.isnan(rewards_PN).sum(axis=1)
     censored_P = missing_P > 0
-    real_P = np.array([is_real(rewards_PN[[p]]) for p in range(len(groups))])
-    # the rows are those of a table for rewards 0 and 1
-    zero_P = np.where(real_P, ~advantages_PN.any(axis=1), zero_advantage_rows[correct_P])
+    by_advantage_P = np.array([is_real(rewards_PN[[p]]) for p in range(len(groups))])
+    if masks_truncated:
+        by_advantage_P |= [any(group.truncated) for group in groups]
+    # the rows are those of a table for N rewards of 0 and 1
+    zero_P = np.where(by_advantage_P, ~advantages_PN.any(axis=1), zero_advantage_rows[correct_P])
     zero_P = zero_P | censored_P
     whole = [group for group, censored in zip(groups, censored_P, strict=True) if not censored]
     return {

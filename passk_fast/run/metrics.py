@@ -50,7 +50,7 @@ def step_record(
     step = progress.step
     return {
         "step": step + 1,
-        **rollout_metrics(batch, schedule, step, config.algorithm.k),
+        **rollout_metrics(batch, schedule, step, config),
         **sampling_metrics(batch),
         **update_metrics(update),
         "sampler_gap": gap_metrics(update.gap, config.logprob_gap.quantile, progress),
@@ -60,11 +60,15 @@ def step_record(
     }
 
 
-def rollout_metrics(batch: SampledBatch, schedule: Schedule, step: int, k: int) -> Record:
+def rollout_metrics(
+    batch: SampledBatch, schedule: Schedule, step: int, config: RunConfig
+) -> Record:
     """`group_metrics`, and what the schedule says at the step (counted from 0)."""
     rows = schedule.zero_advantage_rows(step)
+    advantages_PN, k = batch.advantages_PN, config.algorithm.k
+    masks = config.rollout.truncated == "mask"
     return {
-        **group_metrics(batch.groups, batch.advantages_PN, rows, k, answer_of),
+        **group_metrics(batch.groups, advantages_PN, rows, k, answer_of, masks_truncated=masks),
         "k": schedule.stages(step)[0].k,
         "phase": schedule.phase(step),
         "lr_scale": schedule.lr_scale(step),

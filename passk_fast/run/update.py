@@ -56,7 +56,11 @@ class PolicyUpdate:
         for m in range(count):
             part = slice(batch.end * m // count, batch.end * (m + 1) // count)
             with clock.span("pack"):
-                sequences = to_sequences(batch.groups[part], batch.advantages_PN[part])
+                sequences = to_sequences(
+                    batch.groups[part],
+                    batch.advantages_PN[part],
+                    drop_truncated=self._config.rollout.truncated == "mask",
+                )
                 minibatch = self._pack(sequences, savings)
             with clock.span("logprob"):
                 minibatches.append(self._with_logprobs(minibatch))
@@ -132,8 +136,14 @@ class PolicyUpdate:
         return lr * self._schedule.lr_scale(progress.step)
 
 
-def to_sequences(groups: SequenceOf[RolloutGroup], advantages_PN: np.ndarray) -> list[Sequence]:
-    """P groups and their advantages [P, N] -> P * N sequences, in order."""
+def to_sequences(
+    groups: SequenceOf[RolloutGroup], advantages_PN: np.ndarray, *, drop_truncated: bool = False
+) -> list[Sequence]:
+    """P groups and their advantages [P, N] -> P * N sequences, in order.
+
+    `drop_truncated` leaves out responses that were cut at the token limit: no term of the loss
+    and no denominator counts them.
+    """
     return [
         Sequence(
             token_ids=group.prompt_ids + rollout.token_ids,
@@ -143,7 +153,10 @@ def to_sequences(groups: SequenceOf[RolloutGroup], advantages_PN: np.ndarray) ->
             routed_experts=rollout.routed_experts,
         )
         for group, advantages_N in zip(groups, advantages_PN, strict=True)
-        for rollout, advantage in zip(group.rollouts, advantages_N, strict=True)
+        for rollout, advantage, cut in zip(
+            group.rollouts, advantages_N, group.truncated, strict=True
+        )
+        if not (cut and drop_truncated)
     ]
 
 

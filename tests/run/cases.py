@@ -19,6 +19,7 @@ from passk_fast.config import (
     ModelConfig,
     OptimConfig,
     PolicyLoss,
+    RolloutConfig,
     RunConfig,
     ShapeConfig,
 )
@@ -59,11 +60,13 @@ def config(
     loss: PolicyLoss | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     logprob_gap: LogprobGapConfig | None = None,
+    truncated: str = "judge",
     **algorithm: Any,
 ) -> RunConfig:
     """Groups of four, pass@2."""
     return RunConfig(
         device="cpu",
+        rollout=RolloutConfig(truncated=truncated),  # type: ignore[arg-type]
         model=ModelConfig(dtype=dtype, shape=ShapeConfig(max_positions=2048)),
         logprob_gap=logprob_gap or LogprobGapConfig(),
         algorithm=AlgorithmConfig(num_rollouts=4, k=2, **algorithm),
@@ -78,10 +81,10 @@ def guards(progress: Progress | None = None, **options: Any) -> Guards:
     return Guards(config(**options), "cpu", tokenizer, progress or Progress(), prints=True)
 
 
-def group(rewards: list[float]) -> RolloutGroup:
-    """Responses of 1, 2, 3, ... tokens."""
+def group(rewards: list[float], cut: SequenceOf[int] = ()) -> RolloutGroup:
+    """Responses of 1, 2, 3, ... tokens; `cut` says which of them (from 0) were truncated."""
     rollouts = tuple(
-        Rollout(token_ids=(7,) * n, logprobs=(-0.5,) * n, text="", finished=True)
+        Rollout(token_ids=(7,) * n, logprobs=(-0.5,) * n, text="", finished=n - 1 not in cut)
         for n in range(1, len(rewards) + 1)
     )
     prompt = Prompt(id="0", text="x", answer="", task="exact")
@@ -114,7 +117,7 @@ def advantages(groups: list[RolloutGroup], **algorithm: Any) -> np.ndarray:
 def metrics(sampled: SampledBatch, **algorithm: Any) -> dict[str, object]:
     """Of the first step."""
     run = config(**algorithm)
-    return rollout_metrics(sampled, Schedule(run.algorithm, run.seed), 0, run.algorithm.k)
+    return rollout_metrics(sampled, Schedule(run.algorithm, run.seed), 0, run)
 
 
 def result(applied: bool = True) -> StepResult:

@@ -17,7 +17,7 @@ from passk_fast.rollout.dynamic_sampling import SampledBatch
 from passk_fast.run.clock import Clock
 from passk_fast.run.progress import Progress
 from passk_fast.run.update import PolicyUpdate, loss_denominator, to_sequences
-from tests.run.cases import RecordingActor, batch, config, gap_of, group, guards
+from tests.run.cases import RecordingActor, advantages, batch, config, gap_of, group, guards
 
 pytestmark = pytest.mark.megatron
 REWARDS = [[1, 0, 0, 0], [0, 0, 0, 0]]
@@ -41,6 +41,18 @@ def test_denominators(kind: str, want: float) -> None:
     assert [s.token_ids[:2] for s in sequences] == [(1, 2)] * 4
     assert [s.response_length for s in sequences] == [1, 2, 3, 4]
     assert loss_denominator(kind, sequences) == want
+
+
+@pytest.mark.parametrize("kind", ["response_tokens", "sequences"])
+@pytest.mark.parametrize("loss", [PolicyLoss(), PolicyLoss(kl_coef=0.1)])
+def test_masked_responses_are_neither_trained_nor_counted(kind: str, loss: PolicyLoss) -> None:
+    groups = [group([1, 0, 0, 0], cut=[1, 3]), group([0, 0, 0, 0], cut=range(4))]
+    sampled = replace(batch([[1, 0, 0, 0], [0] * 4]), groups=groups)
+    run = config(loss, truncated="mask", loss_denominator=kind, skip_zero_advantage="off")
+    actor, _ = update(replace(sampled, advantages_PN=advantages(groups, truncated="mask")), run)
+    ((first, third),) = actor.packed
+    assert (first.response_length, third.response_length) == (1, 3)
+    assert actor.denominators == [4.0 if kind == "response_tokens" else 2.0]
 
 
 def test_a_batch_without_anything_to_count_is_divided_by_one() -> None:
