@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from passk_fast.config.checks import require, require_not_negative, require_positive
+from passk_fast.config.checks import require, require_finite, require_not_negative, require_positive
 
 _LARGEST = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
 _LARGEST_BF16 = 0.5
@@ -35,6 +35,7 @@ class LogprobGapConfig:
     """Bound on that quantile, which is known to 1.1 %."""
 
     def __post_init__(self) -> None:
+        require_finite("logprob_gap", self)
         require_positive("logprob_gap", mean=self.mean, at_quantile=self.at_quantile)
         require_not_negative("logprob_gap", max=self.max, bad_steps=self.bad_steps)
         require(
