@@ -45,7 +45,7 @@ class JudgesBatches(Protocol):
 class GeneratedTask(Task, Protocol):
     """A task that makes its own prompts, and solutions for the warm start."""
 
-    def train_prompts(self) -> list[Prompt]:
+    def train_prompts(self) -> Sequence[Prompt]:
         """The training split: none of its prompts is in the test split."""
 
     def test_prompts(self) -> list[Prompt]:
