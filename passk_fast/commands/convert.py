@@ -40,7 +40,7 @@ def convert(source: str, out: str) -> Path:
     from passk_fast.weights.megatron import Layout, full_tensors
     from passk_fast.weights.mesh import TrainerMesh
 
-    run, folder = _locate(Path(source))
+    run, folder = locate(Path(source))
     target = Path(out)
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} exists and is not empty; name a new folder.")
@@ -62,7 +62,7 @@ def convert(source: str, out: str) -> Path:
     return target
 
 
-def _locate(source: Path) -> tuple[Path, Path]:
+def locate(source: Path) -> tuple[Path, Path]:
     """(run folder, checkpoint folder) of a run folder or a checkpoint folder."""
     from passk_fast.checkpoint.store import CheckpointStore
 

@@ -138,7 +138,8 @@ class EvalConfig:
     every: int = 10
     """Steps between evaluations. 0 evaluates only before and after training."""
     num_prompts: int = 64
-    """Number of held-out prompts, taken from the beginning of the split."""
+    """Number of held-out prompts of an evaluation during training, taken from the beginning of the
+    split. `passk-fast eval` takes all of them, or as many as its command line says."""
     num_rollouts: int = 16
     """Number of responses per prompt; pass@k needs at least k of them."""
     temperature: float = 1.0

@@ -209,6 +209,11 @@ class Maze:
         """The content of the last `<answer>` tag, without one the response."""
         return tagged_answer(response)
 
+    def part_of(self, prompt: Prompt) -> str:
+        """The maze's size, such as "9x9"; by columns and lines where they differ."""
+        lines = grid_of(prompt.text)
+        return f"{max(map(len, lines), default=0)}x{len(lines)}"
+
     def check_prompt(self, prompt: Prompt) -> None:
         """ValueError unless the prompt holds one maze with one S and one E."""
         grid = "".join(grid_of(prompt.text))

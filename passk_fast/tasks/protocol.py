@@ -42,6 +42,14 @@ class JudgesBatches(Protocol):
         """Rewards of responses, each to the prompt at its place."""
 
 
+@runtime_checkable
+class NamesParts(Protocol):
+    """A task whose evaluations are reported by part too, such as by size or category."""
+
+    def part_of(self, prompt: Prompt) -> str:
+        """The part that a prompt belongs to; "" for none."""
+
+
 class GeneratedTask(Task, Protocol):
     """A task that makes its own prompts, and solutions for the warm start."""
 
