@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from passk_fast.argument_parser import Parser
 from passk_fast.errors import ConfigError, ExitCode, LostRankError
 
 MODULES = {
@@ -37,7 +38,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         ConfigError: no command word, an unknown one, or a rendezvous that is not HOST:PORT.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="passk-fast launch",
         description=(__doc__ or "").splitlines()[0],
         usage="passk-fast launch --nodes N --nproc N --rendezvous HOST:PORT [options] "

@@ -13,10 +13,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from passk_fast.commands.arguments import take
+from passk_fast.commands.arguments import config_file, take
 from passk_fast.commands.ranks import num_processes, start_ranks
 from passk_fast.config import RunConfig, require
-from passk_fast.errors import ConfigError, ExitCode
+from passk_fast.errors import ExitCode
 from passk_fast.process import own_rank, run_rank
 from passk_fast.versions import check_versions
 
@@ -28,12 +28,12 @@ def command(arguments: list[str]) -> ExitCode:
     """Check the configuration and start the ranks."""
     from passk_fast.commands.check_run import check_run
     from passk_fast.config.file import load_config
+    from passk_fast.config.layers import placed
 
     out, wanted = take(arguments, "--out"), take(arguments, "--nproc")
-    if not arguments or arguments[0].startswith("-"):
-        raise ConfigError("usage: passk-fast bench CONFIG [--out FILE] [--nproc N] [--key value]")
+    path, overrides = config_file(arguments, "bench")
     check_versions(warn=False)
-    config = load_config(arguments[0], arguments[1:])
+    config = load_config(path, overrides)
     require(
         not config.rollout.dedicated_ranks,
         "passk-fast bench times the phases of ranks that both train and sample, one after the "
@@ -43,7 +43,7 @@ def command(arguments: list[str]) -> ExitCode:
     if config.bench.random_weights:
         config.parallel.data(processes)
     else:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, placed(path, overrides):
             check_run(replace(config, output_dir=str(Path(folder) / "run")), processes)
     if out:
         os.environ[_OUT] = str(Path(out).resolve())

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from passk_fast.config.checks import require, require_positive
+from passk_fast.config.checks import require, require_finite, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,11 @@ class MazeConfig:
                     5 <= size <= 21 and size % 2 == 1,
                     f"data.maze.{name} must hold odd sizes from 5 to 21, got {size}.",
                 )
+            require(
+                len(set(sizes)) == len(sizes),
+                f"data.maze.{name} must name each size once, got {list(sizes)}; "
+                "train_per_size and test_per_size set how many mazes a size has.",
+            )
         require_positive(
             "data.maze", train_per_size=self.train_per_size, test_per_size=self.test_per_size
         )
@@ -109,6 +114,7 @@ class DataConfig:
     earlier responses. Above 0 it changes the distribution of training prompts."""
 
     def __post_init__(self) -> None:
+        require_finite("data", self)
         require(
             not self.verifier or bool(self.train or self.test),
             f"data.verifier = {self.verifier!r} judges the rows of data.train and data.test; set "
@@ -149,8 +155,11 @@ class EvalConfig:
     """Nucleus sampling (top-p) of `passk-fast eval`. Evaluations during training do not use it."""
 
     def __post_init__(self) -> None:
+        require_finite("eval", self)
         require(self.every >= 0, f"eval.every must be 0 or more, got {self.every}.")
-        require(self.temperature >= 0, f"eval.temperature must be 0 or more: {self.temperature}.")
+        require(
+            self.temperature >= 0, f"eval.temperature must be 0 or more, got {self.temperature}."
+        )
         require(0 < self.top_p <= 1, f"eval.top_p must be in (0, 1], got {self.top_p}.")
         require_positive("eval", num_prompts=self.num_prompts, num_rollouts=self.num_rollouts)
 
@@ -201,6 +210,7 @@ class BenchConfig:
     """Trains random weights, so that model.path needs only config.json. It needs decode = false."""
 
     def __post_init__(self) -> None:
+        require_finite("bench", self)
         require_positive("bench", steps=self.steps)
         require(self.warmup >= 0, f"bench.warmup must be 0 or more, got {self.warmup}.")
         require(0 <= self.accuracy <= 1, f"bench.accuracy must be in [0, 1], got {self.accuracy}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from passk_fast.config.checks import require, require_positive
+from passk_fast.config.checks import require, require_finite, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,7 @@ class RolloutConfig:
     first weight synchronisation, after each one, or never."""
 
     def __post_init__(self) -> None:
+        require_finite("rollout", self)
         require_positive(
             "rollout",
             tensor=self.tensor,
@@ -110,8 +111,12 @@ class RolloutConfig:
             "both.",
         )
         require(
-            self.verify_processes >= 0,
-            f"rollout.verify_processes must be 0 or more, got {self.verify_processes}.",
+            0 <= self.verify_processes <= 1024,
+            f"rollout.verify_processes must be in [0, 1024], got {self.verify_processes}.",
+        )
+        require(
+            self.verify_timeout_s <= 86_400,
+            f"rollout.verify_timeout_s must be at most 86400, a day, got {self.verify_timeout_s}.",
         )
         require(
             0 <= self.max_verifier_failures <= 1,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from passk_fast.config.algorithm import AlgorithmConfig, OptimConfig
-from passk_fast.config.checks import require, require_positive
+from passk_fast.config.checks import require, require_finite, require_positive
 from passk_fast.config.data import BenchConfig, CheckpointConfig, DataConfig, EvalConfig
 from passk_fast.config.model import ModelConfig, ParallelConfig, WarmStartConfig
 from passk_fast.config.rollout import RolloutConfig
@@ -72,14 +72,22 @@ class RunConfig:
     """What `passk-fast bench` runs."""
 
     def __post_init__(self) -> None:
+        require_finite("", self)
         require_positive(
-            "run",
+            "",
             steps=self.steps,
             prompts_per_step=self.prompts_per_step,
             micro_batch_tokens=self.micro_batch_tokens,
             lm_head_loss_memory_gib=self.lm_head_loss_memory_gib,
             timeout_s=self.timeout_s,
             stop_grace_s=self.stop_grace_s,
+        )
+        for name in ("timeout_s", "stop_grace_s"):
+            value = getattr(self, name)
+            require(value <= 10**7, f"{name} must be at most 10000000 (116 days), got {value}.")
+        require(
+            bool(self.output_dir) and self.output_dir.isprintable(),
+            f"output_dir must be the path of a folder, got {self.output_dir!r}.",
         )
         require(
             self.prompts_per_step % self.algorithm.minibatches == 0,

@@ -56,9 +56,14 @@ SECTION_RULES: list[tuple[type, Options, str, Options]] = [
     (OptimConfig, {"lr": 0.0}, "optim.lr must be positive", {"lr": 1e-12}),
     (OptimConfig, {"eps": 0.0}, "optim.eps", {}),
     (OptimConfig, {"max_bad_steps": 0}, "optim.max_bad_steps", {"max_bad_steps": 1}),
-    (OptimConfig, {"beta1": 1.1}, "optim.beta1 must be in", {"beta1": 1.0}),
+    (OptimConfig, {"beta1": 1.0}, "optim.beta1 must be in", {"beta1": 0.999}),
     (OptimConfig, {"beta2": -0.1}, "optim.beta2 must be in", {"beta2": 0.0}),
-    (OptimConfig, {"min_lr_ratio": 1.5}, "optim.min_lr_ratio", {"min_lr_ratio": 1.0}),
+    (
+        OptimConfig,
+        {"min_lr_ratio": 1.5},
+        "optim.min_lr_ratio",
+        {"min_lr_ratio": 1.0, "schedule": "cosine"},
+    ),
     (OptimConfig, {"lr_warmup_steps": -1}, "lr_warmup_steps", {"lr_warmup_steps": 0}),
     (OptimConfig, {"grad_clip": -1.0}, "optim.grad_clip", {"grad_clip": 0.0}),
     (RolloutConfig, {"tensor": 0}, "rollout.tensor must be positive", {"tensor": 1}),
@@ -92,7 +97,7 @@ SECTION_RULES: list[tuple[type, Options, str, Options]] = [
         "needs parallel.pipeline > 1",
         {"virtual_pipeline": 2, "pipeline": 2},
     ),
-    (ShapeConfig, {"head_dim": 0}, "model.shape.head_dim", {"head_dim": 1}),
+    (ShapeConfig, {"head_dim": 0}, "model.shape.head_dim", {"head_dim": 2}),
     (ShapeConfig, {"num_kv_heads": 3}, "must be a multiple of", {"num_kv_heads": 4}),
     (
         ShapeConfig,
@@ -181,7 +186,7 @@ def run(**sections: Any) -> RunConfig:
 
 # (sections of a run that do not go together, words of the message, what mends it)
 RUN_RULES: dict[str, tuple[Options, str, Options]] = {
-    "steps": ({"steps": 0}, "run.steps must be positive", {"steps": 1}),
+    "steps": ({"steps": 0}, "steps must be positive", {"steps": 1}),
     "minibatches": (
         {"prompts_per_step": 10, "algorithm": AlgorithmConfig(minibatches=4)},
         r"prompts_per_step \(10\) must be a multiple of algorithm.minibatches \(4\)",
