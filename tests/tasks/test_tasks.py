@@ -112,11 +112,6 @@ def test_paper_split_sizes() -> None:
     assert sizes[:16] == [*range(7, 22, 2)] * 2, "sizes take turns"
 
 
-def test_a_size_named_twice_keeps_ids_apart() -> None:
-    config = DataConfig(maze=MazeConfig(train_sizes=(7, 7), train_per_size=5, test_sizes=(7,)))
-    assert len({p.id for p in tasks.train_prompts(config)}) == 10
-
-
 def test_too_small_a_space_is_an_error() -> None:
     config = DataConfig(maze=MazeConfig(train_sizes=(5,), test_sizes=(5,), test_per_size=20))
     with pytest.raises(ConfigError, match=r"only 13 of 20 .*held-out split.*test_per_size"):
