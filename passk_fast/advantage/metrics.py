@@ -6,12 +6,25 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from passk_fast.advantage.subsets import some_success
 from passk_fast.data.types import Prompt, RolloutGroup
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole, NaN where there is no whole: 0 would read as a measurement."""
+    return part / whole if whole else math.nan
+
+
+def mean(values: ArrayLike) -> float:
+    """The mean of the values that are not NaN; NaN where there is none."""
+    array = np.asarray(values, dtype=np.float64)
+    known = array[~np.isnan(array)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def pass_at_k(correct_P: np.ndarray, n: int, k: int) -> np.ndarray:
@@ -176,7 +189,7 @@ def group_metrics(
     zero_P = zero_P | censored_P
     whole = [group for group, censored in zip(groups, censored_P, strict=True) if not censored]
     return {
-        "reward": float(np.nanmean(rewards_PN)),
+        "reward": mean(rewards_PN),
         "pass@k": float(pass_at_k(correct_P, n, k).mean()),
         "pass@k_high": float(pass_at_k(correct_P + missing_P, n, k).mean()),
         "pass@1_high": float((correct_P + missing_P).mean() / n),
@@ -187,7 +200,7 @@ def group_metrics(
         "censored_share": float(censored_P.mean()),
         "zero_advantage_share": float(zero_P.mean()),
         "effective_batch": int(np.count_nonzero(advantages_PN)),
-        "policy_entropy": float(sampled_entropy(groups).mean()),
+        "policy_entropy": mean(sampled_entropy(groups)),
         "wrong_distinct_share": wrong_distinct_share(whole, answer_of),
     }
 
@@ -218,8 +231,8 @@ def sampled_entropy(groups: Sequence[RolloutGroup]) -> np.ndarray:
 
     -log p of a sampled token is an unbiased estimate of the entropy of the distribution that it
     was drawn from (rollout temperature, top_p 1), so its mean over all tokens of N responses needs
-    no further pass through the model.
+    no further pass through the model. NaN for a prompt without a token.
     """
     return np.array(
-        [-np.mean(np.concatenate([r.logprobs for r in group.rollouts])) for group in groups]
+        [-mean(np.concatenate([r.logprobs for r in group.rollouts])) for group in groups]
     )

@@ -48,7 +48,7 @@ def command(arguments: list[str]) -> ExitCode:
     if out:
         os.environ[_OUT] = str(Path(out).resolve())
     returned = start_ranks(processes, "passk_fast.commands.bench", arguments)
-    return ExitCode.DONE if returned == 0 else ExitCode.LOST_RANK
+    return ExitCode(returned) if returned in set(ExitCode) else ExitCode.LOST_RANK
 
 
 def run(config: RunConfig) -> ExitCode:
@@ -62,6 +62,7 @@ def run(config: RunConfig) -> ExitCode:
     from passk_fast.actor.mesh import make_mesh
     from passk_fast.commands.bench_steps import as_text, measure
     from passk_fast.process_group import pick_device, start_process_group
+    from passk_fast.report.records import plain
 
     device, rank = pick_device(config.device), own_rank()
     start_process_group(device, config.timeout_s)
@@ -73,7 +74,7 @@ def run(config: RunConfig) -> ExitCode:
         shutil.rmtree(config.output_dir)
         print(as_text(result), flush=True)
         if out := os.environ.get(_OUT):
-            Path(out).write_text(json.dumps(result, indent=1) + "\n")
+            Path(out).write_text(json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
     return ExitCode.DONE
 
 

@@ -188,7 +188,7 @@ class AlgorithmConfig:
     balance_bias_rate: float = 0.0
     """Step size of the router bias of a mixture of experts, which steers tokens to experts that get
     less than their share, without a loss term (docs/moe.md). It needs loss.tis_clip and
-    algorithm.max_logprob_gap, because the sampler does not know the bias. 0 turns it off."""
+    bounds in [logprob_gap], because the sampler does not know the bias. 0 turns it off."""
     loss_denominator: Literal["response_tokens", "informative_tokens", "sequences"] = (
         "response_tokens"
     )
@@ -210,10 +210,6 @@ class AlgorithmConfig:
     sends every token to the same experts (R3, arXiv 2510.11370); "measure" leaves the choice to the
     trainer's router. Both report `routing_differs`, the share of tokens and layers in which the two
     choices differ (docs/routing_replay.md)."""
-    max_logprob_gap: float = 0.0
-    """Bound on the largest |log-prob of the sampler - log-prob of the trainer| in the first step,
-    in nats; a larger gap stops the run. 0 takes the default of the data type and device: 1e-4 for
-    float32 on a CPU, 1e-2 for float32 on a GPU, 0.5 for bfloat16."""
 
     def __post_init__(self) -> None:
         n, k = self.num_rollouts, self.k

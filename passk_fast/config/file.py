@@ -37,6 +37,7 @@ _FREE_FIELDS = (
     "checkpoint.",
     "eval.",
     "bench.",
+    "logprob_gap.",
     "parallel.tensor",
     "parallel.pipeline",
     "parallel.virtual_pipeline",

@@ -8,6 +8,7 @@ from typing import Literal
 from passk_fast.config.algorithm import AlgorithmConfig, OptimConfig
 from passk_fast.config.checks import require, require_finite, require_positive
 from passk_fast.config.data import BenchConfig, CheckpointConfig, DataConfig, EvalConfig
+from passk_fast.config.logprob_gap import LogprobGapConfig
 from passk_fast.config.model import ModelConfig, ParallelConfig, WarmStartConfig
 from passk_fast.config.rollout import RolloutConfig
 from passk_fast.kernels.options import PolicyLoss
@@ -60,6 +61,8 @@ class RunConfig:
     loss: PolicyLoss = field(default_factory=PolicyLoss)
     """The token-level policy loss (docs/kernels.md): PPO clipping and clip-higher (DAPO), dual
     clip, CISPO, GSPO, REINFORCE, truncated importance sampling (TIS), KL and entropy terms."""
+    logprob_gap: LogprobGapConfig = field(default_factory=LogprobGapConfig)
+    """How far sampler and trainer may disagree."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -141,10 +144,11 @@ class RunConfig:
         )
         require(
             self.algorithm.balance_bias_rate == 0
-            or (self.loss.tis_clip > 0 and self.algorithm.max_logprob_gap > 0),
+            or (self.loss.tis_clip > 0 and self.logprob_gap != LogprobGapConfig()),
             "algorithm.balance_bias_rate: the sampler does not know the router bias, so it routes "
             "tokens differently from the trainer. Set loss.tis_clip (2 is usual), which weights "
-            "tokens for it, and algorithm.max_logprob_gap to the gap that you accept.",
+            "tokens for it, and the gap that you accept: logprob_gap.max in float32, "
+            "logprob_gap.mean and at_quantile in bfloat16.",
         )
         require(
             self.loss.ratio == "token" or self.parallel.context == 1,

@@ -14,6 +14,7 @@ from passk_fast.commands.check_run import check_run
 from passk_fast.config import (
     AlgorithmConfig,
     DataConfig,
+    LogprobGapConfig,
     ModelConfig,
     ParallelConfig,
     PolicyLoss,
@@ -169,7 +170,8 @@ def test_experts_that_fit(tmp_path: Path) -> None:
         {"parallel": ParallelConfig(expert=2)},
         {"algorithm": AlgorithmConfig(balance_coef=0.1)},
         {
-            "algorithm": AlgorithmConfig(balance_bias_rate=0.1, max_logprob_gap=1.0),
+            "algorithm": AlgorithmConfig(balance_bias_rate=0.1),
+            "logprob_gap": LogprobGapConfig(max=1.0),
             "loss": PolicyLoss(tis_clip=2.0),
         },
     ],

@@ -80,7 +80,7 @@ BAD_FILES = {
         "zero advantage too",
     ),
     "[algorithm]\nbalance_bias_rate = 0.1": ("bad.toml:2", "does not know the router bias"),
-    "[loss]\ntis_clip = 2.0\n[algorithm]\nbalance_bias_rate = 0.1\nmax_logprob_gap = 1.0\n"
+    "[loss]\ntis_clip = 2.0\n[logprob_gap]\nmax = 1.0\n[algorithm]\nbalance_bias_rate = 0.1\n"
     "routing_replay = 'replay'": ("bad.toml", "does not leave to the trainer"),
     "[rollout]\nearly_stop = true\n[algorithm]\nbalance_coef = 0.1": ("early_stop", "balance_coef"),
     "[bench]\ndecode = false\n[algorithm]\nrouting_replay = 'measure'": ("random tokens have no",),
