@@ -29,11 +29,12 @@ passk-fast {__version__}: train language models with Pass@k advantages
       Train on this machine. CONFIG is a TOML file; `--optim.lr 2e-4` overrides a field.
       `passk-fast train --help` lists all of them.
   passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...] [--out FILE] [--nproc N]
-                  [--key value ...]
-      Pass@k on all held-out prompts for every power of two, with standard errors; temperature and
-      top_p are eval.temperature (1.0) and eval.top_p (0.95). The model is the newest checkpoint of
-      the run folder, or FOLDER: a Hugging Face folder, a run or a checkpoint. --samples sets the
-      number of responses per prompt of a task (else eval.num_rollouts).
+                  [--by COLUMN] [--key value ...]
+      Pass@k on all held-out prompts for every power of two, with standard errors, by task and by
+      part of a task (the size of mazes, the category of puzzles, or the values of a COLUMN). The
+      model is the newest checkpoint of the run folder, or FOLDER: a Hugging Face folder, a run or a
+      checkpoint. --samples sets the responses per prompt of a task (else eval.num_rollouts).
+      Options that would change nothing are refused (docs/evaluation.md).
   passk-fast plan CONFIG --gpus N [--gpu h100|h200|b200] [--json FILE] [--key value ...]
       A run on paper, without a GPU: memory of every rank, time of a step, tokens/s. Refuses what
       does not fit and names the smallest change that does. An estimate (docs/plan.md).
