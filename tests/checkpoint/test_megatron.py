@@ -49,15 +49,15 @@ def test_another_mesh_resumes(
         assert (got[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
 
 
-def test_a_run_without_a_gradient_so_far_is_saved_and_resumes(
+def test_a_checkpoint_before_the_first_optimizer_step_is_resumed_exactly(
     one_rank: RankPool,
     folders: dict[str, str],
     saved: tuple[str, dict[str, torch.Tensor]],
     tmp_path: Path,
 ) -> None:
-    run, folder = f"{W}:train_steps", folders["qwen3"]
-    one_rank.run(run, "qwen3", folder, {}, 0, save=str(tmp_path))
-    got = one_rank.run(run, "qwen3", folder, {}, 4, load=str(tmp_path))[0]
+    run = (f"{W}:train_steps", "qwen3", folders["qwen3"], {})
+    one_rank.run(*run, 0, save=str(tmp_path))
+    got = one_rank.run(*run, 4, load=str(tmp_path))[0]
     for name, tensor in saved[1].items():
         assert torch.equal(got[name], tensor), name
 
