@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from passk_fast.kernels.soft_cap import soft_cap_slope, soft_capped
 from passk_fast.kernels.tiles import (
     FIRST,
     FIRST_NO_STORE,
@@ -27,6 +28,7 @@ Z_BLOCKS = 16
 
 
 FirstGemm = Literal["fused", "blas"]
+"""Under a soft cap "blas" alone: the cap in the fused kernel's epilogue spills registers."""
 
 TUNING: tuple[tuple[int, int, FirstGemm], ...] = ((1024, 8192, "fused"), (0, 0, "blas"))
 """(least H, least local V, back end of the first GEMM): the first row that fits. Not measured."""
@@ -61,7 +63,10 @@ class GemmEngine(Protocol):
     def first(
         self, x: Tensor, w: Tensor, inv_tau: Tensor, kappa: Tensor, keep: bool
     ) -> tuple[Tensor | None, Tensor]:
-        """(E [n, V or more] if `keep`, [2, n] row sums of E and E d)."""
+        """(E [n, V or more] if `keep`, [2, n] row sums of E and E d).
+
+        Under a soft cap d is of the capped logits, and the kept E is multiplied by its slope.
+        """
 
     def gradient(
         self, e: Tensor, x: Tensor, r: Tensor, w: Tensor, dw: Tensor | None, need_dx: bool
@@ -72,10 +77,14 @@ class GemmEngine(Protocol):
 class TorchEngine:
     """Plain torch; the path for CPU training. Waits for nothing on a CPU, so it may count rows."""
 
+    def __init__(self, soft_cap: float = 0.0) -> None:
+        self.soft_cap = soft_cap
+
     def row_bytes(self, width: int, hidden: int, itemsize: int) -> int:
         """Temporary bytes that a row of a chunk takes."""
         size = max(4, itemsize)
-        return width * (itemsize + 2 * size // Z_BLOCKS) + 3 * hidden * size
+        blocks = 4 if self.soft_cap else 2
+        return width * (itemsize + blocks * size // Z_BLOCKS) + 3 * hidden * size
 
     def target_logit(self, x: Tensor, w: Tensor, column: Tensor, owned: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -92,12 +101,13 @@ class TorchEngine:
         step = -(-n // Z_BLOCKS) if n else 1
         for at in range(0, n, step):
             rows = slice(at, min(at + step, n))
-            d = mm_float32(x[rows], w.T).mul_(inv_tau[rows, None])
-            d = d.sub_(kappa[rows, None])
+            z = soft_capped(mm_float32(x[rows], w.T), self.soft_cap)
+            slope = soft_cap_slope(z, self.soft_cap) if self.soft_cap and keep else None
+            d = z.mul_(inv_tau[rows, None]).sub_(kappa[rows, None])
             block = d.clamp(max=MAX_EXPONENT).exp_()
             stats[0, rows] = block.sum(dim=1)
             if e is not None:
-                e[rows] = block.to(e.dtype)
+                e[rows] = (block if slope is None else slope.mul_(block)).to(e.dtype)
             stats[1, rows] = block.mul_(d).sum(dim=1)
         return e, stats
 
@@ -121,9 +131,10 @@ class TorchEngine:
 class TritonEngine:
     """Triton kernels, on a GPU or through the interpreter; no host wait."""
 
-    def __init__(self, first: FirstGemm, interpreted: bool) -> None:
+    def __init__(self, first: FirstGemm, interpreted: bool, soft_cap: float = 0.0) -> None:
         self.backend = first
         self.interpreted = interpreted
+        self.soft_cap = float(soft_cap)
 
     def row_bytes(self, width: int, hidden: int, itemsize: int) -> int:
         """Temporary bytes that a row of a chunk takes."""
@@ -225,7 +236,7 @@ class TritonEngine:
             anchored_rows_kernel[(z.shape[0],)](
                 z, None if e is None else e[rows], inv_tau[rows], kappa[rows], stats[0, rows],
                 stats[1, rows], z.stride(0), width, w.shape[0], width, STORE=e is not None,
-                BLOCK=512 if self.interpreted else 4096, num_warps=8,
+                SOFT_CAP=self.soft_cap, BLOCK=512 if self.interpreted else 4096, num_warps=8,
             )  # fmt: skip
         return stats
 

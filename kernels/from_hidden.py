@@ -11,6 +11,7 @@ are computed twice. Derivation: docs/kernels.md.
 #     logp = a - ln S,   H = ln S - u / S                                          (nats)
 #     c = dLoss/dlogp (token_loss.py), r = -c / (tau S), and with S taken off E at the target column
 #     dX = r (E W),   dW = E^T (r X)
+# Under a soft cap z is the capped logit, and E is stored times the cap's slope 1 - (z / cap)^2.
 # No running maximum and no MAX all-reduce: tensor parallelism needs one SUM of [S, u]. It holds
 # while |a - logp| < 80; other rows, and every row with an entropy bonus, go through float32 logits
 # and an online maximum.
@@ -26,6 +27,7 @@ from passk_fast.kernels.attach import attach
 from passk_fast.kernels.backend import Backend, pick_backend, row_slopes
 from passk_fast.kernels.checks import check_main_grad, check_row_index, check_rows
 from passk_fast.kernels.engines import (
+    FirstGemm,
     GemmEngine,
     TorchEngine,
     TritonEngine,
@@ -248,6 +250,7 @@ def _start(head: OutputHead, targets: Tensor, anchor: Tensor | None, need: list[
         engine=engine,
         backend=backend,
         chunk_rows=chunk_rows(engine, weight, shard, head.memory_gib),
+        soft_cap=head.soft_cap,
         logp=nan,
         entropy=nan.clone(),
         fallback=torch.zeros(rows + 1, dtype=torch.bool, device=device),
@@ -259,20 +262,27 @@ def _start(head: OutputHead, targets: Tensor, anchor: Tensor | None, need: list[
 
 def _engine(head: OutputHead) -> tuple[GemmEngine, Backend]:
     """The GEMM engine and the name of the back end that is reported."""
-    hidden, weight, first = head.hidden, head.weight, head.first_gemm
+    hidden, weight, cap = head.hidden, head.weight, head.soft_cap
     backend = pick_backend(hidden)
     if backend == "triton" and hidden.dtype != torch.bfloat16:
         backend = "torch"  # tensor cores would round float32 to TF32
     if backend == "torch":
-        return TorchEngine(), backend
+        return TorchEngine(cap), backend
     if backend == "interpreter":
         if hidden.dtype != torch.float32 or hidden.shape[1] % 4:
-            return TorchEngine(), "torch"  # the interpreter's bfloat16 products are wrong
-        return TritonEngine("fused" if first == "auto" else first, True), backend
+            return TorchEngine(cap), "torch"  # the interpreter's bfloat16 products are wrong
+        return TritonEngine(_first_gemm(head, "fused"), True, cap), backend
     if hidden.shape[1] % 8 or weight.stride(0) % 8:
-        return TorchEngine(), "torch"  # TMA needs rows of whole 16 bytes
+        return TorchEngine(cap), "torch"  # TMA needs rows of whole 16 bytes
     best = first_backend(hidden.shape[1], weight.shape[0], hidden.dtype)
-    return TritonEngine(best if first == "auto" else first, False), backend
+    return TritonEngine(_first_gemm(head, best), False, cap), backend
+
+
+def _first_gemm(head: OutputHead, best: FirstGemm) -> FirstGemm:
+    """The first GEMM's back end: as asked, else `best` but under a soft cap."""
+    if head.first_gemm != "auto":
+        return head.first_gemm
+    return "blas" if head.soft_cap else best
 
 
 def chunk_rows(engine: GemmEngine, weight: Tensor, shard: Shard, memory_gib: float) -> int:

@@ -61,6 +61,7 @@ def policy_loss(
         temperature=as_temperature(output.temperature, logits.shape[0], logits.device),
         shard=shard,
         backend=pick_backend(logits),
+        soft_cap=output.soft_cap,
     )
     if of.backend == "torch":
         value, metrics = _by_torch(of, rows, loss)
@@ -85,6 +86,7 @@ def _by_torch(of: LogitInput, rows: LossRows, loss: PolicyLoss) -> tuple[Tensor,
         temperature=of.temperature,
         group=of.shard.group,
         vocab=of.shard.vocab,
+        soft_cap=of.soft_cap,
     )
     return policy_loss_from_logprob(logp, entropy, rows, loss)
 
@@ -108,7 +110,8 @@ def _fused(
             rows.rollout_logp, rows.reference_logp, pointer, logp, entropy, scale,
             logits.stride(0), 0 if grad is None else grad.stride(0), count, of.shard.num_columns,
             width, scalar, PER_ROW_TAU=per_row, GRADIENT=grad is not None,
-            **option_constants(loss, rows), BLOCK=row_block(width, logits.device), num_warps=8,
+            **option_constants(loss, rows), SOFT_CAP=float(of.soft_cap),
+            BLOCK=row_block(width, logits.device), num_warps=8,
         )  # fmt: skip
     return logp, entropy
 

@@ -22,6 +22,7 @@ from passk_fast.kernels.engines import GemmEngine, mm_float32
 from passk_fast.kernels.logit_rows import LogitInput, logit_gradient, logit_rows
 from passk_fast.kernels.row_plan import Chunk, plan_chunks
 from passk_fast.kernels.shard import Shard, Work
+from passk_fast.kernels.soft_cap import soft_cap_slope, soft_capped
 
 ANCHOR_REACH = 80.0
 """|anchor - logp| from which a row is done again with an online maximum."""
@@ -46,6 +47,8 @@ class HeadRun:
     engine: GemmEngine
     backend: Backend
     chunk_rows: int
+    soft_cap: float
+    """As in `OutputHead`; 0 is off."""
     logp: Tensor
     """float64 [T + 1]; the last slot takes what padding rows write."""
     entropy: Tensor
@@ -130,6 +133,7 @@ class _Open:
     stats: Tensor
     work: Work
     z: Tensor
+    """The target's logit, under the soft cap."""
     kappa: Tensor
     column: Tensor
     owned: Tensor
@@ -160,6 +164,7 @@ def _first(head: HeadRun, chunk: Chunk, x: Tensor, *, keep: bool) -> _Open:
     owned, column = head.shard.owned(head.targets[chunk.rows])
     z = head.engine.target_logit(x, head.weight, column, owned)
     head.shard.sum(z)
+    z = soft_capped(z, head.soft_cap)
     inv_tau = head.inv_tau[chunk.rows]
     kappa = z * inv_tau - head.anchor[chunk.rows].to(z.dtype)
     kappa = torch.where(torch.isfinite(kappa), kappa, 0.0)
@@ -200,7 +205,10 @@ def _finish(head: HeadRun, at: _Open, slopes: Slopes | None, *, last: bool) -> N
     r = (-slope * inv_tau.double() / total).masked_fill(~good | (slope == 0), 0.0)
     part = None
     if head.shard.num_columns:
-        _subtract_sum(at, (at_target.exp() - total).to(at.e.dtype))
+        at_target = at_target.exp() - total
+        if head.soft_cap:  # the engine has multiplied the other columns by theirs
+            at_target *= soft_cap_slope(at.z.double(), head.soft_cap)
+        _subtract_sum(at, at_target.to(at.e.dtype))
         dw = None if head.grad_weight is None else head.grad_weight[: head.shard.num_columns]
         need = head.grad_hidden is not None
         part = head.engine.gradient(at.e, at.x, r.to(at.z.dtype), head.columns, dw, need)
@@ -209,7 +217,7 @@ def _finish(head: HeadRun, at: _Open, slopes: Slopes | None, *, last: bool) -> N
 
 
 def _subtract_sum(at: _Open, value: Tensor) -> None:
-    """E[t, y] := E[t, y] - S, float64 arithmetic, on the rank that holds column y."""
+    """E[t, y] := E[t, y] - S (`value`, float64 arithmetic), on the rank that holds column y."""
     assert at.e is not None
     row = torch.arange(len(value), device=value.device)
     at.e[row, at.column] = torch.where(at.owned, value, at.e[row, at.column])
@@ -236,6 +244,7 @@ def _logits_chunk(head: HeadRun, chunk: Chunk, x: Tensor, slopes: Slopes | None)
         temperature=1.0 / head.inv_tau[chunk.rows],
         shard=head.shard,
         backend=head.backend,
+        soft_cap=head.soft_cap,
     )
     rows = logit_rows(of, chunk.valid)
     logp, entropy = rows.logp.double(), rows.entropy.double()

@@ -16,6 +16,7 @@ from passk_fast.kernels.checks import check_head, check_logits, check_row_index,
 from passk_fast.kernels.options import PolicyLoss
 from passk_fast.kernels.shapes import Bool, Float, Group, Int
 from passk_fast.kernels.shard import Shard, shard_of
+from passk_fast.kernels.soft_cap import check_soft_cap
 
 DEFAULT_MEMORY_GIB = 2.6
 """Temporary memory of a pass: a bfloat16 chunk of 8,192 rows at V = 151,936, H = 5120, TP = 1."""
@@ -115,6 +116,8 @@ class OutputHead:
     """Tensor-parallel process group; None: the vocabulary is not sharded."""
     vocab: int | None = None
     """True vocabulary size; columns from it on are padding and never enter a softmax."""
+    soft_cap: float = 0.0
+    """Logits z become soft_cap tanh(z / soft_cap) before the temperature (Gemma 2); 0 is off."""
     sequence_parallel: bool = False
     """Hidden states are split over the ranks of `group` by rows."""
     memory_gib: float = DEFAULT_MEMORY_GIB
@@ -125,8 +128,14 @@ class OutputHead:
     def check(self) -> Shard:
         """This rank's part of the vocabulary; TypeError or ValueError that names a bad field."""
         check_head(self.hidden, self.weight)
+        check_soft_cap(self.soft_cap)
         if self.first_gemm not in ("auto", "fused", "blas"):
             raise ValueError(f"first_gemm must be auto, fused or blas, got {self.first_gemm!r}.")
+        if self.soft_cap and self.first_gemm == "fused":
+            raise ValueError(
+                "first_gemm = 'fused' has no soft cap of the logits (its registers would spill); "
+                f"with soft_cap = {self.soft_cap} take 'auto' or 'blas'."
+            )
         return shard_of(self.weight.shape[0], self.group, self.vocab)
 
 
@@ -143,10 +152,13 @@ class OutputLogits:
     """Tensor-parallel process group; None: the vocabulary is not sharded."""
     vocab: int | None = None
     """True vocabulary size; columns from it on are padding and never enter a softmax."""
+    soft_cap: float = 0.0
+    """As in `OutputHead`: `logits` are those before the cap."""
 
     def check(self, targets: Tensor) -> Shard:
         """This rank's part of the vocabulary; TypeError or ValueError that names a bad field."""
         check_logits(self.logits, targets)
+        check_soft_cap(self.soft_cap)
         return shard_of(self.logits.shape[1], self.group, self.vocab)
 
 

@@ -27,6 +27,8 @@ class LogitInput:
     temperature: float | Tensor
     shard: Shard
     backend: Backend
+    soft_cap: float = 0.0
+    """As in `OutputHead`; the gradient is of the logits before the cap."""
 
     @property
     def tau_arguments(self) -> tuple[Tensor | None, float, bool]:
@@ -72,7 +74,12 @@ def logit_rows(of: LogitInput, mask: Tensor) -> LogitRows:
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             logp, entropy = token_logprob_from_logits(
-                leaf, of.targets, temperature=of.temperature, group=shard.group, vocab=shard.vocab
+                leaf,
+                of.targets,
+                temperature=of.temperature,
+                group=shard.group,
+                vocab=shard.vocab,
+                soft_cap=of.soft_cap,
             )
         return LogitRows(
             of,
@@ -88,7 +95,7 @@ def logit_rows(of: LogitInput, mask: Tensor) -> LogitRows:
     if rows:
         stats_kernel[row_grid(rows, logits.device)](
             logits, of.targets, mask, pointer, stats, logits.stride(0), rows, shard.num_columns,
-            shard.first, shard.vocab, scalar, PER_ROW_TAU=per_row,
+            shard.first, shard.vocab, scalar, PER_ROW_TAU=per_row, SOFT_CAP=float(of.soft_cap),
             BLOCK=row_block(logits.shape[1], logits.device), num_warps=8,
         )  # fmt: skip
     whole = stats[None] if shard.size == 1 else shard.gather(stats)[0].view(shard.size, rows, 4)
@@ -129,7 +136,7 @@ def logit_gradient(rows: LogitRows, slope: Tensor, bonus: Tensor | None, out: Te
             logits, out, of.targets, pointer, top, log_sum, rows.entropy,
             slope.double().contiguous(), bonus, logits.stride(0), out.stride(0), count,
             shard.num_columns, logits.shape[1], shard.first, scalar, PER_ROW_TAU=per_row,
-            HAS_BONUS=bonus is not None, BLOCK=row_block(logits.shape[1], logits.device),
-            num_warps=8,
+            HAS_BONUS=bonus is not None, SOFT_CAP=float(of.soft_cap),
+            BLOCK=row_block(logits.shape[1], logits.device), num_warps=8,
         )  # fmt: skip
     return out

@@ -89,7 +89,14 @@ def _logits(head: OutputHead) -> OutputLogits:
         temperature=head.temperature,
         group=head.group,
         vocab=head.vocab,
+        soft_cap=head.soft_cap,
     )
+
+
+def _capped(output: OutputLogits) -> Tensor:
+    """The logits in float64 under the soft cap, by autograd's own tanh."""
+    logits, cap = output.logits.double(), output.soft_cap
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def policy_loss(
@@ -99,7 +106,7 @@ def policy_loss(
     shard = output.check(rows.targets)
     rows.check(loss, shard.vocab, output.logits.device)
     logp, entropy = token_logprob_from_logits(
-        output.logits.double(),
+        _capped(output),
         rows.targets,
         temperature=output.temperature,
         group=output.group,
@@ -122,7 +129,7 @@ def token_logprob(
     """(logp, entropy) in float64, differentiable."""
     output = _logits(head)
     return token_logprob_from_logits(
-        output.logits,
+        _capped(output),
         targets,
         temperature=output.temperature,
         group=output.group,

@@ -53,6 +53,7 @@ if [ ! -f "$installed" ] || [ "$(cat "$installed")" != "$have" ]; then
   pip -r requirements/base.txt
   pip --no-deps "megatron-core==$megatron"
   pip -r requirements/dev.txt
+  pip --no-deps -r requirements/real.txt
   echo "$have" >"$installed"
 fi
 say "passk_fast itself, and its extension from csrc/"

@@ -26,6 +26,8 @@ from passk_fast.kernels.options import PolicyLoss
 Constant: TypeAlias = int | float | bool | str
 SHARED_LIMIT = 227 * 1024
 TARGET = ("cuda", 90, 32)
+SOFT_CAP = 30.0
+"""Gemma 2's cap of the logits."""
 POINTERS = {
     "mask_ptr": "*i1",
     "owned_ptr": "*i1",
@@ -93,30 +95,41 @@ def entries() -> Iterator[Entry]:
             tensor_cores=True,
             tma=True,
         )
-    for store in (True, False):
-        constants = {"STORE": store, "BLOCK": 4096}
-        absent: tuple[str, ...] = () if store else ("e_ptr",)
-        name = f"K1 row pass {'with E' if store else 'without E'}"
-        yield Entry(name, head.anchored_rows_kernel, constants, absent=absent)
     yield Entry("K1 target logit", head.target_logit_kernel, {"BLOCK": 1024}, 4)
     yield Entry("K1 fill holes", head.fill_holes_kernel, {"BLOCK": 2048}, 4)
     yield Entry("K0 groups", groups.group_kernel, {"BLOCK": 32}, 1, out="*fp32")
     for label, options, absent in _option_sets():
-        tau = {"PER_ROW_TAU": label == "all", "BLOCK": tiles.ROW_BLOCK}
-        skip = absent if label == "all" else (*absent, "tau_ptr")
-        fused: dict[str, Constant] = {**options, **tau, "GRADIENT": True}
-        yield Entry(f"K2 fused, {label}", logits.fused_kernel, fused, absent=skip)
         count, block = len(row_kernels.METRICS), row_kernels.BLOCK_ROWS
         rows = {**options, "METRIC_COUNT": count, "BLOCK": block}
         yield Entry(f"rows, {label}", row_kernels.row_kernel, rows, 4, absent=absent)
-    for bonus in (True, False):
-        constants = {"PER_ROW_TAU": True, "HAS_BONUS": bonus, "BLOCK": tiles.ROW_BLOCK}
-        absent = () if bonus else ("bonus_ptr",)
-        name = f"K2 gradient{', entropy bonus' if bonus else ''}"
-        yield Entry(name, logits.gradient_kernel, constants, absent=absent)
-    constants = {"PER_ROW_TAU": True, "BLOCK": tiles.ROW_BLOCK}
-    yield Entry("K2 statistics", logits.stats_kernel, constants)
+    for label, cap in (("", 0.0), (", soft cap", SOFT_CAP)):
+        yield from _capped_entries(label, {"SOFT_CAP": cap})
     yield Entry("rescale", logits.rescale_kernel, {"BLOCK": 4096}, 4)
+
+
+def _capped_entries(label: str, cap: Mapping[str, Constant]) -> Iterator[Entry]:
+    """The kernels that know the soft cap of logits, with one value of it; 0 is off."""
+    from passk_fast.kernels.triton import head, logits
+
+    for store in (True, False):
+        constants = {"STORE": store, "BLOCK": 4096, **cap}
+        absent: tuple[str, ...] = () if store else ("e_ptr",)
+        name = f"K1 row pass {'with E' if store else 'without E'}{label}"
+        yield Entry(name, head.anchored_rows_kernel, constants, absent=absent)
+    for options_label, options, missing in _option_sets():
+        every = options_label == "all"
+        tau = {"PER_ROW_TAU": every, "BLOCK": tiles.ROW_BLOCK}
+        skip = missing if every else (*missing, "tau_ptr")
+        fused: dict[str, Constant] = {**options, **tau, **cap, "GRADIENT": True}
+        name = f"K2 fused, {options_label}{label}"
+        yield Entry(name, logits.fused_kernel, fused, absent=skip)
+    for bonus in (True, False):
+        constants = {"PER_ROW_TAU": True, "HAS_BONUS": bonus, "BLOCK": tiles.ROW_BLOCK, **cap}
+        absent = () if bonus else ("bonus_ptr",)
+        name = f"K2 gradient{', entropy bonus' if bonus else ''}{label}"
+        yield Entry(name, logits.gradient_kernel, constants, absent=absent)
+    constants = {"PER_ROW_TAU": True, "BLOCK": tiles.ROW_BLOCK, **cap}
+    yield Entry(f"K2 statistics{label}", logits.stats_kernel, constants)
 
 
 def _option_sets() -> Iterator[tuple[str, Mapping[str, Constant], tuple[str, ...]]]:
@@ -227,9 +240,9 @@ def _problem(entry: Entry, row: Row) -> str:
 
 def table(rows: list[Row]) -> str:
     """The rows as text."""
-    head = f"{'kernel':28} regs spill  shared warps HGMMA TMA-ld TMA-st"
+    head = f"{'kernel':36} regs spill  shared warps HGMMA TMA-ld TMA-st"
     lines = [
-        f"{r.name:28} {r.registers:4} {r.spill_bytes:5} {r.shared_bytes:7} {r.warps:5} "
+        f"{r.name:36} {r.registers:4} {r.spill_bytes:5} {r.shared_bytes:7} {r.warps:5} "
         f"{r.hgmma:5} {r.tma_loads:6} {r.tma_stores:6} {r.problem}"
         for r in rows
     ]

@@ -7,7 +7,8 @@ host. GEMM tiles come through TMA; a persistent grid walks them.
 # For rows X [n, H], this shard's weight W [V, H], offsets kappa [n] and temperatures tau [n]:
 #     first_gemm     d = X W^T / tau - kappa;  E = exp(min(d, 80)) (phantom columns 0);
 #                    per column tile the row sums of E and of E d
-#     anchored_rows  the same from float32 logits that cuBLAS made
+#     anchored_rows  the same from float32 logits that cuBLAS made; under a soft cap d is of the
+#                    capped logits and E is stored times the cap's slope
 #     input_grad     dX = r (E W)          rows from `count` on are left alone
 #     weight_grad    dW += E^T (r X)       the same; float32
 # Descriptors are made in the kernel: with host-made ones Triton 3.6 to 3.9 cannot split a stored
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from passk_fast.kernels.triton.soft_cap import soft_cap_slope, soft_capped
 
 MAX_EXPONENT = tl.constexpr(80.0)
 """Keeps E finite in bfloat16; a row that reaches it is flagged by its sum and done again."""
@@ -91,7 +94,7 @@ def first_gemm_kernel(
 @triton.jit
 def anchored_rows_kernel(
     z_ptr, e_ptr, inv_tau_ptr, kappa_ptr, sum_ptr, moment_ptr, z_stride, e_stride, num_columns,
-    width, STORE: tl.constexpr, BLOCK: tl.constexpr,
+    width, STORE: tl.constexpr, SOFT_CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program a row of float32 logits z; columns from num_columns to width of E get zero."""
     row = tl.program_id(0).to(tl.int64)
@@ -103,12 +106,15 @@ def anchored_rows_kernel(
         column = start + tl.arange(0, BLOCK)
         inside = column < num_columns
         z = tl.load(z_ptr + row * z_stride + column, mask=inside, other=0.0)
+        z = soft_capped(z, SOFT_CAP)
         d = z * inv_tau - kappa
         e = tl.exp(tl.where(d > MAX_EXPONENT, MAX_EXPONENT, d))
         e = tl.where(inside, e, 0.0)
         s += e
         u += tl.where(inside, e * d, 0.0)
         if STORE:
+            if SOFT_CAP > 0:
+                e = e * soft_cap_slope(z, SOFT_CAP)
             at = e_ptr + row * e_stride + column
             tl.store(at, e.to(e_ptr.dtype.element_ty), mask=column < width)
     tl.store(sum_ptr + row, tl.sum(s, 0))

@@ -9,8 +9,9 @@ written once (in place if asked). A row outside the mask or with c = h = 0 only 
 #     logp = d_y - M - ln S,   H = ln S - U / S                                    (nats)
 #     dz_j = (c ([j = y] - p_j) + h p_j (ln p_j + H)) / tau,   p_j = exp(d_j - M) / S
 # with c = dLoss/dlogp (triton/rows.py) and h = entropy_coef / denominator, from
-# dH/dz_j = -p_j (ln p_j + H) / tau. Each lane keeps its own maximum and spends one exponential per
-# element: exp(-|d - m|) scales either the element or the lane's sums.
+# dH/dz_j = -p_j (ln p_j + H) / tau. Under a soft cap z is the capped logit, and dz_j is multiplied
+# by the cap's slope 1 - (z_j / cap)^2. Each lane keeps its own maximum and spends one exponential
+# per element: exp(-|d - m|) scales either the element or the lane's sums.
 # Tensor parallel: `stats_kernel`, one all-gather of [T, 4], `gradient_kernel`.
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import triton
 import triton.language as tl
 
 from passk_fast.kernels.triton.rows import load_masked, token_terms
+from passk_fast.kernels.triton.soft_cap import soft_cap_slope, soft_capped
 
 FLOOR = tl.constexpr(-1e30)
 """-inf logits become this, so that no difference of two of them is NaN."""
@@ -26,7 +28,7 @@ LOWEST = tl.constexpr(-3e38)
 
 
 @triton.jit
-def row_statistics(row_ptr, num_columns, inv_tau, BLOCK: tl.constexpr):
+def row_statistics(row_ptr, num_columns, inv_tau, SOFT_CAP: tl.constexpr, BLOCK: tl.constexpr):
     """(M, S, U) of one row's first `num_columns` logits, float32."""
     lane = tl.arange(0, BLOCK)
     m = tl.full([BLOCK], LOWEST, tl.float32)
@@ -37,7 +39,7 @@ def row_statistics(row_ptr, num_columns, inv_tau, BLOCK: tl.constexpr):
         inside = column < num_columns
         z = tl.load(row_ptr + column, mask=inside, other=0.0, eviction_policy="evict_last")
         # NaN must survive the floor: `where` with a comparison keeps it.
-        d = z.to(tl.float32) * inv_tau
+        d = soft_capped(z.to(tl.float32), SOFT_CAP) * inv_tau
         d = tl.where(d < FLOOR, FLOOR, d)
         delta = tl.where(inside, d - m, 0.0)
         up = delta > 0
@@ -56,7 +58,7 @@ def row_statistics(row_ptr, num_columns, inv_tau, BLOCK: tl.constexpr):
 @triton.jit
 def row_gradient(
     row_ptr, out_ptr, num_columns, width, target, slope, bonus, row_max, log_sum, entropy, inv_tau,
-    BLOCK: tl.constexpr, HAS_BONUS: tl.constexpr,
+    SOFT_CAP: tl.constexpr, BLOCK: tl.constexpr, HAS_BONUS: tl.constexpr,
 ):  # fmt: skip
     """Write one row's gradient, float32 arithmetic; columns from num_columns to width get zero."""
     lane = tl.arange(0, BLOCK)
@@ -64,13 +66,16 @@ def row_gradient(
         column = start + lane
         inside = column < num_columns
         z = tl.load(row_ptr + column, mask=inside, other=0.0, eviction_policy="evict_first")
-        d = z.to(tl.float32) * inv_tau
+        z = soft_capped(z.to(tl.float32), SOFT_CAP)
+        d = z * inv_tau
         log_p = (tl.where(d < FLOOR, FLOOR, d) - row_max) - log_sum
         p = tl.exp(log_p)
         grad = -slope * p
         if HAS_BONUS:
             grad += bonus * p * (log_p + entropy)
         grad = tl.where(column == target, grad + slope, grad) * inv_tau
+        if SOFT_CAP > 0:
+            grad = grad * soft_cap_slope(z, SOFT_CAP)
         grad = tl.where(inside, grad, 0.0)
         tl.store(out_ptr + column, grad.to(out_ptr.dtype.element_ty), mask=column < width)
 
@@ -93,7 +98,7 @@ def fused_kernel(
     OBJECTIVE: tl.constexpr, KL: tl.constexpr, CLIP_LOW: tl.constexpr, CLIP_HIGH: tl.constexpr,
     DUAL: tl.constexpr, CAP: tl.constexpr, MIN_WEIGHT: tl.constexpr, MAX_WEIGHT: tl.constexpr,
     KL_COEF: tl.constexpr, ENTROPY_COEF: tl.constexpr, HAS_OLD: tl.constexpr,
-    HAS_ROLLOUT: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_ROLLOUT: tl.constexpr, SOFT_CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One rank holds all columns: statistics, row mathematics and gradient of a row together."""
     first_row = tl.program_id(0).to(tl.int64)
@@ -112,10 +117,10 @@ def fused_kernel(
             inv_tau = 1.0 / tl.load(tau_ptr + row).to(tl.float32)
         row_ptr = logits_ptr + row * stride
         if counted:
-            row_max, total, moment = row_statistics(row_ptr, num_columns, inv_tau, BLOCK)
+            row_max, total, moment = row_statistics(row_ptr, num_columns, inv_tau, SOFT_CAP, BLOCK)
             known = (target >= 0) & (target < num_columns)
             z_y = tl.load(row_ptr + target, mask=known, other=float("nan")).to(tl.float32)
-            d_y = z_y * inv_tau
+            d_y = soft_capped(z_y, SOFT_CAP) * inv_tau
             d_y = tl.where(d_y < FLOOR, FLOOR, d_y)
             log_sum = tl.log(total.to(tl.float64))
             logp = d_y.to(tl.float64) - row_max.to(tl.float64) - log_sum
@@ -140,7 +145,7 @@ def fused_kernel(
                 row_gradient(
                     row_ptr, row_out, num_columns, width, target, slope.to(tl.float32),
                     bonus.to(tl.float32), row_max, log_sum.to(tl.float32), entropy.to(tl.float32),
-                    inv_tau, BLOCK, ENTROPY_COEF > 0,
+                    inv_tau, SOFT_CAP, BLOCK, ENTROPY_COEF > 0,
                 )  # fmt: skip
             else:
                 zero_row(row_out, width, BLOCK)
@@ -149,7 +154,7 @@ def fused_kernel(
 @triton.jit
 def stats_kernel(
     logits_ptr, target_ptr, mask_ptr, tau_ptr, stats_ptr, stride, num_rows, num_columns, first,
-    vocab, tau, PER_ROW_TAU: tl.constexpr, BLOCK: tl.constexpr,
+    vocab, tau, PER_ROW_TAU: tl.constexpr, SOFT_CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """This shard's (M, S, U, d_y or 0), float32 [T, 4]; rows outside the mask are (0, 1, 0, 0)."""
     first_row = tl.program_id(0).to(tl.int64)
@@ -164,11 +169,12 @@ def stats_kernel(
         moment = 0.0
         d_y = 0.0
         if tl.load(mask_ptr + row).to(tl.int1):
-            row_max, total, moment = row_statistics(row_ptr, num_columns, inv_tau, BLOCK)
+            row_max, total, moment = row_statistics(row_ptr, num_columns, inv_tau, SOFT_CAP, BLOCK)
             target = tl.load(target_ptr + row)
             local = target - first
             owned = (local >= 0) & (local < num_columns)
-            d_y = tl.load(row_ptr + local, mask=owned, other=0.0).to(tl.float32) * inv_tau
+            z_y = tl.load(row_ptr + local, mask=owned, other=0.0).to(tl.float32)
+            d_y = soft_capped(z_y, SOFT_CAP) * inv_tau
             d_y = tl.where(d_y < FLOOR, FLOOR, d_y)
             d_y = tl.where((target >= 0) & (target < vocab), d_y, float("nan"))
         tl.store(stats_ptr + 4 * row, row_max)
@@ -181,7 +187,8 @@ def stats_kernel(
 def gradient_kernel(
     logits_ptr, out_ptr, target_ptr, tau_ptr, row_max_ptr, log_sum_ptr, entropy_ptr, slope_ptr,
     bonus_ptr, stride, out_stride, num_rows, num_columns, width, first, tau,
-    PER_ROW_TAU: tl.constexpr, HAS_BONUS: tl.constexpr, BLOCK: tl.constexpr,
+    PER_ROW_TAU: tl.constexpr, HAS_BONUS: tl.constexpr, SOFT_CAP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of this shard's logits from slopes c and bonuses h, float64 [T] each."""
     first_row = tl.program_id(0).to(tl.int64)
@@ -201,7 +208,8 @@ def gradient_kernel(
                 tl.load(target_ptr + row) - first, slope, bonus,
                 tl.load(row_max_ptr + row).to(tl.float32),
                 tl.load(log_sum_ptr + row).to(tl.float32),
-                tl.load(entropy_ptr + row).to(tl.float32), inv_tau, BLOCK, HAS_BONUS,
+                tl.load(entropy_ptr + row).to(tl.float32), inv_tau, SOFT_CAP,
+                BLOCK, HAS_BONUS,
             )  # fmt: skip
         else:
             zero_row(row_out, width, BLOCK)

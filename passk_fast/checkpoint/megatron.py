@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,15 +19,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.api import CheckpointException
 
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
+from passk_fast.checkpoint.store import disk_error_of, disk_errors
+from passk_fast.errors import DiskError
 from passk_fast.patch import Patch
 
 if TYPE_CHECKING:
     from megatron.core.dist_checkpointing.mapping import ShardedStateDict
     from megatron.core.optimizer.optimizer import MegatronOptimizer
     from megatron.core.transformer.module import MegatronModule
+
+
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 
 def _metadata() -> dict[str, object]:
@@ -50,7 +57,7 @@ def _torch_adams(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
 
 
 def _materialize_adam(optimizer: MegatronOptimizer) -> None:
-    """Give torch's Adam its state before the first step: Megatron's loading reads its `step`."""
+    """Give torch's Adam its state before the first step: Megatron reads its `step`."""
     for part in _torch_adams(optimizer):
         inner = part.optimizer
         for group in inner.param_groups:
@@ -133,18 +140,42 @@ def results_in_process() -> Iterator[None]:
         filesystem_async._results_queue = before
 
 
+@contextmanager
+def disk_errors_of_ranks(folder: Path) -> Iterator[None]:
+    """Turn what Megatron makes of a rank's full or failing disk into DiskError; others pass.
+
+    It hands the text of the rank's error to rank 0, in an exception that names none.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        for rank, (failure, _) in sorted(error.failures.items()):
+            number = _ERRNO.search(str(failure))
+            disk_error = disk_error_of(int(number[1]), folder) if number else None
+            if disk_error is not None:
+                raise DiskError(f"rank {rank}: {disk_error}") from error
+        raise
+
+
 def write(actor: Actor, folder: Path, extra: Mapping[str, object]) -> None:
-    """Write model, optimizer and `extra` (JSON values) into an existing folder. A collective."""
+    """Write model, optimizer and `extra` (JSON values) into an existing folder. A collective.
+
+    DiskError, on rank 0 at least, where a rank finds the disk full, read-only or failing.
+    """
     with (
         megatron_scope(actor.mesh.device),
         warnings.catch_warnings(),
         results_in_process(),
+        disk_errors(folder),
+        disk_errors_of_ranks(folder),
     ):
         warnings.simplefilter("ignore")
+        _materialize_adam(actor.optimizer)  # where no step has had anything to train
         state = _sharded_state(actor, is_loading=False)
         dist_checkpointing.save(state, str(folder), validate_access_integrity=False)
     if actor.mesh.rank == 0:
-        (folder / "state.json").write_text(json.dumps(dict(extra), sort_keys=True, indent=1))
+        with disk_errors(folder):
+            (folder / "state.json").write_text(json.dumps(dict(extra), sort_keys=True, indent=1))
     dist.barrier()
 
 

@@ -57,10 +57,29 @@ def disk_errors(path: Path) -> Iterator[None]:
         reason = _DISK_ERRNOS.get(error.errno or 0)
         if reason is None:
             raise
-        where = error.filename or path
-        raise DiskError(
-            f"{where}: cannot write: {reason}. Older checkpoints are intact."
-        ) from error
+        raise _disk_error(error.filename or path, reason, path) from error
+
+
+def disk_error_of(number: int, path: Path) -> DiskError | None:
+    """The DiskError for an errno met while writing under `path`; None for other numbers."""
+    reason = _DISK_ERRNOS.get(number)
+    return None if reason is None else _disk_error(path, reason, path)
+
+
+def _disk_error(where: str | Path, reason: str, path: Path) -> DiskError:
+    free = shutil.disk_usage(_existing(path)).free
+    return DiskError(
+        f"{where}: cannot write: {reason} ({free / _GIB:.2f} GiB, {free} bytes, are free). Older "
+        "checkpoints are intact."
+    )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def checkpoint_name(step: int) -> str:
@@ -287,12 +306,15 @@ class CheckpointStore:
         found = (_step_of(path.name) for path in self.root.iterdir() if path.is_dir())
         return sorted(step for step in found if step is not None)
 
+    def newest_bytes(self) -> int:
+        """Bytes of the files of the newest checkpoint; 0 without one. It is not verified."""
+        steps = self.steps()
+        files = self.path(steps[-1]).rglob("*") if steps else ()
+        return sum(file.stat().st_size for file in files if file.is_file())
+
     def check_space(self, need_bytes: int) -> None:
         """Raise DiskError, naming path, needed and free, unless `need_bytes` fit on the disk."""
-        folder = self.root.absolute()
-        while not folder.exists():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(_existing(self.root)).free
         if free < need_bytes:
             raise DiskError(
                 f"{self.root}: a checkpoint needs {need_bytes / _GIB:.2f} GiB "

@@ -1,26 +1,27 @@
 """`passk-fast check-reward FILE:FUNCTION`: a reward function against hostile and ordinary outputs.
 
-Each output is judged in a process with a time-out, as in a run. The table says what raised, what
-was no reward, what took long, what was executed, and which hostile outputs earned something.
+Each output is judged by the verifier process of a run. The table says what raised, what was no
+reward, what took long, what was executed, and which hostile outputs earned something.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import TimeoutError as TimedOut
-from dataclasses import dataclass, field
-from functools import lru_cache
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from passk_fast.commands.arguments import take
+from passk_fast.config import DataConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError, DataError, ExitCode
+from passk_fast.rollout.verifier_pool import VerifierError, VerifierPool
 from passk_fast.tasks.hostile import HostileOutput, hostile_outputs
-from passk_fast.tasks.reward_function import RewardFunction
+from passk_fast.tasks.registry import Verifier
+from passk_fast.tasks.reward_function import NO_REWARD, RewardFunction
 from passk_fast.tasks.user_code import load_object
 
 TIMEOUT_S = 5.0
@@ -79,7 +80,6 @@ def command(arguments: list[str]) -> ExitCode:
     return ExitCode.BAD_DATA if bad else ExitCode.DONE
 
 
-@lru_cache(maxsize=1)
 def _task(place: str) -> RewardFunction:
     found = load_object(place)
     if not callable(found):
@@ -124,23 +124,18 @@ def _ordinary(prompt: Prompt) -> Iterator[HostileOutput]:
 
 
 def _check(place: str, prompts: Sequence[Prompt], marker: Path) -> _Findings:
-    from pebble import ProcessPool
-
     findings = _Findings()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPool(max_workers=1, context=context) as pool:
-        pool.schedule(_judge, args=(place, prompts[0], "")).exception()  # imports take their time
-        for prompt in prompts:
+    verifier = Verifier(DataConfig(train="rows", verifier=place), always_process=True)
+    with VerifierPool(verifier, processes=1, timeout_s=TIMEOUT_S) as pool:
+        with suppress(VerifierError):  # starting and importing is not the first output's time
+            pool.submit(prompts[0], [""]).result()
+        for prompt in (replace(prompt, task=place) for prompt in prompts):
             for output in (*_ordinary(prompt), *hostile_outputs(marker)):
                 start = time.perf_counter()
-                future = pool.schedule(_judge, args=(place, prompt, output.text), timeout=TIMEOUT_S)
                 try:
-                    _note(findings, output, future.result())
-                except (TimedOut, TimeoutError):
-                    findings.late.append(_label(output))
-                except Exception as error:
-                    kind = f"{type(error).__name__}: {str(error)[:60]}"
-                    findings.failed.setdefault(kind, []).append(_label(output))
+                    _note(findings, output, pool.submit(prompt, [output.text]).result()[0])
+                except VerifierError as error:
+                    _note_failure(findings, output, error)
                 taken = time.perf_counter() - start
                 findings.judged += 1
                 findings.seconds += taken
@@ -148,27 +143,20 @@ def _check(place: str, prompts: Sequence[Prompt], marker: Path) -> _Findings:
                 if marker.exists():
                     findings.executed.append(_label(output))
                     marker.unlink()
-        pool.stop()
     return findings
 
 
-def _judge(place: str, prompt: Prompt, text: str) -> float | str:
-    """The reward, or what was wrong with it; what the function raises is told apart."""
-    task = _task(place)
-    try:
-        return task.verify(prompt, text)
-    except ValueError as error:
-        if str(error).startswith(f"{task.name} gave "):
-            return str(error).removeprefix(f"{task.name} ")
-        raise
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise RuntimeError(f"it raised {type(error).__name__}") from None
+def _note_failure(findings: _Findings, output: HostileOutput, error: VerifierError) -> None:
+    if error.kind in ("TimeoutError", "ProcessEnded") and not error.where:
+        findings.late.append(_label(output))
+    elif error.kind == "ValueError" and NO_REWARD in error.text:
+        findings.not_rewards.append(f"{_label(output)} gave {error.text.partition(' gave ')[2]}")
+    else:
+        findings.failed.setdefault(f"{error.words()[:80]}", []).append(_label(output))
 
 
-def _note(findings: _Findings, output: HostileOutput, value: float | str) -> None:
-    if isinstance(value, str):
-        findings.not_rewards.append(f"{_label(output)} {value}")
-    elif output.kind == "right":
+def _note(findings: _Findings, output: HostileOutput, value: float) -> None:
+    if output.kind == "right":
         findings.right += 1
         findings.right_rewarded += value > 0
     elif value > 0:

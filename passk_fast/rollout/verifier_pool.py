@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,6 +51,9 @@ class GroupVerifier(Protocol):
 
     def needs_process(self, prompt: Prompt) -> bool:
         """Whether the verifier is code that this process must not run itself."""
+
+    def prepare(self) -> None:
+        """Import what verdicts need, before the deadline of the first one runs."""
 
 
 class VerifierError(Exception):
@@ -214,7 +217,10 @@ class _Worker:
             self._process, self._pipe = process, ours
             self._pidfd = os.pidfd_open(process.pid)
         theirs.close()
-        self._answer(START_S, "to start")
+        answer = self._answer(START_S, "to start")
+        if "error" in answer:
+            self._lose()
+            raise VerifierError(*answer["error"])
 
     def _answer(self, timeout_s: float, what: str) -> dict[str, list[str]]:
         """The process's next message. A child that the verifier forked may hold the pipe open, so
@@ -269,22 +275,36 @@ def _serve(pipe: Connection, verify: Verify) -> None:
     own = os.getpid()
     parent = os.getppid()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    pipe.send_bytes(b"{}")
+    pipe.send_bytes(json.dumps(_prepared(verify)).encode())
     while True:
         try:
             values, texts = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)
         try:
-            answer: dict[str, list[float] | list[str]] = {
+            answer: Mapping[str, list[float] | list[str]] = {
                 "rewards": rewards_by(verify, Prompt(**values), texts)
             }
         except BaseException as error:  # SystemExit and KeyboardInterrupt included
-            told = error if isinstance(error, VerifierError) else as_verifier_error(error)
-            answer = {"error": [told.kind, told.text, told.where]}
+            answer = _told(error)
         if os.getpid() != own:
             os._exit(0)  # a child that the verifier forked and let return
         pipe.send_bytes(json.dumps(answer).encode())
+
+
+def _prepared(verify: Verify) -> dict[str, list[str]]:
+    """The first message: empty, or what the verifier's import raised."""
+    try:
+        if isinstance(verify, GroupVerifier):
+            verify.prepare()
+    except BaseException as error:
+        return _told(error)
+    return {}
+
+
+def _told(error: BaseException) -> dict[str, list[str]]:
+    told = error if isinstance(error, VerifierError) else as_verifier_error(error)
+    return {"error": [told.kind, told.text, told.where]}
 
 
 def _end_with(parent: int) -> None:

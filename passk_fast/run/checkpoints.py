@@ -33,7 +33,8 @@ class Checkpoints:
             return
         staging = ""
         if rank == 0:
-            self._store.check_space(self._actor.num_weights * _BYTES_PER_PARAMETER)
+            weights = self._actor.num_weights * _BYTES_PER_PARAMETER
+            self._store.check_space(max(weights, self._store.newest_bytes()))
             staging = str(self._store.begin(step))
         state: RunState = {
             "progress": asdict(trainer.progress),

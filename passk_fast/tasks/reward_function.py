@@ -24,6 +24,8 @@ from passk_fast.tasks.answers import tagged_answer
 Score = Callable[..., object]
 ONE = ("prompt", "response", "answer")
 MANY = ("prompts", "responses", "answers")
+NO_REWARD = "not a number in [0, 1]"
+"""What is said of a value that is no reward."""
 _PART = re.compile(r"\s*(?P<path>[\w./-]+:\w+)\s*(?:\*\s*(?P<weight>[\d.eE+-]+)\s*)?")
 
 
@@ -98,7 +100,7 @@ class RewardFunction:
             reward = float(value)
             if math.isfinite(reward) and 0.0 <= reward <= 1.0:
                 return reward
-        raise ValueError(f"{self.name} gave {_short(value)}, not a number in [0, 1]")
+        raise ValueError(f"{self.name} gave {_short(value)}, {NO_REWARD}")
 
     def answer_of(self, response: str) -> str:
         """The last `<answer>` tag's content, without one the response."""

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
+from passk_fast.checkpoint.megatron import disk_errors_of_ranks
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.megatron
@@ -45,6 +47,19 @@ def test_another_mesh_resumes(
     for name, tensor in saved[1].items():
         # Adam divides by the root of tiny second moments: sums in another order show more there.
         assert (got[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
+
+
+def test_a_checkpoint_before_the_first_optimizer_step_is_resumed_exactly(
+    one_rank: RankPool,
+    folders: dict[str, str],
+    saved: tuple[str, dict[str, torch.Tensor]],
+    tmp_path: Path,
+) -> None:
+    run = (f"{W}:train_steps", "qwen3", folders["qwen3"], {})
+    one_rank.run(*run, 0, save=str(tmp_path))
+    got = one_rank.run(*run, 4, load=str(tmp_path))[0]
+    for name, tensor in saved[1].items():
+        assert torch.equal(got[name], tensor), name
 
 
 def test_one_rank_reads_what_two_wrote(
@@ -96,3 +111,18 @@ def test_loading_keeps_a_parameters_own_step() -> None:
     assert part.loaded["step"] == 3
     part.load(weight, {"param": torch.ones(1)})
     assert "step" not in part.loaded
+
+
+def test_a_full_disk_of_one_rank_is_a_disk_error(
+    one_rank: RankPool, folders: dict[str, str], tmp_path: Path
+) -> None:
+    run = "tests.checkpoint.workers:error_on_a_full_disk"
+    said = one_rank.run(run, "qwen3", folders["qwen3"], {}, str(tmp_path))[0]
+    assert said.startswith(f"rank 0: {tmp_path}: cannot write: the file system is full (")
+    assert "bytes, are free" in said
+
+
+def test_another_failure_of_the_writer_is_no_disk_error(tmp_path: Path) -> None:
+    failure = CheckpointException("write", {1: _wrap_exception(RuntimeError("[Errno 2] gone"))})
+    with pytest.raises(CheckpointException), disk_errors_of_ranks(tmp_path):
+        raise failure

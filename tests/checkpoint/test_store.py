@@ -369,3 +369,16 @@ def test_space_check_names_path_needed_and_free(
     store.check_space(1000)
     with pytest.raises(DiskError, match=r"checkpoints: .*\(1001 bytes\).*\(1000 bytes\) are free"):
         store.check_space(1001)
+
+
+def test_bytes_of_the_newest_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    assert store.newest_bytes() == 0
+    for step, size in ((1, 900), (2, 100)):
+        folder = store.begin(step)
+        (folder / "shard").mkdir()
+        (folder / "shard" / "a").write_bytes(b"x" * size)
+        store.commit(step)
+    manifest = store.path(2) / "manifest.json"
+    digest = store.path(2) / "manifest.sha256"
+    assert store.newest_bytes() == 100 + manifest.stat().st_size + digest.stat().st_size

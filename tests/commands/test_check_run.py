@@ -14,6 +14,7 @@ from passk_fast.commands.check_run import check_run
 from passk_fast.config import (
     AlgorithmConfig,
     DataConfig,
+    LogprobGapConfig,
     ModelConfig,
     ParallelConfig,
     PolicyLoss,
@@ -24,6 +25,7 @@ from passk_fast.config import (
 )
 from passk_fast.config.file import dump_toml
 from passk_fast.errors import ConfigError, DataError, DiskError, PasskError
+from tests.empty_weights import write_empty_weights
 
 
 def make(tmp_path: Path, **changes: Any) -> RunConfig:
@@ -52,7 +54,7 @@ def model_folder(tmp_path: Path, **changes: Any) -> str:
     }
     (folder / "config.json").write_text(json.dumps(config | changes))
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 15}}}))
-    (folder / "model.safetensors").write_bytes(b"")
+    write_empty_weights(folder)
     return str(folder)
 
 
@@ -168,7 +170,8 @@ def test_experts_that_fit(tmp_path: Path) -> None:
         {"parallel": ParallelConfig(expert=2)},
         {"algorithm": AlgorithmConfig(balance_coef=0.1)},
         {
-            "algorithm": AlgorithmConfig(balance_bias_rate=0.1, max_logprob_gap=1.0),
+            "algorithm": AlgorithmConfig(balance_bias_rate=0.1),
+            "logprob_gap": LogprobGapConfig(max=1.0),
             "loss": PolicyLoss(tis_clip=2.0),
         },
     ],
@@ -210,3 +213,22 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_missing_data_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         check_run(make(tmp_path, data=DataConfig(test="gone.jsonl")), 1)
+
+
+@pytest.mark.parametrize("task", ["exact", "code"])
+def test_early_stop_looks_at_the_task_of_every_row(tmp_path: Path, task: str) -> None:
+    rows = [{"prompt": "a", "answer": "b", "task": name} for name in ("maths", task)]
+    rows[1]["answer"] = json.dumps(["assert True"])
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = make(
+        tmp_path,
+        model=ModelConfig(path=model_folder(tmp_path)),
+        data=DataConfig(train=str(tmp_path / "rows.jsonl")),
+        rollout=RolloutConfig(early_stop=True),
+        algorithm=AlgorithmConfig(loss_denominator="sequences"),
+    )
+    if task == "exact":
+        check_run(config, 1)
+        return
+    with pytest.raises(ConfigError, match=r"rollout\.early_stop with the task 'code'"):
+        check_run(config, 1)

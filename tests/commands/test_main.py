@@ -36,6 +36,7 @@ def test_every_command_can_be_called_and_is_in_the_help(
         (["check-reward", "rewards.py"], "'rewards.py' must have the form FILE:FUNCTION"),
         (["check-reward", "nowhere.py:score"], "nowhere.py: no such file"),
         (["convert", "a"], "usage: passk-fast convert RUN_OR_CHECKPOINT OUT"),
+        (["import-gguf", "a"], "usage: passk-fast import-gguf FILE OUT"),
         (["plan", "x.toml", "--gpus", "none"], "--gpus must be a positive number, got 'none'"),
         (["curves", "--num-rollouts", "x"], "--num-rollouts must be a whole number, got 'x'"),
         (["preflight", "--nproc", "0", "--device", "cpu"], "--nproc must be a positive number"),

@@ -30,6 +30,9 @@ FAMILY: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.7},
     "row-temperature": {"row_temperature": True},
     "entropy-bonus": {"loss": PolicyLoss(entropy_coef=0.2)},
+    "soft-cap": {"soft_cap": 3.0},
+    "soft-cap-30": {"soft_cap": 30.0, "temperature": 0.8},
+    "soft-cap-entropy": {"soft_cap": 2.5, "loss": PolicyLoss(entropy_coef=0.2)},
     "gspo": {"loss": PolicyLoss(ratio="sequence", clip_low=0.02, clip_high=0.02)},
     "gspo-entropy": {"loss": PolicyLoss(ratio="sequence", entropy_coef=0.1)},
 }
@@ -209,6 +212,8 @@ def interpreter_case(
     """K1, K2 and K3 through the interpreter with the float64 reference's answer beside them."""
     data = with_options(problem(**shapes), options)
     changed(data, change)
+    if data.get("soft_cap"):
+        first_gemm = "auto"  # "fused" is refused
     with interpreted(True):
         one = from_hidden(
             kernels.linear_policy_loss, {**data, "first_gemm": first_gemm}, upstream=2.0

@@ -101,6 +101,7 @@ BAD: list[tuple[str, str, Any]] = [
     ("denominator", "denominator", lambda d: 0.0),
     ("memory_gib", "memory_gib", lambda d: 1e-9),
     ("first_gemm", "first_gemm", lambda d: "magic"),
+    ("soft_cap", "soft_cap", lambda d: -30.0),
     ("filter_eps", "filter_eps", lambda d: -1.0),
     ("row_index", "row_index", lambda d: torch.tensor([500])),
     ("row_index", "row_index", lambda d: torch.tensor([1], dtype=torch.int32)),
@@ -129,6 +130,12 @@ def test_bad_input_names_the_argument(name: str, word: str, change: Any) -> None
 def test_bad_groups(correct: torch.Tensor, lookup: torch.Tensor, word: str) -> None:
     with pytest.raises((ValueError, TypeError), match=word):
         kernels.group_advantage(correct, lookup)
+
+
+def test_a_soft_cap_refuses_the_fused_gemm_by_name() -> None:
+    data = cases.problem() | {"soft_cap": 30.0, "first_gemm": "fused"}
+    with pytest.raises(ValueError, match=r"first_gemm = 'fused' has no soft cap.*take 'auto'"):
+        cases.call_hidden(kernels.linear_policy_loss, data)
 
 
 def test_bad_logits() -> None:

@@ -62,7 +62,20 @@ def test_drawn_shapes(
     check(worker, shapes, cases.FAMILY[name], "", gemm)
 
 
-@pytest.mark.parametrize("name", ["on-policy", "dual-clip", "tis", "k3", "entropy-bonus", "gspo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "on-policy",
+        "dual-clip",
+        "tis",
+        "k3",
+        "entropy-bonus",
+        "gspo",
+        "soft-cap",
+        "soft-cap-30",
+        "soft-cap-entropy",
+    ],
+)
 def test_loss_family(worker: RankPool, name: str) -> None:
     check(worker, SHAPES, cases.FAMILY[name], "", "fused")
 

@@ -57,6 +57,35 @@ def test_values_and_gradients_match_log_softmax(
     assert not mine[:, vocab:].any()
 
 
+@pytest.mark.parametrize("cap", [0.5, 30.0])
+def test_soft_cap_is_tanh_under_autograd(cap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_logprob, "CHUNK_ELEMENTS", 3 * 64)
+    logits, targets, *up = problem(5, 64, 50)
+    logits.requires_grad_()
+    got = token_logprob_from_logits(logits, targets, temperature=0.6, vocab=50, soft_cap=cap)
+    want = plain(cap * torch.tanh(logits / cap), targets, 0.6, 50)
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    mine = gradient(got, up, logits)
+    torch.testing.assert_close(mine, gradient(want, up, logits), rtol=1e-10, atol=1e-12)
+
+
+def test_an_infinite_logit_under_a_soft_cap_is_the_cap() -> None:
+    logits = torch.tensor([[torch.inf, -torch.inf, 0.0]], requires_grad=True)
+    logp, _ = token_logprob_from_logits(logits, torch.tensor([0]), soft_cap=2.0)
+    want = torch.tensor([[2.0, -2.0, 0.0]]).log_softmax(dim=1)[0, 0]
+    torch.testing.assert_close(logp[0], want)
+    logp.sum().backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("cap", [-1.0, float("nan"), float("inf")])
+def test_bad_soft_cap_is_an_error(cap: float) -> None:
+    with pytest.raises(ValueError, match="soft_cap must be 0"):
+        token_logprob_from_logits(torch.zeros(2, 6), torch.zeros(2).long(), soft_cap=cap)
+
+
 def test_gradcheck_of_each_output() -> None:
     logits, targets, _, _ = problem(4, 9, 7)
     logits.requires_grad_()

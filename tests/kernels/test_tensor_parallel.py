@@ -22,7 +22,13 @@ def four_ranks() -> Iterator[RankPool]:
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize(
     ("name", "interpreted"),
-    [("clip", False), ("gspo", False), ("entropy-bonus", False), ("clip", True)],
+    [
+        ("clip", False),
+        ("gspo", False),
+        ("entropy-bonus", False),
+        ("clip", True),
+        ("soft-cap", False),
+    ],
 )
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["replicated", "sequence"])
 def test_shards_equal_the_whole(

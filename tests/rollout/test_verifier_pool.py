@@ -195,6 +195,23 @@ class Batches:
     def needs_process(self, prompt: Prompt) -> bool:
         return True
 
+    def prepare(self) -> None:
+        pass
+
+
+class Slow(Batches):
+    """Takes longer to import than a verdict may."""
+
+    def prepare(self) -> None:
+        time.sleep(1.0)
+
+
+class Broken(Batches):
+    """Cannot be imported."""
+
+    def prepare(self) -> None:
+        raise ImportError("no module named weights")
+
 
 def _rollout(text: str) -> Rollout:
     return Rollout(token_ids=(1,), logprobs=(-1.0,), text=text, finished=True)
@@ -226,3 +243,15 @@ def test_a_batch_of_another_length_fails_as_a_whole() -> None:
 def test_an_interrupt_of_this_process_is_no_failure_of_a_verifier() -> None:
     with pytest.raises(KeyboardInterrupt):
         rewards_by(hostile, PROMPT, ["keyboard"])
+
+
+def test_the_deadline_of_a_verdict_begins_after_the_import() -> None:
+    with VerifierPool(Slow(), processes=1, timeout_s=0.5) as made:
+        assert made.submit(PROMPT, ["a"]).result() == [0.1]
+
+
+def test_an_import_that_fails_is_told_with_each_response() -> None:
+    with VerifierPool(Broken(), processes=1, timeout_s=30.0) as made:
+        for _ in range(2):
+            with pytest.raises(VerifierError, match="ImportError: no module named weights"):
+                made.submit(PROMPT, ["a"]).result()
