@@ -47,9 +47,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def uses_transformer_engine(config: RunConfig, device: str) -> bool:
     """True where Transformer Engine's layers are used: installed, and on a GPU.
 
-    Shared prompts and context parallelism take our attention, which knows both.
+    Context parallelism, and shared prompts where they are asked for (`true`, not "auto"), take our
+    attention, which knows both.
     """
-    ours = config.share_prompts or config.parallel.context > 1
+    ours = config.share_prompts is True or config.parallel.context > 1
     found = importlib.util.find_spec("transformer_engine") is not None
     return device == "cuda" and found and not ours
 

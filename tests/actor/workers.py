@@ -8,7 +8,7 @@ import warnings
 import weakref
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,8 @@ from passk_fast.kernels.options import DEFAULT_LOSS
 from passk_fast.model.shape import ModelShape
 
 DEFAULT_GAP = LogprobGapConfig()
+Share = Literal["auto", True, False]
+"""Values of `RunConfig.share_prompts`."""
 VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of the softmax
 
 
@@ -120,7 +122,7 @@ def make_sequences(count: int = 24, seed: int = 0) -> list[Sequence]:
 def run_config(
     parallel: dict[str, Any],
     micro_batch_tokens: int,
-    share_prompts: bool = False,
+    share_prompts: Share = False,
     loss: PolicyLoss = DEFAULT_LOSS,
     logprob_gap: LogprobGapConfig = DEFAULT_GAP,
     **algorithm: Any,
@@ -143,7 +145,7 @@ def build(
     folder: str,
     parallel: dict[str, Any],
     micro_batch_tokens: int = 4096,
-    share_prompts: bool = False,
+    share_prompts: Share = False,
     **algorithm: Any,
 ) -> Any:
     """An actor with the folder's weights, on a mesh over all ranks."""
@@ -197,7 +199,7 @@ def gradients(
     folder: str,
     parallel: dict[str, Any],
     micro_batch_tokens: int,
-    share_prompts: bool = False,
+    share_prompts: Share = False,
     dead: str = "",
     **algorithm: Any,
 ) -> tuple[float, dict[str, torch.Tensor]]:
@@ -241,7 +243,7 @@ def logprob_gap(
     folder: str,
     parallel: dict[str, Any],
     micro_batch_tokens: int,
-    share_prompts: bool,
+    share_prompts: Share,
     old: bool,
 ) -> dict[str, Any]:
     """What a policy step says of the gap, and every token's gap on the first rank of the last
@@ -262,6 +264,17 @@ def logprob_gap(
     ]
     gap = actor.policy_step(batches, denominator=100.0, lr=0.0).gap
     return {"gap": gap, "tokens": torch.cat(own).double().numpy()}
+
+
+def shares(folder: str, share_prompts: Share, **algorithm: Any) -> list[bool]:
+    """Whether prompts are shared: of neighbours with one prompt, of one response to each prompt,
+    and of nothing; and whether the first batch packed is."""
+    kind = "qwen3_moe" if algorithm else "qwen3"
+    actor = build(kind, folder, {}, 4096, share_prompts, **algorithm)
+    sequences = make_sequences()
+    alone = list({s.token_ids[: s.prompt_length]: s for s in sequences}.values())
+    packed = actor.pack(sequences)[0].prefix_B is not None
+    return [*map(actor.shares_prompts, (sequences, alone, [])), packed]
 
 
 def bfloat16_step(kind: str, folder: str, parallel: dict[str, Any]) -> dict[str, float]:
