@@ -48,7 +48,7 @@ def command(arguments: list[str]) -> ExitCode:
     if out:
         os.environ[_OUT] = str(Path(out).resolve())
     returned = start_ranks(processes, "passk_fast.commands.bench", arguments)
-    return ExitCode.DONE if returned == 0 else ExitCode.LOST_RANK
+    return ExitCode(returned) if returned in set(ExitCode) else ExitCode.LOST_RANK
 
 
 def run(config: RunConfig) -> ExitCode:

@@ -52,7 +52,7 @@ def convert(source: str, out: str, dtype: str | None = None) -> Path:
 
     if dtype is not None:
         dtype_of(dtype)
-    run, folder = _locate(Path(source))
+    run, folder = locate(Path(source))
     target = Path(out)
     check_new(target)
     verify_checkpoint(folder)
@@ -80,7 +80,7 @@ def convert(source: str, out: str, dtype: str | None = None) -> Path:
     return target
 
 
-def _locate(source: Path) -> tuple[Path, Path]:
+def locate(source: Path) -> tuple[Path, Path]:
     """(run folder, checkpoint folder) of a run folder or a checkpoint folder."""
     from passk_fast.checkpoint.store import CheckpointStore
 

@@ -22,6 +22,10 @@ class MazeConfig:
     """Sizes of the held-out mazes, odd numbers from 5 to 21."""
     test_per_size: int = 100
     """Number of held-out mazes per size (75 of size 7 where this is 100, as in the paper)."""
+    fresh: bool = False
+    """Makes the training mazes of every step when the step asks for them, so that none is trained
+    on twice (small sizes run out: docs/maze.md). train_per_size then says only how many `--dry-run`
+    and other checks look at."""
     style: Literal["prose", "compact"] = "prose"
     """How a maze is written: "prose" with instructions and `<answer>` tags, as in the paper;
     "compact" with only the grid and the moves."""
@@ -117,6 +121,17 @@ class DataConfig:
             "one of them. Generated prompts are judged by their own task.",
         )
         require(
+            not self.maze.fresh or (self.generate == "maze" and not self.train),
+            "data.maze.fresh makes mazes to train on, but they come from "
+            f"{'data.train' if self.train else 'data.generate = ' + repr(self.generate)}: set it "
+            "to false.",
+        )
+        require(
+            not (self.maze.fresh and self.curriculum),
+            f"data.curriculum = {self.curriculum} with data.maze.fresh: it learns from earlier "
+            "responses to a prompt, and no fresh maze comes twice. Set one of them to 0.",
+        )
+        require(
             0 <= self.curriculum <= 0.95,
             f"data.curriculum must be in [0, 0.95], got {self.curriculum}.",
         )
@@ -129,7 +144,8 @@ class EvalConfig:
     every: int = 10
     """Steps between evaluations. 0 evaluates only before and after training."""
     num_prompts: int = 64
-    """Number of held-out prompts, taken from the beginning of the split."""
+    """Number of held-out prompts of an evaluation during training, taken from the beginning of the
+    split. `passk-fast eval` takes all of them, or as many as its command line says."""
     num_rollouts: int = 16
     """Number of responses per prompt; pass@k needs at least k of them."""
     temperature: float = 1.0

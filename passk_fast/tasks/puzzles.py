@@ -80,6 +80,11 @@ class Puzzles:
         """The content of the last `<answer>` tag, without one the response."""
         return tagged_answer(response)
 
+    def part_of(self, prompt: Prompt) -> str:
+        """The generator's category."""
+        generator = prompt.columns["generator"]
+        return next(name for name, members in CATEGORIES.items() if generator in members)
+
     @property
     def binary(self) -> bool:
         """Whether rewards are 0 or 1 alone."""
