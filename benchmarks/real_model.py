@@ -2,8 +2,8 @@
 
     python benchmarks/real_model.py --out benchmarks/results/real_model_cpu.json
 
-Memory is sampled once a second over all processes of the recipe: proportional set sizes (shared pages
-are divided by those who share them), and resident sizes, which count them for each.
+Memory is sampled once a second over all processes of the recipe: proportional set sizes (a shared page
+is divided by those who share it), and resident sizes, which count it for each.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ bin=${PASSK_VENV:-.venv}/bin
 model=runs/SmolLM2-135M-Instruct
 data=runs/arithmetic
 run=${REAL_RUN:-runs/real_cpu}
-half=${REAL_HALF:-16}
+half=${REAL_HALF:-12}
 export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error
 
 if [ ! -f "$model/config.json" ]; then
