@@ -2,8 +2,8 @@
 
     python benchmarks/real_model.py --out benchmarks/results/real_model_cpu.json
 
-Memory is sampled once a second over all processes of the recipe: proportional set sizes (a page that
-several share is divided by them), and resident sizes, which count it for each.
+Memory is sampled once a second over all processes of the recipe: proportional set sizes (a page
+that several share is divided by them), and resident sizes, which count it for each.
 """
 
 from __future__ import annotations
