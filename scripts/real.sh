@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # `make real`: SmolLM2-135M-Instruct learns sums. Imports the model once, trains half of the steps,
 # resumes for the others, converts the result, and asks it (docs/real_model.md).
-# Arguments go to both trainings, such as --nproc 1.
+# Arguments go to both trainings, such as --nproc 1. REAL_MODEL, REAL_RUN and REAL_HALF name another
+# model folder, run folder, and the step at which training stops for the first time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${PASSK_VENV:-.venv}/bin
-model=runs/SmolLM2-135M-Instruct
-data=runs/arithmetic
+model=${REAL_MODEL:-runs/SmolLM2-135M-Instruct}
 run=${REAL_RUN:-runs/real_cpu}
+data=${run}_data
 half=${REAL_HALF:-12}
 export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error
 
@@ -19,9 +20,13 @@ fi
 "$bin/python" examples/arithmetic/make_data.py "$model" "$data"
 echo "Before training:"
 "$bin/python" examples/arithmetic/ask.py "$model" "$data/test.jsonl"
-"$bin/passk-fast" train configs/real_cpu.toml --output-dir "$run" --steps "$half" "$@"
-echo "The same command again, with all steps: it resumes."
-"$bin/passk-fast" train configs/real_cpu.toml --output-dir "$run" "$@"
+train() {
+  "$bin/passk-fast" train configs/real_cpu.toml --output-dir "$run" --model.path "$model" \
+    --data.train "$data/train.jsonl" --data.test "$data/test.jsonl" "$@"
+}
+train "$@" --steps "$half"
+echo "The same again, with all steps: it resumes."
+train "$@"
 rm -rf "$run/huggingface"
 "$bin/passk-fast" convert "$run" "$run/huggingface"
 echo "After training:"

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 
 def main(folder: str, prompts: str, count: str = "4") -> None:
     """Print the first prompts' ids with what the model answers."""
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     for line in Path(prompts).read_text(encoding="utf-8").splitlines()[: int(count)]:
