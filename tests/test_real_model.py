@@ -40,7 +40,7 @@ def _recipe(run: Path, **environment: str) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -57,6 +57,7 @@ def _check(run: Path, output: str) -> None:
     assert "Greedy answers by transformers, before and after:\n  8+11: '" in output
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 @pytest.mark.sample
 @pytest.mark.megatron
@@ -69,6 +70,7 @@ def test_the_recipe_with_a_tiny_model(tmp_path: Path) -> None:
     _check(run, _recipe(run, REAL_MODEL=str(model)))
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_the_recipe_with_the_real_model(tmp_path: Path) -> None:
     run = tmp_path / "run"
