@@ -8,15 +8,12 @@ gathers the keys and values of the others.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -27,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from passk_fast.actor.autograd import Context, call
+from passk_fast.actor.scores import Scores, attend, attend_varlen
 from passk_fast.data.types import PackedBatch, RoutedRows
 
 
@@ -243,8 +241,8 @@ def _rotation(params: PackedParams, inv_freq: Tensor, dtype: torch.dtype) -> tup
     return params.rotation
 
 
-def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots) -> Tensor:
-    """Causal attention of packed q, k, v [T, heads, d] through padded SDPA calls.
+def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots, scores: Scores) -> Tensor:
+    """Causal attention of packed q, k, v [T, heads, d] through padded calls.
 
     Segments are padded on the right, so causality hides padding from every real query.
     """
@@ -253,7 +251,7 @@ def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots) -> Tensor:
     padded = [call(_Pad, x, slots) for x in (q, k, v)]
     if slots.visible is None:
         whole = [x.view(*sizes, *x.shape[1:]) for x in padded]
-        return call(_Unpad, _attend(*whole), slots)
+        return call(_Unpad, attend(*whole, scores), slots)
     halves = [x.tensor_split([split]) for x in padded]
     whole = [half[0].view(*sizes, *half[0].shape[1:]) for half in halves]
     groups, count, _ = slots.responses
@@ -265,13 +263,14 @@ def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots) -> Tensor:
         return torch.cat((before, own), dim=2).flatten(0, 1)
 
     queries = halves[0][1].view(groups * count, -1, *q.shape[1:])
-    responses = _attend(
+    responses = attend(
         queries,
         keys(whole[1], halves[1][1]),
         keys(whole[2], halves[2][1]),
+        scores,
         slots.visible,
     )
-    return call(_Unpad, torch.cat((_attend(*whole), responses)), slots)
+    return call(_Unpad, torch.cat((attend(*whole, scores), responses)), slots)
 
 
 def _gathered(x: Tensor, params: PackedParams) -> Tensor:
@@ -280,7 +279,9 @@ def _gathered(x: Tensor, params: PackedParams) -> Tensor:
     return parts[params.gathered_T]
 
 
-def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> Tensor:
+def _masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, params: PackedParams, scores: Scores
+) -> Tensor:
     """Attention of segments q [T / size, heads, d] to their own lists of keys, one padded call.
 
     A segment's own rows are the last of its keys.
@@ -294,49 +295,19 @@ def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> 
     k_rows = params.kv_rows[(cu_k[:-1, None] + k_at).clamp(max=len(params.kv_rows) - 1)]
     last = (k_lengths - q_lengths)[:, None] + q_at  # [B, a]: the last key that a query sees
     visible = k_at <= last.clamp(max=k_lengths[:, None] - 1)[..., None]
-    out = _attend(q[q_rows], k[k_rows], v[k_rows], visible[:, None])
+    out = attend(q[q_rows], k[k_rows], v[k_rows], scores, visible[:, None])
     return out[(q_at < q_lengths[:, None]).flatten()]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
-    """SDPA of q [B, a, heads, d] and k, v [B, b, kv_heads, d]; [B * a, heads, d].
-
-    Causal, unless the keys that each query sees are given: bool [B or 1, 1, a, b].
-    """
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=visible,
-        is_causal=visible is None,
-        enable_gqa=True,
-    )
-    return out.transpose(1, 2).flatten(0, 1)
-
-
-def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> Tensor:
-    """Causal attention of packed q, k, v [T, heads, d] by flash-attn, or torch's varlen kernel.
-
-    Both align the causal mask to the last key, which is what a response behind its prompt needs.
-    """
-    cu, cu_kv = params.cu_seqlens_q, params.cu_seqlens_kv
-    longest, longest_kv = int(params.max_seqlen_q), int(params.max_seqlen_kv)
+def _varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, params: PackedParams, scores: Scores
+) -> Tensor:
+    """Causal attention of packed q, k, v [T, heads, d] by a varlen kernel."""
+    borders = (params.cu_seqlens_q, params.cu_seqlens_kv)
+    longest = (int(params.max_seqlen_q), int(params.max_seqlen_kv))
     if params.kv_rows is not None:
         k, v = k[params.kv_rows], v[params.kv_rows]
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        from torch.nn.attention.varlen import varlen_attn
-
-        repeat = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        # torch 2.11 has is_causal, later versions have window_size.
-        windowed = "window_size" in inspect.signature(varlen_attn).parameters
-        causal = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
-        attend = cast(Callable[..., Tensor], varlen_attn)
-        return attend(q, k, v, cu, cu_kv, longest, longest_kv, **causal)
-    out: Tensor = flash_attn_varlen_func(q, k, v, cu, cu_kv, longest, longest_kv, causal=True)
-    return out
+    return attend_varlen(q, k, v, borders, longest, scores)
 
 
 class PackedAttention(MegatronModule):
@@ -345,8 +316,12 @@ class PackedAttention(MegatronModule):
     inv_freq: Tensor
     """Rotary frequencies [d / 2]; the model's builder sets them."""
 
+    scores: Scores
+    """The model's builder may set other ones than the plain."""
+
     def __init__(self, config: TransformerConfig, *args: object, **kwargs: object) -> None:
         super().__init__(config)
+        self.scores = Scores()
 
     def forward(
         self,
@@ -370,9 +345,9 @@ class PackedAttention(MegatronModule):
         if params.gathered_T is not None:
             k, v = (_gathered(x, params) for x in (k, v))
         if params.slots is not None:
-            out = _padded_attention(q, k, v, params.slots)
+            out = _padded_attention(q, k, v, params.slots, self.scores)
         elif params.padded:
-            out = _masked_attention(q, k, v, params)
+            out = _masked_attention(q, k, v, params, self.scores)
         else:
-            out = _varlen_attention(q, k, v, params)
+            out = _varlen_attention(q, k, v, params, self.scores)
         return out.reshape(q.shape[0], 1, -1)
