@@ -51,8 +51,20 @@ class Slots:
     """(A, a)"""
     responses: tuple[int, int, int]
     """(G, N, r); G = 0 when nothing is shared"""
+    prompts: Int[Tensor, " pairs"] | None
+    """Length of each response's prompt; pairs is G * N, or 1 where all are alike."""
     visible: Bool[Tensor, "pairs 1 r keys"] | None
-    """The a + r keys that each response token sees; pairs is G * N, or 1 where all are alike."""
+    """The a + r keys that each response token sees."""
+
+    def within(self, window: int) -> Tensor | None:
+        """`visible`, but of keys further back than a window of this size (0: none) nothing."""
+        if self.visible is None or self.prompts is None or not window:
+            return self.visible
+        at = torch.arange(self.responses[2], device=self.visible.device)
+        query = (self.prompts[:, None] + at)[:, None, :, None]
+        before = torch.arange(self.whole[1], device=at.device).expand(len(self.prompts), -1)
+        key = torch.cat((before, self.prompts[:, None] + at), dim=1)[:, None, None, :]
+        return self.visible & (query - key < window)
 
 
 class PackedParams(PackedSeqParams):
@@ -148,7 +160,10 @@ def _slots(batch: PackedBatch) -> Slots:
         slots, rows = np.arange(starts[b], starts[b] + length), np.arange(*borders[b : b + 2])
         row_of_slot[slots] = rows
         slot_of_row[rows] = slots
-    visible = _visible(lengths[list(members)], longest, count, response) if members else None
+    prompts = lengths[list(members)].repeat(count)
+    if members and (prompts == prompts[0]).all():
+        prompts = prompts[:1]
+    visible = _visible(prompts, longest, response) if members else None
     device = batch.tokens_T.device
     return Slots(
         row_of_slot=torch.from_numpy(np.maximum(row_of_slot, 0)).to(device),
@@ -156,16 +171,15 @@ def _slots(batch: PackedBatch) -> Slots:
         padding=torch.from_numpy(np.flatnonzero(row_of_slot < 0)).to(device),
         whole=(len(whole), longest),
         responses=(len(members), count, response),
+        prompts=torch.from_numpy(prompts).to(device) if members else None,
         visible=None if visible is None else visible.to(device),
     )
 
 
-def _visible(prompts_G: NDArray[np.int32], longest: int, count: int, response: int) -> Tensor:
-    """bool [G * N, 1, r, a + r], or [1, 1, r, a + r] where all prompts are of one length."""
-    if (prompts_G == prompts_G[0]).all():
-        prompts_G, count = prompts_G[:1], 1
-    before = torch.arange(longest) < torch.from_numpy(prompts_G)[:, None]  # [G, a]
-    before = before.repeat_interleave(count, 0)[:, None, None, :].expand(-1, 1, response, -1)
+def _visible(prompts: NDArray[np.int32], longest: int, response: int) -> Tensor:
+    """bool [pairs, 1, r, a + r]: all of a response's prompt, and its own tokens so far."""
+    before = torch.arange(longest) < torch.from_numpy(prompts)[:, None]  # [pairs, a]
+    before = before[:, None, None, :].expand(-1, 1, response, -1)
     own = torch.ones(response, response, dtype=torch.bool).tril()
     return torch.cat((before, own.expand(len(before), 1, -1, -1)), dim=-1)
 
@@ -249,9 +263,10 @@ def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots, scores: Sco
     sizes = slots.whole
     split = sizes[0] * sizes[1]
     padded = [call(_Pad, x, slots) for x in (q, k, v)]
-    if slots.visible is None:
+    visible = slots.within(scores.window)
+    if visible is None:
         whole = [x.view(*sizes, *x.shape[1:]) for x in padded]
-        return call(_Unpad, attend(*whole, scores), slots)
+        return call(_Unpad, attend(whole[0], whole[1], whole[2], scores), slots)
     halves = [x.tensor_split([split]) for x in padded]
     whole = [half[0].view(*sizes, *half[0].shape[1:]) for half in halves]
     groups, count, _ = slots.responses
@@ -268,9 +283,9 @@ def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots, scores: Sco
         keys(whole[1], halves[1][1]),
         keys(whole[2], halves[2][1]),
         scores,
-        slots.visible,
+        visible,
     )
-    return call(_Unpad, torch.cat((attend(*whole, scores), responses)), slots)
+    return call(_Unpad, torch.cat((attend(whole[0], whole[1], whole[2], scores), responses)), slots)
 
 
 def _gathered(x: Tensor, params: PackedParams) -> Tensor:
@@ -294,7 +309,10 @@ def _masked_attention(
     q_rows = (cu_q[:-1, None] + q_at).clamp(max=len(q) - 1)
     k_rows = params.kv_rows[(cu_k[:-1, None] + k_at).clamp(max=len(params.kv_rows) - 1)]
     last = (k_lengths - q_lengths)[:, None] + q_at  # [B, a]: the last key that a query sees
-    visible = k_at <= last.clamp(max=k_lengths[:, None] - 1)[..., None]
+    last = last.clamp(max=k_lengths[:, None] - 1)[..., None]
+    visible = k_at <= last
+    if scores.window:
+        visible &= last - k_at < scores.window
     out = attend(q[q_rows], k[k_rows], v[k_rows], scores, visible[:, None])
     return out[(q_at < q_lengths[:, None]).flatten()]
 
@@ -316,11 +334,16 @@ class PackedAttention(MegatronModule):
     inv_freq: Tensor
     """Rotary frequencies [d / 2]; the model's builder sets them."""
 
+    layer: int
+    """Index in the whole model."""
     scores: Scores
     """The model's builder may set other ones than the plain."""
 
-    def __init__(self, config: TransformerConfig, *args: object, **kwargs: object) -> None:
+    def __init__(
+        self, config: TransformerConfig, layer_number: int = 1, *args: object, **kwargs: object
+    ) -> None:
         super().__init__(config)
+        self.layer = layer_number - 1
         self.scores = Scores()
 
     def forward(

@@ -54,7 +54,9 @@ def turned(x: Tensor, positions: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, cap: float) -> Tensor:
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, cap: float, window: int
+) -> Tensor:
     """[T, heads * d]: each segment behind its prefix, one softmax a token."""
     q, k = turned(q, batch.positions_T), turned(k, batch.positions_T)
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
@@ -64,7 +66,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, cap: float) -
     for b, prefix in enumerate(batch.prefix_B):
         before = range(borders[prefix], borders[prefix + 1]) if prefix >= 0 else range(0)
         for row in range(borders[b], borders[b + 1]):
-            keys = [*before, *range(borders[b], row + 1)]
+            keys = [*before, *range(borders[b], row + 1)][-window:]
             scores = torch.einsum("hd,khd->hk", q[row], k[keys]) / SCALE
             if cap:
                 scores = cap * torch.tanh(scores / cap)
@@ -77,9 +79,9 @@ def values_and_gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return [out, *torch.autograd.grad(out, inputs, weights)]
 
 
-@pytest.mark.parametrize("cap", [0.0, 1.5])
+@pytest.mark.parametrize(("cap", "window"), [(0.0, 0), (1.5, 0), (0.0, 4), (1.5, 4), (0.0, 100)])
 @pytest.mark.parametrize("kind", GROUPS)
-def test_equals_a_softmax_a_token(kind: str, cap: float) -> None:
+def test_equals_a_softmax_a_token(kind: str, cap: float, window: int) -> None:
     from passk_fast.actor.attention import PackedAttention, packed_params
     from passk_fast.actor.scores import Scores
 
@@ -92,12 +94,12 @@ def test_equals_a_softmax_a_token(kind: str, cap: float) -> None:
     ]
     layer = PackedAttention(None)
     layer.inv_freq = FREQUENCIES
-    layer.scores = Scores(scale=1 / SCALE, soft_cap=cap)
+    layer.scores = Scores(scale=1 / SCALE, soft_cap=cap, window=window)
     params = packed_params(batch, thd=False, padded=True)
     got = values_and_gradients(layer(*inputs, packed_seq_params=params)[:, 0], inputs)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     rows = [x[:, 0] for x in exact]
-    want = values_and_gradients(reference(*rows, batch, cap), exact)
+    want = values_and_gradients(reference(*rows, batch, cap, window), exact)
     for name, a, b in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
         # Sums of up to twenty products of order one, in float32.
         torch.testing.assert_close(

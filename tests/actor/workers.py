@@ -23,6 +23,7 @@ from passk_fast.config import (
 )
 from passk_fast.data.types import Sequence
 from passk_fast.kernels.options import DEFAULT_LOSS
+from passk_fast.kernels.soft_cap import soft_capped
 from passk_fast.model.shape import ModelShape
 
 VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of the softmax
@@ -31,6 +32,7 @@ VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of th
 def hf_config(kind: str) -> Any:
     """A tiny random transformers config of an architecture."""
     from transformers import (
+        Gemma2Config,
         LlamaConfig,
         MixtralConfig,
         Qwen2Config,
@@ -51,6 +53,16 @@ def hf_config(kind: str) -> Any:
         return Qwen3Config(**sizes, head_dim=32, tie_word_embeddings=True)
     if kind == "qwen2":
         return Qwen2Config(**sizes, tie_word_embeddings=False)
+    if kind == "gemma2":
+        # Caps low enough to bend what a tiny model gives; a scale that is not head_dim ** -0.5.
+        return Gemma2Config(
+            **sizes,
+            head_dim=32,
+            query_pre_attn_scalar=16,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+            sliding_window=9,
+        )
     if kind == "mixtral":
         return MixtralConfig(
             **sizes, tie_word_embeddings=False, num_local_experts=4, num_experts_per_tok=2
@@ -166,7 +178,8 @@ def logits_gap(kind: str, folder: str, parallel: dict[str, Any]) -> float:
 
     def capture(batch: Any) -> Any:
         def loss(logits: torch.Tensor) -> Any:
-            captured.append(logits[0].detach())
+            # The output layer's own; the loss caps them.
+            captured.append(soft_capped(logits[0].detach(), actor.settings.soft_cap))
             return logits.sum() * 0, torch.zeros((), dtype=torch.int), {}
 
         return loss
@@ -175,7 +188,9 @@ def logits_gap(kind: str, folder: str, parallel: dict[str, Any]) -> float:
         actor.run_schedule(actor.chunks, batches, capture, forward_only=True)
     if not captured:
         return 0.0
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     width = captured[0].shape[1]
     first = actor.mesh.tensor_rank * width
     gap = 0.0
