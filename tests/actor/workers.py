@@ -62,6 +62,7 @@ def hf_config(kind: str) -> Any:
             attn_logit_softcapping=2.0,
             final_logit_softcapping=3.0,
             sliding_window=9,
+            pad_token_id=None,  # transformers gives the padding token's embedding no gradient
         )
     if kind == "mixtral":
         return MixtralConfig(
@@ -201,6 +202,33 @@ def logits_gap(kind: str, folder: str, parallel: dict[str, Any]) -> float:
             real = logits[batch.sequence_index_T == i][:, : max(0, min(width, VOCAB - first))]
             gap = max(gap, float((real - reference[:, first : first + width]).abs().max()))
     return gap
+
+
+def embedding_gap(hidden: int) -> float:
+    """max |actor - transformers| of a Gemma-2 model's embeddings in bfloat16."""
+    from dataclasses import replace
+
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
+
+    from passk_fast.actor.mesh import drop_mesh, make_mesh
+    from passk_fast.actor.model import build_chunks
+    from passk_fast.config import ModelConfig
+
+    drop_mesh()
+    config = replace(run_config({}, 4096), model=ModelConfig(dtype="bfloat16"))
+    hf = hf_config("gemma2")
+    hf.hidden_size = hidden
+    (chunk,) = build_chunks(
+        ModelShape.parse(hf.to_dict()), config, make_mesh(config.parallel, "cpu")
+    )
+    tokens = torch.arange(VOCAB)[None]
+    model = Gemma2Model(hf).to(torch.bfloat16)
+    weight = chunk.embedding.word_embeddings.weight
+    model.embed_tokens.weight.data.copy_(weight.data[:VOCAB])
+    with torch.no_grad():
+        got, want = chunk.embedding(tokens, None)[:, 0], model.embed_tokens(tokens)[0]
+    assert float((want / weight[:VOCAB]).float().nanmean()) != 1.0
+    return float((got - want).abs().max())
 
 
 def gradients(
