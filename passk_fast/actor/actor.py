@@ -24,6 +24,7 @@ from passk_fast.actor.attention import packed_params
 from passk_fast.actor.batches import moved_to, with_step_size
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.head import hidden_output, uses_fused_head
+from passk_fast.actor.logprob_gap import GAP_PARTS, LogprobGap
 from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.model import build_chunks, uses_transformer_engine
 from passk_fast.actor.moe.experts import routers_of
@@ -44,19 +45,7 @@ from passk_fast.weights.mesh import TrainerMesh
 LossBuilder = Callable[..., losses.LossFunction]
 """(batch, weight=...) -> loss function; `weight` is passed with the fused head only."""
 LossMetrics = dict[str, Tensor]
-"""Sums over the tokens of a micro-batch, by name, and its worst token."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorstToken:
-    """Where the sampling and the training log-prob of one step differ most."""
-
-    gap: float
-    sequence: int
-    position: int
-    token: int
-    rollout_logprob: float
-    trainer_logprob: float
+"""Sums over the tokens of a micro-batch, by name, and what `measure_gap` says of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +58,8 @@ class StepResult:
     """Norm before clipping; NaN or inf when the step was skipped."""
     applied: bool
     """False when a gradient was not finite: weights and optimizer are unchanged."""
-    worst: WorstToken | None
+    gap: LogprobGap | None
+    """Of the policy loss; None where no token counted, and for cross-entropy."""
     micro_batches: int
 
 
@@ -330,12 +320,12 @@ class Actor:
                 _, norm, _ = self.optimizer.step()
             grad_norm = float(norm) if norm is not None else float("nan")
         seen = self.routers.finish(self.mesh, applied=finite) | self.routing.take_counts()
-        sums, worst = self.reduce_metrics(results, seen)
+        sums, gap = self.reduce_metrics(results, seen)
         return StepResult(
             sums=sums,
             grad_norm=grad_norm,
             applied=finite,
-            worst=worst,
+            gap=gap,
             micro_batches=len(batches),
         )
 
@@ -349,7 +339,7 @@ class Actor:
 
     def reduce_metrics(
         self, results: list[LossMetrics], more: dict[str, float] | None = None
-    ) -> tuple[dict[str, float], WorstToken | None]:
+    ) -> tuple[dict[str, float], LogprobGap | None]:
         """Sum the last stage's metrics over micro-batches and data-parallel ranks, everywhere.
 
         `more` are sums of this rank's that count too.
@@ -357,34 +347,23 @@ class Actor:
         mesh = self.mesh
         speaks = mesh.is_last_stage and mesh.tensor_rank == 0
         mine: dict[str, float] = dict(more or {})
-        worst: list[float] | None = None
-        for result in results if speaks else []:
+        spoken = results if speaks else []
+        for result in spoken:
             for name, value in result.items():
-                if name == "worst":
-                    row = value.tolist()
-                    worst = row if worst is None or row[0] > worst[0] else worst
-                elif name in losses.MAXIMA:
+                if name in GAP_PARTS:
+                    continue
+                if name in losses.MAXIMA:
                     mine[name] = max(mine.get(name, 0.0), float(value))
                 else:
                     mine[name] = mine.get(name, 0.0) + float(value)
-        gathered: list[tuple[dict[str, float], list[float] | None]]
+        gathered: list[tuple[dict[str, float], LogprobGap | None]]
         gathered = [({}, None)] * mesh.world_size
-        dist.all_gather_object(gathered, (mine, worst))
+        dist.all_gather_object(
+            gathered, (mine, LogprobGap.merge([LogprobGap.of(r) for r in spoken]))
+        )
         sums: dict[str, float] = {}
         for other, _ in gathered:
             for name, amount in other.items():
                 both = (sums.get(name, 0.0), amount)
                 sums[name] = max(both) if name in losses.MAXIMA else sum(both)
-        rows = [row for _, row in gathered if row is not None]
-        return sums, _worst(max(rows, key=lambda row: row[0])) if rows else None
-
-
-def _worst(row: list[float]) -> WorstToken:
-    return WorstToken(
-        gap=row[0],
-        sequence=int(row[1]),
-        position=int(row[2]),
-        token=int(row[3]),
-        rollout_logprob=row[4],
-        trainer_logprob=row[5],
-    )
+        return sums, LogprobGap.merge([gap for _, gap in gathered])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from passk_fast.actor.logprob_gap import measure_gap
 from passk_fast.data.types import PackedBatch
 from passk_fast.kernels import (
     MAX_METRICS,
@@ -140,8 +141,8 @@ def policy_loss(
     def from_logits(out: Tensor) -> tuple[Tensor, Tensor, LossResult]:
         logp, entropy = _logprobs(out, None, batch, settings)
         value, metrics = policy_loss_from_logprob(logp, entropy, rows, settings.loss)
-        metrics["worst"] = _worst_token(logp.detach(), batch, batch.mask_T)
-        return value, torch.zeros((), dtype=torch.int), metrics
+        gap = measure_gap(logp.detach(), batch, batch.mask_T)
+        return value, torch.zeros((), dtype=torch.int), metrics | gap
 
     def from_hidden(out: Tensor) -> tuple[Tensor, Tensor, LossResult]:
         assert weight is not None
@@ -154,8 +155,8 @@ def policy_loss(
         )
         assert report.logp is not None
         assert report.counted is not None
-        worst = _worst_token(report.logp, batch, report.counted)
-        return value, torch.zeros((), dtype=torch.int), report.metrics | {"worst": worst}
+        gap = measure_gap(report.logp, batch, report.counted)
+        return value, torch.zeros((), dtype=torch.int), report.metrics | gap
 
     return from_logits if weight is None else from_hidden
 
@@ -202,20 +203,3 @@ def _main_grad(weight: Tensor) -> Tensor | None:
     """
     buffer: Tensor | None = getattr(weight, "main_grad", None)
     return buffer
-
-
-def _worst_token(logp_T: Tensor, batch: PackedBatch, mask_T: Tensor) -> Tensor:
-    """The token of `mask_T` where rollout and trainer disagree most, float64 [6]:
-    gap, sequence index, position in the sequence, token id, rollout and trainer log-prob."""
-    gap = (logp_T - batch.rollout_logprobs_T).abs()
-    gap = torch.where(torch.isnan(gap), torch.inf, gap).masked_fill(~mask_T, -1.0)
-    t = int(gap.argmax())
-    row = (
-        float(gap[t]),
-        float(batch.sequence_index_T[t]),
-        float(batch.positions_T[t] + 1),
-        float(batch.targets_T[t]),
-        float(batch.rollout_logprobs_T[t]),
-        float(logp_T[t]),
-    )
-    return torch.tensor(row, dtype=torch.float64)

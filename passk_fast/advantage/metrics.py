@@ -6,12 +6,25 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from passk_fast.advantage.subsets import some_success
 from passk_fast.data.types import Prompt, RolloutGroup
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole, NaN where there is no whole: 0 would read as a measurement."""
+    return part / whole if whole else math.nan
+
+
+def mean(values: ArrayLike) -> float:
+    """The mean of the values that are not NaN; NaN where there is none."""
+    array = np.asarray(values, dtype=np.float64)
+    known = array[~np.isnan(array)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def pass_at_k(correct_P: np.ndarray, n: int, k: int) -> np.ndarray:
@@ -139,6 +152,8 @@ def group_metrics(
     zero_advantage_rows: np.ndarray,
     k: int,
     answer_of: Callable[[Prompt, str], str],
+    *,
+    masks_truncated: bool = False,
 ) -> dict[str, object]:
     """What a step reports about its groups of N rollouts each.
 
@@ -151,6 +166,8 @@ def group_metrics(
         zero_advantage_rows: bool [N + 1], by the number of correct responses.
         k: of the record's "pass@k".
         answer_of: the answer to a prompt inside a response, to distinguish wrong ones.
+        masks_truncated: responses that were cut have no part in the advantages; everywhere else
+            they count as wrong.
 
     Returns:
         "reward", "pass@k" and `pass_at_powers`; "correct_histogram", whole groups by number of
@@ -164,13 +181,15 @@ def group_metrics(
     correct_P = (rewards_PN == 1.0).sum(axis=1)
     missing_P = np.isnan(rewards_PN).sum(axis=1)
     censored_P = missing_P > 0
-    real_P = np.array([is_real(rewards_PN[[p]]) for p in range(len(groups))])
-    # the rows are those of a table for rewards 0 and 1
-    zero_P = np.where(real_P, ~advantages_PN.any(axis=1), zero_advantage_rows[correct_P])
+    by_advantage_P = np.array([is_real(rewards_PN[[p]]) for p in range(len(groups))])
+    if masks_truncated:
+        by_advantage_P |= [any(group.truncated) for group in groups]
+    # the rows are those of a table for N rewards of 0 and 1
+    zero_P = np.where(by_advantage_P, ~advantages_PN.any(axis=1), zero_advantage_rows[correct_P])
     zero_P = zero_P | censored_P
     whole = [group for group, censored in zip(groups, censored_P, strict=True) if not censored]
     return {
-        "reward": float(np.nanmean(rewards_PN)),
+        "reward": mean(rewards_PN),
         "pass@k": float(pass_at_k(correct_P, n, k).mean()),
         "pass@k_high": float(pass_at_k(correct_P + missing_P, n, k).mean()),
         "pass@1_high": float((correct_P + missing_P).mean() / n),
@@ -181,7 +200,7 @@ def group_metrics(
         "censored_share": float(censored_P.mean()),
         "zero_advantage_share": float(zero_P.mean()),
         "effective_batch": int(np.count_nonzero(advantages_PN)),
-        "policy_entropy": float(sampled_entropy(groups).mean()),
+        "policy_entropy": mean(sampled_entropy(groups)),
         "wrong_distinct_share": wrong_distinct_share(whole, answer_of),
     }
 
@@ -212,8 +231,8 @@ def sampled_entropy(groups: Sequence[RolloutGroup]) -> np.ndarray:
 
     -log p of a sampled token is an unbiased estimate of the entropy of the distribution that it
     was drawn from (rollout temperature, top_p 1), so its mean over all tokens of N responses needs
-    no further pass through the model.
+    no further pass through the model. NaN for a prompt without a token.
     """
     return np.array(
-        [-np.mean(np.concatenate([r.logprobs for r in group.rollouts])) for group in groups]
+        [-mean(np.concatenate([r.logprobs for r in group.rollouts])) for group in groups]
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from passk_fast.advantage.registry import Estimator, check, find
 from passk_fast.advantage.table import advantages, dead_states, eta, table
-from passk_fast.config import AlgorithmConfig, ScheduleConfig
+from passk_fast.config import AlgorithmConfig, RolloutConfig, ScheduleConfig
 from passk_fast.errors import ConfigError
 from passk_fast.seeding import seed_for
 
@@ -121,6 +121,15 @@ class Schedule:
         assert entropy_P is not None, "an adaptive schedule needs the prompts' entropies"
         return highest(entropy_P, math.ceil(self._config.share * num_prompts - 1e-9))
 
+    def accepts(self, step: int, n: int) -> bool:
+        """Whether the estimators of a step can do with groups of n responses."""
+        try:
+            for stage in self.stages(step):
+                stage.zero_advantage_rows(n)
+        except ValueError:
+            return False
+        return True
+
     def _matched(self, own_PN: np.ndarray, rewards_PN: np.ndarray, seed: int) -> np.ndarray:
         """Scaled to the batch's sum of |A| under another estimator (the norm-matched control)."""
         algorithm = self._algorithm
@@ -143,6 +152,15 @@ class Schedule:
             return np.where(low, zero[0], zero[1])
         everywhere: np.ndarray = np.all(zero, axis=0)
         return everywhere
+
+    def check_rollout(self, rollout: RolloutConfig) -> None:
+        """ConfigError where early stop, dynamic sampling or masks do not go with the schedule."""
+        if rollout.early_stop:
+            self.check_early_stop()
+        if rollout.dynamic_sampling > 1:
+            self.check_separate_groups("rollout.dynamic_sampling")
+        if rollout.truncated == "mask":
+            self.check_separate_groups("rollout.truncated = 'mask'")
 
     def check_early_stop(self) -> None:
         """ConfigError unless a group's own count alone says when its sampling may stop."""
@@ -170,8 +188,8 @@ class Schedule:
                 "a gradient until its last response is known."
             )
 
-    def check_dynamic_sampling(self) -> None:
-        """ConfigError unless a group's advantages depend on that group alone."""
+    def check_separate_groups(self, setting: str) -> None:
+        """ConfigError, naming the setting, unless a group's advantages depend on it alone."""
         algorithm, why = self._algorithm, ""
         if algorithm.flip_negatives > 0:
             why = "algorithm.flip_negatives: noise is sampled for the batch as a whole"
@@ -182,7 +200,7 @@ class Schedule:
         elif any("seed" in find(stage.estimator).options for stage in self._stages):
             why = "a bootstrap estimator: its random groups depend on the place in the batch"
         if why:
-            raise ConfigError(f"rollout.dynamic_sampling does not go with {why}.")
+            raise ConfigError(f"{setting} does not go with {why}.")
 
     def lr_scale(self, step: int) -> float:
         """Factor of the learning rate at a step; 1 unless scale_lr is on."""

@@ -14,12 +14,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
-from passk_fast.errors import ConfigError, ExitCode, LostRankError
+from passk_fast.argument_parser import Parser
+from passk_fast.cluster import torchrun
+from passk_fast.errors import ConfigError, LostRankError
 
 MODULES = {
     "train": "passk_fast.commands.train",
@@ -37,7 +38,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         ConfigError: no command word, an unknown one, or a rendezvous that is not HOST:PORT.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="passk-fast launch",
         description=(__doc__ or "").splitlines()[0],
         usage="passk-fast launch --nodes N --nproc N --rendezvous HOST:PORT [options] "
@@ -117,11 +118,6 @@ def environment(address: str, nproc: int) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
-def exit_code(codes: Iterable[int]) -> int:
-    """One code of the workers': the first that one of them chose; all killed is a lost rank."""
-    return next((code for code in codes if code > 0), int(ExitCode.LOST_RANK))
-
-
 def _forward(number: int, frame: object) -> None:
     """Hand a signal to the workers, and wait on: they save, and leave with a code."""
     for child in psutil.Process().children():
@@ -152,7 +148,7 @@ def _end_when_torchrun_hangs() -> None:
     for child in psutil.Process().children():
         child.kill()
     print("error: The rendezvous host does not answer; it is lost.", file=sys.stderr, flush=True)
-    os._exit(exit_code(codes))
+    os._exit(torchrun.exit_code(codes))
 
 
 def torchrun_arguments(options: argparse.Namespace, address: str, is_host: bool) -> list[str]:
@@ -193,8 +189,6 @@ def launch(arguments: list[str]) -> int:
             "finds it: give the address of a network interface."
         )
     os.environ.update(environment(address, options.nproc))
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -207,14 +201,10 @@ def launch(arguments: list[str]) -> int:
         *rest,
     ]
     try:
-        run.run(run.parse_args(command))
-    except ChildFailedError as error:
-        failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-        return exit_code(failure.exitcode for _, failure in failures)
+        return torchrun.run(command)
     except RendezvousError as error:
         raise LostRankError(
             f"The {options.nodes} hosts did not meet at {options.rendezvous}, or the host there "
             f"was lost ({error}). If no rank has started: is the command running on all of them, "
             "does the address belong to one of them, and is the port open?"
         ) from None
-    return int(ExitCode.DONE)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from passk_fast.argument_parser import Parser
 from passk_fast.cluster.facts import Facts
 from passk_fast.versions import SWITCH, any_version_wanted, untested
 
@@ -37,7 +38,7 @@ class Limits:
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Limits]:
     """The options of `passk-fast preflight`, one for each bound of `Limits`."""
-    parser = argparse.ArgumentParser(prog="passk-fast preflight", allow_abbrev=False)
+    parser = Parser(prog="passk-fast preflight", allow_abbrev=False)
     parser.add_argument("--storage", default="runs", help="folder that all hosts must share")
     parser.add_argument("--storage-mib", type=int, default=256, help="written by each host")
     parser.add_argument("--send-mib", type=int, default=0, help="message; 0: 512, on CPU 64")

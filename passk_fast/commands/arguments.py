@@ -21,6 +21,17 @@ def take(arguments: list[str], name: str) -> str | None:
     return None
 
 
+def config_file(arguments: list[str], command: str) -> tuple[str, list[str]]:
+    """(configuration file, overrides); ConfigError with the usage where the file is missing."""
+    if not arguments or arguments[0].startswith("-"):
+        got = f", got {arguments[0]!r}" if arguments else ""
+        raise ConfigError(
+            f"usage: passk-fast {command} CONFIG [--key value ...]: the first argument must be the "
+            f"path of a TOML file{got}."
+        )
+    return arguments[0], arguments[1:]
+
+
 def positive(text: str, name: str) -> int:
     """The value of an option that counts something; ConfigError unless it is a positive number."""
     if not text.isdigit() or int(text) < 1:

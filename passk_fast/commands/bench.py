@@ -13,10 +13,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from passk_fast.commands.arguments import take
+from passk_fast.commands.arguments import config_file, take
 from passk_fast.commands.ranks import num_processes, start_ranks
 from passk_fast.config import RunConfig, require
-from passk_fast.errors import ConfigError, ExitCode
+from passk_fast.errors import ExitCode
 from passk_fast.process import own_rank, run_rank
 from passk_fast.versions import check_versions
 
@@ -28,12 +28,12 @@ def command(arguments: list[str]) -> ExitCode:
     """Check the configuration and start the ranks."""
     from passk_fast.commands.check_run import check_run
     from passk_fast.config.file import load_config
+    from passk_fast.config.layers import placed
 
     out, wanted = take(arguments, "--out"), take(arguments, "--nproc")
-    if not arguments or arguments[0].startswith("-"):
-        raise ConfigError("usage: passk-fast bench CONFIG [--out FILE] [--nproc N] [--key value]")
+    path, overrides = config_file(arguments, "bench")
     check_versions(warn=False)
-    config = load_config(arguments[0], arguments[1:])
+    config = load_config(path, overrides)
     require(
         not config.rollout.dedicated_ranks,
         "passk-fast bench times the phases of ranks that both train and sample, one after the "
@@ -43,12 +43,12 @@ def command(arguments: list[str]) -> ExitCode:
     if config.bench.random_weights:
         config.parallel.data(processes)
     else:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, placed(path, overrides):
             check_run(replace(config, output_dir=str(Path(folder) / "run")), processes)
     if out:
         os.environ[_OUT] = str(Path(out).resolve())
     returned = start_ranks(processes, "passk_fast.commands.bench", arguments)
-    return ExitCode.DONE if returned == 0 else ExitCode.LOST_RANK
+    return ExitCode(returned) if returned in set(ExitCode) else ExitCode.LOST_RANK
 
 
 def run(config: RunConfig) -> ExitCode:
@@ -62,6 +62,7 @@ def run(config: RunConfig) -> ExitCode:
     from passk_fast.actor.mesh import make_mesh
     from passk_fast.commands.bench_steps import as_text, measure
     from passk_fast.process_group import pick_device, start_process_group
+    from passk_fast.report.records import plain
 
     device, rank = pick_device(config.device), own_rank()
     start_process_group(device, config.timeout_s)
@@ -73,7 +74,7 @@ def run(config: RunConfig) -> ExitCode:
         shutil.rmtree(config.output_dir)
         print(as_text(result), flush=True)
         if out := os.environ.get(_OUT):
-            Path(out).write_text(json.dumps(result, indent=1) + "\n")
+            Path(out).write_text(json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
     return ExitCode.DONE
 
 

@@ -7,6 +7,7 @@ of training and the peak that a large matrix product reaches on this device in t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +33,6 @@ from passk_fast.provenance import cpu_name, versions
 from passk_fast.rollout.engine_protocol import Engine
 from passk_fast.run.build import build_run, model_folder
 from passk_fast.run.colocated_engines import ColocatedEngines
-from passk_fast.run.guards import CHECKED_STEPS
 from passk_fast.run.loop import Trainer
 from passk_fast.run.parts import Records, make_trainer, never, no_checkpoint, no_evaluation
 from passk_fast.tasks import PromptOrder
@@ -54,7 +54,8 @@ class BenchResult(TypedDict):
     response_tokens_per_s: float
     informative_groups_per_s: float
     trained_layer_tokens_per_s: float
-    """Tokens through the layers, per second of training; the three above: of a whole step."""
+    """Tokens through the layers, per second of training; the three above: of a whole step. Medians
+    are over the steps that know the number: the others trained nothing. NaN where none does."""
     zero_advantage_share: float
     aborted_share: float
     saved_by_skipping: float
@@ -106,7 +107,7 @@ def _trainer(config: RunConfig, mesh: Mesh) -> tuple[Trainer, Actor]:
         tokenizer,
         prompts(count, tokens, actor.shape.vocab, config.seed),
         PromptOrder(count, config.data.seed),
-        checked_steps=CHECKED_STEPS if bench.decode else 0,
+        checks_logprobs=bench.decode,
     )
     return trainer, actor
 
@@ -167,6 +168,12 @@ def seconds_of(record: Mapping[str, object], phase: str) -> float:
     return float(times.get(phase, 0.0))
 
 
+def _median(values: Sequence[float]) -> float:
+    """The median of the values that are not NaN; NaN where there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return median(known) if known else math.nan
+
+
 def _work(record: Mapping[str, object]) -> Work:
     work = record["work"]
     assert isinstance(work, dict)
@@ -182,15 +189,14 @@ def _result(
 ) -> BenchResult:
     step_s = median(seconds_of(r, "total") for r in records)
     breakdown = {p: median(seconds_of(r, p) for r in records) for p in PHASES}
-    train_s = [max(1e-9, seconds_of(r, "train")) for r in records]
-    work = [_work(r) for r in records]
-    train_flops = [flops.train(w) for w in work]
+    trained = [(w, seconds_of(r, "train")) for r in records if (w := _work(r)).tokens]
+    flops_per_s = [flops.train(w) / s for w, s in trained]
 
     def per_second(name: str) -> float:
         return median(number(r, name) / seconds_of(r, "total") for r in records)
 
     def share(name: str) -> float:
-        return median(number(r, name) for r in records)
+        return _median([number(r, name) for r in records])
 
     return BenchResult(
         step_s=step_s,
@@ -199,7 +205,7 @@ def _result(
         prompt_tokens_per_s=per_second("prompt_tokens"),
         response_tokens_per_s=per_second("response_tokens"),
         informative_groups_per_s=per_second("informative_groups"),
-        trained_layer_tokens_per_s=median(w.tokens / s for w, s in zip(work, train_s, strict=True)),
+        trained_layer_tokens_per_s=_median([w.tokens / s for w, s in trained]),
         zero_advantage_share=share("zero_advantage_share"),
         aborted_share=share("aborted_share"),
         saved_by_skipping=share("saved_by_skipping"),
@@ -207,10 +213,8 @@ def _result(
         padding_share=share("padding_share"),
         prefix_hit_rate=share("prefix_hit_rate"),
         matmul_peak_flops=peak,
-        train_flops=median(train_flops),
-        mfu=median(
-            f / s / peak / mesh.world_size for f, s in zip(train_flops, train_s, strict=True)
-        ),
+        train_flops=_median([flops.train(w) for w, _ in trained]),
+        mfu=_median([f / peak / mesh.world_size for f in flops_per_s]),
         ranks=mesh.world_size,
         device=_device_name(mesh.torch_device),
         versions=versions(_PACKAGES),
@@ -240,8 +244,14 @@ def _device_name(device: torch.device) -> str:
     return cpu_name()
 
 
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.1%}"
+
+
 def as_text(result: BenchResult) -> str:
     """The result in words, for a terminal."""
+    mfu, padding = _percent(result["mfu"]), _percent(result["padding_share"])
+    skipping, sharing = _percent(result["saved_by_skipping"]), _percent(result["saved_by_sharing"])
     lines = [
         f"step {result['step_s']:.3f} s on {result['ranks']} rank(s), {result['device']}",
         *(
@@ -252,12 +262,11 @@ def as_text(result: BenchResult) -> str:
         f"{result['response_tokens_per_s']:,.0f} (whole step, unpadded); informative groups/s "
         f"{result['informative_groups_per_s']:.2f}",
         f"training  {result['trained_layer_tokens_per_s']:,.0f} tokens/s through the layers, MFU "
-        f"{result['mfu']:.1%} of the {result['matmul_peak_flops'] / 1e12:.3g} TFLOP/s that a large "
-        f"matrix product reaches, padding {result['padding_share']:.1%}",
-        f"saved     {result['saved_by_skipping']:.1%} of trained tokens by skipping zero-advantage "
-        f"sequences, {result['saved_by_sharing']:.1%} by shared prompts; "
-        f"{result['aborted_share']:.1%} of responses not finished by early stop; zero-advantage "
-        f"groups {result['zero_advantage_share']:.1%}",
-        f"prefix cache of vLLM: {result['prefix_hit_rate']:.1%} of prompt tokens",
+        f"{mfu} of the {result['matmul_peak_flops'] / 1e12:.3g} TFLOP/s that a large matrix "
+        f"product reaches, padding {padding}",
+        f"saved     {skipping} of trained tokens by skipping zero-advantage sequences, {sharing} "
+        f"by shared prompts; {result['aborted_share']:.1%} of responses not finished by early "
+        f"stop; zero-advantage groups {result['zero_advantage_share']:.1%}",
+        f"prefix cache of vLLM: {_percent(result['prefix_hit_rate'])} of prompt tokens",
     ]
     return "\n".join(lines)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+
+import psutil
 
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import ParallelConfig, RunConfig, require
@@ -16,7 +19,12 @@ from passk_fast.model.config_json import read_config, read_json
 from passk_fast.model.divisibility import check_engine_ranks, check_fits
 from passk_fast.model.shape import ModelShape
 from passk_fast.tasks.dataset import load_prompts
+from passk_fast.tasks.puzzles import check_puzzles
 from passk_fast.tasks.registry import check_binary, find_task
+from passk_fast.weights.folder_check import check_tensors
+
+_GPU_FILES = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
+"""One of them is there where a driver is loaded; the last one is WSL's."""
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
@@ -28,13 +36,11 @@ def check_run(config: RunConfig, world_size: int) -> None:
         DiskError: the output folder cannot be written.
     """
     _check_trainer_ranks(config, world_size)
+    _check_machine(config)
     engine_ranks = config.rollout.dedicated_ranks or world_size
     check_engine_ranks(engine_ranks, config.rollout.tensor, "rollout ranks")
     schedule = Schedule(config.algorithm, config.seed)  # raises for a stage that is refused
-    if config.rollout.early_stop:
-        schedule.check_early_stop()
-    if config.rollout.dynamic_sampling > 1:
-        schedule.check_dynamic_sampling()
+    schedule.check_rollout(config.rollout)
     if config.model.path:
         shape, source = _read_model_folder(Path(config.model.path)), "model.path"
     else:
@@ -43,6 +49,22 @@ def check_run(config: RunConfig, world_size: int) -> None:
     shape.check_routing_replay(config.algorithm.routing_replay)
     _check_data(config)
     _check_output(config)
+
+
+def _check_machine(config: RunConfig) -> None:
+    """A GPU where one is asked for; on a CPU memory for one engine's cache at least."""
+    has_gpu = any(Path(name).exists() for name in _GPU_FILES) or shutil.which("nvidia-smi")
+    require(
+        config.device != "cuda" or bool(has_gpu),
+        "device = 'cuda', but this machine has no NVIDIA driver. Set device = 'auto' or 'cpu', or "
+        "start on a machine with a GPU.",
+    )
+    total_gib = psutil.virtual_memory().total / 2**30
+    require(
+        bool(has_gpu) or config.rollout.kv_cache_gib < total_gib,
+        f"rollout.kv_cache_gib must be below this machine's memory of {total_gib:.0f} GiB, got "
+        f"{config.rollout.kv_cache_gib}.",
+    )
 
 
 def _check_trainer_ranks(config: RunConfig, world_size: int) -> None:
@@ -74,7 +96,11 @@ def check_evaluation(config: RunConfig, model: Path, world_size: int) -> None:
 
 def _read_model_folder(folder: Path) -> ModelShape:
     """The folder's model, after checking that weights and a tokenizer fit to its config.json."""
-    require(folder.is_dir(), f"model.path: {folder} is not a folder.")
+    require(
+        folder.is_dir(),
+        f"model.path: {folder} is not a folder. It must be a Hugging Face model folder on this "
+        "machine, written out in full; `hf download NAME --local-dir FOLDER` makes one.",
+    )
     require((folder / "config.json").is_file(), f"model.path: {folder} has no config.json.")
     fields = read_config(folder)
     require(
@@ -87,7 +113,7 @@ def _read_model_folder(folder: Path) -> ModelShape:
         for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     )
     require(has_tokenizer, f"model.path: {folder} has no tokenizer (tokenizer.json).")
-    require(any(folder.glob("*.safetensors")), f"model.path: {folder} holds no *.safetensors file.")
+    check_tensors(folder, shape)
     _check_vocabulary(folder, shape)
     return shape
 
@@ -123,11 +149,15 @@ def _check_data(config: RunConfig) -> None:
         if path and not Path(path).exists():
             raise DataError(f"{path}: no such file or folder (data.{name}).")
     if data.verifier:
-        find_task(data.verifier, data)
+        try:
+            find_task(data.verifier, data)
+        except ConfigError as error:
+            raise ConfigError(f"data.verifier: {error}") from error
     if config.rollout.early_stop:
         rows = [] if data.verifier or not data.train else load_prompts(data.train, data)
         names = {prompt.task: None for prompt in rows} or [data.verifier or data.generate]
         check_binary(names, data)
+    check_puzzles(data)
     require(
         not (data.train and config.warm_start.steps),
         f"warm_start.steps = {config.warm_start.steps} needs generated mazes, whose solutions are "
@@ -142,11 +172,16 @@ def _check_data(config: RunConfig) -> None:
 
 
 def _check_output(config: RunConfig) -> None:
+    cache = Path(config.warm_start.cache_dir)
+    if config.warm_start.steps and cache.exists() and not cache.is_dir():
+        raise DiskError(f"warm_start.cache_dir: {cache} is a file; name a folder.")
     folder = Path(config.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DiskError(f"output_dir: {folder} cannot be made: {error.strerror}.") from None
+        raise DiskError(
+            f"output_dir: {folder} cannot be made: {error.strerror}. Name another folder."
+        ) from None
     if not os.access(folder, os.W_OK):
         raise DiskError(f"output_dir: {folder} cannot be written.")
     previous = folder / "config.toml"

@@ -2,67 +2,85 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
+from passk_fast.commands.arguments import take
 from passk_fast.config import ParallelConfig, RunConfig
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.process import quiet
 
 
 def command(arguments: list[str]) -> ExitCode:
-    """`RUN_OR_CHECKPOINT OUT`."""
+    """`RUN_OR_CHECKPOINT OUT [--dtype DTYPE]`."""
+    arguments = list(arguments)
+    dtype = take(arguments, "--dtype")
     if len(arguments) != 2:
-        raise ConfigError("usage: passk-fast convert RUN_OR_CHECKPOINT OUT")
+        raise ConfigError(
+            "usage: passk-fast convert RUN_OR_CHECKPOINT OUT [--dtype float32|bfloat16|float16]"
+        )
     quiet()
-    print(f"Wrote {convert(arguments[0], arguments[1])}")
+    print(f"Wrote {convert(arguments[0], arguments[1], dtype)}")
     return ExitCode.DONE
 
 
-def convert(source: str, out: str) -> Path:
+def convert(source: str, out: str, dtype: str | None = None) -> Path:
     """Write the checkpoint `source` (its folder, or a run folder: the newest good) to `out`.
 
-    Weights are written in the run's dtype, with its config and tokenizer files.
+    Weights are written in `dtype`, by default that of the run (model.dtype), beside the model's
+    config and tokenizer files and a model card (README.md) with the run's configuration.
+    config.json names the dtype written. The folder appears whole or not at all.
 
     Raises:
-        ConfigError: `source` is neither, or `out` exists and is not empty.
+        ConfigError: `source` is neither, `out` exists and is not empty, or no such dtype.
         CorruptCheckpointError: the checkpoint's files do not match its manifest.
+        DiskError: `out` cannot be written.
     """
     from passk_fast.actor.mesh import make_mesh
-    from passk_fast.actor.model import DTYPES, build_chunks
+    from passk_fast.actor.model import build_chunks
     from passk_fast.checkpoint import megatron as checkpoint
     from passk_fast.checkpoint.store import verify_checkpoint
+    from passk_fast.commands.model_card import model_card
     from passk_fast.config.file import load_config
     from passk_fast.model.shape import ModelShape
     from passk_fast.process_group import start_process_group
-    from passk_fast.weights.hf import write_folder
+    from passk_fast.weights.hf import check_new, dtype_of, whole_or_absent, write_folder
     from passk_fast.weights.megatron import Layout, full_tensors
     from passk_fast.weights.mesh import TrainerMesh
 
-    run, folder = _locate(Path(source))
+    if dtype is not None:
+        dtype_of(dtype)
+    run, folder = locate(Path(source))
     target = Path(out)
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} exists and is not empty; name a new folder.")
+    check_new(target)
     verify_checkpoint(folder)
-    config: RunConfig = replace(load_config(run / "config.toml"), parallel=ParallelConfig())
+    config: RunConfig = load_config(run / "config.toml")
+    alone = replace(config, parallel=ParallelConfig())
     shape = ModelShape.read(run / "model")
     start_process_group("cpu", 600)
-    mesh = make_mesh(config.parallel, "cpu")
+    mesh = make_mesh(alone.parallel, "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chunks = build_chunks(shape, config, mesh)
+        chunks = build_chunks(shape, alone, mesh)
         checkpoint.read_weights(chunks, folder, mesh.device)
-    write_folder(
-        full_tensors(chunks, Layout.of(shape, TrainerMesh(world=1), 0)),
-        target,
-        like=run / "model",
-        dtype=DTYPES[config.model.dtype],
-    )
+    dtype = dtype or config.model.dtype
+    with whole_or_absent(target) as staging:
+        write_folder(
+            full_tensors(chunks, Layout.of(shape, TrainerMesh(world=1), 0)),
+            staging,
+            like=run / "model",
+            dtype=dtype_of(dtype),
+        )
+        (staging / "README.md").write_text(
+            model_card(config, _step(folder), dtype),
+            encoding="utf-8",
+        )
     return target
 
 
-def _locate(source: Path) -> tuple[Path, Path]:
+def locate(source: Path) -> tuple[Path, Path]:
     """(run folder, checkpoint folder) of a run folder or a checkpoint folder."""
     from passk_fast.checkpoint.store import CheckpointStore
 
@@ -75,3 +93,9 @@ def _locate(source: Path) -> tuple[Path, Path]:
     if (source / "state.json").is_file() and (run / "config.toml").is_file():
         return run, source
     raise ConfigError(f"{source} is neither a run folder nor a checkpoint of one.")
+
+
+def _step(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    step: int = json.loads((checkpoint / "state.json").read_text())["progress"]["step"]
+    return step

@@ -8,51 +8,64 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
-import numpy as np
-
-from passk_fast.advantage.metrics import evaluation, powers_of_two, wrong_distinct_share
 from passk_fast.commands.arguments import take
+from passk_fast.commands.evaluation_options import check_overrides, given_fields
+from passk_fast.commands.evaluation_record import (
+    EvaluationRecord,
+    Origin,
+    as_table,
+    task_record,
+)
 from passk_fast.commands.ranks import (
     code_of_ranks,
     leave_exit_code,
     num_processes,
     start_ranks,
 )
-from passk_fast.config import RunConfig
-from passk_fast.data.types import Prompt, RolloutGroup, SampleRequest
+from passk_fast.config import DataConfig, ParallelConfig, RunConfig
+from passk_fast.data.types import Prompt, SampleRequest
 from passk_fast.errors import ConfigError, DataError, ExitCode
 from passk_fast.process import own_rank, run_rank
 from passk_fast.versions import check_versions
 
+ALL_PROMPTS = sys.maxsize
+"""As eval.num_prompts."""
 
-class EvaluationRecord(TypedDict):
-    """What `passk-fast eval` writes: JSON values."""
 
-    model: str
-    temperature: float
-    top_p: float
-    seed: int
-    tasks: dict[str, dict[str, object]]
-    """Task -> `task_record`, with the number of "verifier_failures"."""
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the ranks are told: JSON values."""
+
+    config: str
+    """The TOML file."""
+    overrides: list[str]
+    model_dir: str
+    """Hugging Face folder to sample from."""
+    origin: Origin
+    samples: str
+    """As `parse_samples` takes it."""
+    by: str | None
+    """Column whose values are the parts to report, in place of the tasks' own."""
+    out: str
 
 
 def command(arguments: list[str]) -> ExitCode:
     """Find the model, start the ranks, and return the code that they left."""
     from passk_fast.commands.check_run import check_evaluation
-    from passk_fast.config.file import load_config
 
-    taken = {name: take(arguments, f"--{name}") for name in ("model", "samples", "out", "nproc")}
+    names = ("model", "samples", "out", "nproc", "by")
+    taken = {name: take(arguments, f"--{name}") for name in names}
     if not arguments or arguments[0].startswith("-"):
-        raise ConfigError("usage: passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...]")
+        raise ConfigError(
+            "usage: passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...] [--by COLUMN]"
+        )
     check_versions(warn=False)
-    config = load_config(arguments[0], arguments[1:])
-    every_rank_samples = replace(config.rollout, dedicated_ranks=0)
-    config = replace(config, rollout=every_rank_samples)
+    path, *overrides = arguments
+    config = evaluation_config(path, overrides)
     samples = taken["samples"] or ""
     parse_samples(samples)
     processes = num_processes(config, taken["nproc"])
@@ -60,15 +73,59 @@ def command(arguments: list[str]) -> ExitCode:
     if not out.parent.is_dir():
         raise ConfigError(f"command line: --out: {out.parent} is not a folder.")
     with tempfile.TemporaryDirectory(prefix="passk-fast-eval-") as scratch:
-        source = Path(taken["model"] or config.output_dir)
-        model = source if (source / "config.json").is_file() else Path(scratch) / "model"
-        if model != source:
-            _convert_in_subprocess(source, model)
+        model, origin = _find_model(taken["model"] or config.output_dir, Path(scratch) / "model")
         check_evaluation(config, model, processes)
-        own = [arguments[0], str(model), samples, str(out), scratch, *arguments[1:]]
+        request = Request(
+            config=path,
+            overrides=overrides,
+            model_dir=str(model),
+            origin=origin,
+            samples=samples,
+            by=taken["by"],
+            out=str(out),
+        )
+        own = [scratch, json.dumps(asdict(request))]
         returned = start_ranks(processes, "passk_fast.commands.evaluate", own)
         message = "A rank ended without saying why (killed, or out of memory)."
         return code_of_ranks(returned, Path(scratch), message)
+
+
+def evaluation_config(path: str, overrides: Sequence[str]) -> RunConfig:
+    """The configuration as an evaluation obeys it.
+
+    eval.num_prompts of the file is that of training: it counts only on the command line, else all
+    held-out prompts are taken (ALL_PROMPTS).
+
+    Raises:
+        ConfigError: as `load_config` and `check_overrides`.
+    """
+    from passk_fast.config.file import load_config
+
+    check_overrides(overrides)
+    config = load_config(path, overrides)
+    settings = config.eval
+    if "eval.num_prompts" not in given_fields(overrides):
+        settings = replace(settings, num_prompts=ALL_PROMPTS)
+    return replace(
+        config,
+        eval=settings,
+        parallel=ParallelConfig(),
+        rollout=replace(config.rollout, dedicated_ranks=0),
+        # Nothing is trained on what is sampled here.
+        algorithm=replace(config.algorithm, routing_replay="off"),
+    )
+
+
+def _find_model(source: str, scratch: Path) -> tuple[Path, Origin]:
+    """The Hugging Face folder to sample from, made in `scratch` where `source` is none."""
+    from passk_fast.commands.convert import locate
+
+    if (Path(source) / "config.json").is_file():
+        return Path(source), Origin(model=source, checkpoint=None, step=None)
+    run, checkpoint = locate(Path(source))
+    _convert_in_subprocess(checkpoint, scratch)
+    step = json.loads((checkpoint / "state.json").read_text())["progress"]["step"]
+    return scratch, Origin(model=str(run), checkpoint=str(checkpoint), step=step)
 
 
 def _convert_in_subprocess(source: Path, out: Path) -> None:
@@ -117,42 +174,8 @@ def by_task(
     return out
 
 
-def task_record(groups: Sequence[RolloutGroup], k: int) -> dict[str, object]:
-    """Pass@k of one task with intervals and errors, and how its responses spread.
-
-    Keys: those of `evaluation` (k is lowered to the number of responses where there are fewer),
-    "correct_histogram", "wrong_distinct_share" and "truncated_share".
-    """
-    from passk_fast.tasks import answer_of
-
-    n = len(groups[0].rewards)
-    correct_P = np.array([int((group.rewards == 1.0).sum()) for group in groups])
-    finished = [rollout.finished for group in groups for rollout in group.rollouts]
-    return {
-        **evaluation(correct_P, n, min(k, n)),
-        "reward": float(np.mean([group.rewards.mean() for group in groups])),
-        "correct_histogram": np.bincount(correct_P, minlength=n + 1).tolist(),
-        "wrong_distinct_share": wrong_distinct_share(groups, answer_of),
-        "truncated_share": 1.0 - float(np.mean(finished)),
-    }
-
-
-def as_table(record: EvaluationRecord) -> str:
-    """A table for people: a row per task, pass@k for all powers of two, errors in brackets."""
-    lines = [f"{record['model']}: temperature {record['temperature']:g}, top_p {record['top_p']:g}"]
-    for task, values in record["tasks"].items():
-        num_rollouts = values["rollouts"]
-        assert isinstance(num_rollouts, int), "as `task_record` says"
-        scores = "  ".join(
-            f"pass@{k} {values[f'pass@{k}']:.3f} ({values[f'pass@{k}_se']:.3f})"
-            for k in powers_of_two(num_rollouts)
-        )
-        lines.append(f"{task}, {values['prompts']} prompts x {num_rollouts}: {scores}")
-    return "\n".join(lines)
-
-
-def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) -> ExitCode:
-    """Sample and verify all held-out prompts; rank 0 writes `out`. A collective over all ranks."""
+def run(config: RunConfig, request: Request) -> ExitCode:
+    """Sample and verify the held-out prompts; rank 0 writes the record. A collective."""
     from passk_fast.rollout.vllm.start import prepare_environment
 
     prepare_environment()
@@ -167,15 +190,17 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
     from passk_fast.seeding import seed_for
     from passk_fast.tasks import Verifier, test_prompts
 
-    # Nothing is trained on what is sampled here.
-    config = replace(config, algorithm=replace(config.algorithm, routing_replay="off"))
-    settings = config.eval
-    tasks = by_task(test_prompts(config.data), samples, settings.num_rollouts)
+    settings, held_out = config.eval, test_prompts(config.data)
+    taken = held_out[: settings.num_prompts]
+    if request.by is not None and not any(request.by in prompt.columns for prompt in taken):
+        raise ConfigError(f"command line: --by: no held-out prompt has a column {request.by!r}.")
+    tasks = by_task(taken, parse_samples(request.samples), settings.num_rollouts)
+    part_of = partial(_part_of, config.data, request.by)
     device = pick_device(config.device)
     start_process_group(device, config.timeout_s)
     rank, world = dist.get_rank(), dist.get_world_size()
-    engine = make_engine(config, str(model_dir), rank=rank, world_size=world, device=device)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    engine = make_engine(config, request.model_dir, rank=rank, world_size=world, device=device)
+    tokenizer = AutoTokenizer.from_pretrained(request.model_dir)
     verifier = Verifier(config.data, always_process=config.rollout.verify_processes > 0)
     limit = config.rollout.max_verifier_failures
     failures = VerifierFailures(limit, prints=rank == 0)
@@ -192,23 +217,41 @@ def run(config: RunConfig, model_dir: Path, samples: dict[str, int], out: Path) 
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 pool=pool,
+                judge_truncated=config.rollout.truncated == "judge",
             )
             new = failures.check(stats, len(prompts) * num_rollouts)
-            records[task] = task_record(groups, config.algorithm.k)
+            records[task] = task_record(groups, config.algorithm.k, part_of)
             records[task]["verifier_failures"] = stats.verifier_failures
             if new:
                 records[task]["verifier_errors"] = new
     if rank == 0:
-        record = EvaluationRecord(
-            model=str(model_dir),
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=config.seed,
-            tasks=records,
-        )
-        _write(record, out)
+        _write(_record(config, request, len(held_out), records), Path(request.out))
     dist.barrier()
     return ExitCode.DONE
+
+
+def _part_of(config: DataConfig, by: str | None, prompt: Prompt) -> str:
+    from passk_fast.tasks import part_of
+
+    if by is None:
+        return part_of(prompt, config)
+    value = prompt.columns.get(by, "")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _record(
+    config: RunConfig, request: Request, held_out: int, tasks: dict[str, dict[str, object]]
+) -> EvaluationRecord:
+    return EvaluationRecord(
+        **request.origin,
+        config=request.config,
+        temperature=config.eval.temperature,
+        top_p=config.eval.top_p,
+        seed=config.seed,
+        truncated=config.rollout.truncated,
+        held_out_prompts=held_out,
+        tasks=tasks,
+    )
 
 
 def _write(record: EvaluationRecord, out: Path) -> None:
@@ -220,15 +263,13 @@ def _write(record: EvaluationRecord, out: Path) -> None:
 
 
 def main() -> None:
-    """One rank: `CONFIG MODEL SAMPLES OUT CODE_FOLDER [--key value ...]`, as `command` calls it."""
-    from passk_fast.config.file import load_config
-
-    path, model, samples, out, code_folder, *overrides = sys.argv[1:]
+    """One rank: `CODE_FOLDER REQUEST`, the second as JSON, as `command` calls it."""
+    code_folder, text = sys.argv[1:]
+    request = Request(**json.loads(text))
 
     def work() -> ExitCode:
         check_versions()
-        config = load_config(path, overrides)
-        return run(config, Path(model), parse_samples(samples), Path(out))
+        return run(evaluation_config(request.config, request.overrides), request)
 
     run_rank(work, partial(leave_exit_code, Path(code_folder), own_rank()))
 

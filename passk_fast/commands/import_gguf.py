@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from passk_fast.commands.arguments import take
-from passk_fast.errors import ConfigError, DiskError, ExitCode
+from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.process import quiet
 
 _USAGE = "usage: passk-fast import-gguf FILE OUT [--dtype float32|bfloat16|float16]"
@@ -35,41 +33,26 @@ def import_gguf(source: str | Path, out: str | Path, dtype: str = "float32") -> 
         ConfigError: the file is no GGUF, cannot be imported exactly, or `out` is not empty.
         DiskError: `out` cannot be written.
     """
-    import torch
-
     from passk_fast.model.gguf.config import config_json, generation_config_json
     from passk_fast.model.gguf.file import GgufFile
     from passk_fast.model.gguf.tokenizer import tokenizer_of
     from passk_fast.model.shape import ModelShape
     from passk_fast.weights.gguf import tensors
-    from passk_fast.weights.hf import write_folder
+    from passk_fast.weights.hf import check_new, dtype_of, whole_or_absent, write_folder
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise ConfigError(f"--dtype must be one of {', '.join(dtypes)}, got {dtype!r}.")
+    kind = dtype_of(dtype)
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists and is not an empty folder; name a new one.")
+    check_new(target)
     file = GgufFile(source)
     config = {**config_json(file), "dtype": dtype}
     shape = ModelShape.parse(config, str(source))
     tokenizer = tokenizer_of(file)
-    staging = target.with_name(f".{target.name}-{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            described = Path(scratch)
-            tokenizer.save_pretrained(described)
-            _write_json(described / "config.json", config)
-            _write_json(described / "generation_config.json", generation_config_json(file))
-            write_folder(tensors(file, shape), staging, like=described, dtype=dtypes[dtype])
-        if target.exists():
-            target.rmdir()
-        staging.rename(target)
-    except OSError as error:
-        raise DiskError(f"{target}: cannot be written: {error.strerror}.") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with whole_or_absent(target) as staging, tempfile.TemporaryDirectory() as scratch:
+        described = Path(scratch)
+        tokenizer.save_pretrained(described)
+        _write_json(described / "config.json", config)
+        _write_json(described / "generation_config.json", generation_config_json(file))
+        write_folder(tensors(file, shape), staging, like=described, dtype=kind)
     return target
 
 

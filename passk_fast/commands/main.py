@@ -17,6 +17,7 @@ COMMANDS = {
     "curves": "passk_fast.commands.curves",
     "convert": "passk_fast.commands.convert",
     "import-gguf": "passk_fast.commands.import_gguf",
+    "data": "passk_fast.commands.data",
     "check-reward": "passk_fast.commands.check_reward",
     "preflight": "passk_fast.commands.preflight",
     "launch": "passk_fast.commands.launch",
@@ -29,11 +30,12 @@ passk-fast {__version__}: train language models with Pass@k advantages
       Train on this machine. CONFIG is a TOML file; `--optim.lr 2e-4` overrides a field.
       `passk-fast train --help` lists all of them.
   passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...] [--out FILE] [--nproc N]
-                  [--key value ...]
-      Pass@k on all held-out prompts for every power of two, with standard errors; temperature and
-      top_p are eval.temperature (1.0) and eval.top_p (0.95). The model is the newest checkpoint of
-      the run folder, or FOLDER: a Hugging Face folder, a run or a checkpoint. --samples sets the
-      number of responses per prompt of a task (else eval.num_rollouts).
+                  [--by COLUMN] [--key value ...]
+      Pass@k on all held-out prompts for every power of two, with standard errors, by task and by
+      part of a task (the size of mazes, the category of puzzles, or the values of a COLUMN). The
+      model is the newest checkpoint of the run folder, or FOLDER: a Hugging Face folder, a run or a
+      checkpoint. --samples sets the responses per prompt of a task (else eval.num_rollouts).
+      Options that would change nothing are refused (docs/evaluation.md).
   passk-fast plan CONFIG --gpus N [--gpu h100|h200|b200] [--json FILE] [--key value ...]
       A run on paper, without a GPU: memory of every rank, time of a step, tokens/s. Refuses what
       does not fit and names the smallest change that does. An estimate (docs/plan.md).
@@ -46,6 +48,9 @@ passk-fast {__version__}: train language models with Pass@k advantages
       Write a run's newest checkpoint (or the checkpoint folder RUN) as a Hugging Face folder.
   passk-fast import-gguf FILE OUT [--dtype float32|bfloat16|float16]
       Write a GGUF file (llama.cpp) as a Hugging Face folder, for model.path (docs/real_model.md).
+  passk-fast data SET FOLDER [--key value ...] [--train FILE,...] [--test FILE,...]
+      The prompts of a published set-up (maze, maxrl_maze, enigmata, maths, math) as JSONL files for
+      data.train and data.test.
   passk-fast check-reward FILE:FUNCTION [--data ROWS.jsonl]
       Try a reward function of your own on ordinary and hostile outputs: what raised, was no reward,
       took long, was executed, or was rewarded wrongly (docs/rewards.md).

@@ -47,7 +47,7 @@ def num_processes(config: RunConfig, wanted: str | None) -> int:
 
 
 def start_ranks(processes: int, module: str, arguments: list[str]) -> int:
-    """Run `module` in ranks under torchrun and return torchrun's code, 0 or 1.
+    """Run `module` in ranks under torchrun and return their exit code.
 
     Signals that this process gets meanwhile are handed on.
     """
@@ -61,7 +61,7 @@ def start_ranks(processes: int, module: str, arguments: list[str]) -> int:
     command = [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "passk_fast.cluster.torchrun",
         "--standalone",
         f"--nproc-per-node={processes}",
         "-m",
@@ -86,7 +86,7 @@ def start_ranks(processes: int, module: str, arguments: list[str]) -> int:
 
 def code_of_ranks(returned: int, folder: Path, message: str) -> ExitCode:
     """The code that the ranks left in a folder; LostRankError with `message` where they failed
-    and left none. `returned` is torchrun's code."""
+    and left none. `returned` is the one of `start_ranks`."""
     code = read_exit_code(folder)
     if returned != 0 and code in (None, ExitCode.DONE):
         raise LostRankError(message)

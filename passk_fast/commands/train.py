@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from passk_fast.cluster.exit_code_file import clear_exit_code
-from passk_fast.commands.arguments import take
+from passk_fast.commands.arguments import config_file, take
 from passk_fast.commands.ranks import (
     code_of_ranks,
     leave_exit_code,
@@ -18,7 +18,7 @@ from passk_fast.commands.ranks import (
     start_ranks,
 )
 from passk_fast.config import RunConfig
-from passk_fast.errors import ExitCode, PasskError
+from passk_fast.errors import ExitCode
 from passk_fast.process import own_rank, run_rank
 from passk_fast.versions import check_versions
 
@@ -27,18 +27,21 @@ def command(arguments: list[str]) -> ExitCode:
     """Check the configuration, start the ranks, and return the code that they left."""
     from passk_fast.commands.check_run import check_run
     from passk_fast.config.file import dump_toml, help_text, load_config
+    from passk_fast.config.layers import placed
     from passk_fast.run.lock import is_owned, refuse_if_owned
 
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(help_text())
         return ExitCode.DONE
     check_versions(warn=False)
     dry_run = "--dry-run" in arguments
     arguments = [a for a in arguments if a != "--dry-run"]
     wanted = take(arguments, "--nproc")
-    config = load_config(arguments[0], arguments[1:])
+    path, overrides = config_file(arguments, "train")
+    config = load_config(path, overrides)
     processes = num_processes(config, wanted)
-    check_run(config, processes)
+    with placed(path, overrides):
+        check_run(config, processes)
     folder = Path(config.output_dir)
     refuse_if_owned(folder)
     if dry_run:
@@ -103,21 +106,20 @@ def main(arguments: list[str] | None = None) -> None:
     """One rank: parse `CONFIG --key value ...`, train, and leave."""
     from passk_fast.commands.check_run import check_run
     from passk_fast.config.file import load_config
+    from passk_fast.config.layers import placed
     from passk_fast.run.lock import RunLock
 
-    given, rank = sys.argv[1:] if arguments is None else arguments, own_rank()
+    given, rank = list(sys.argv[1:] if arguments is None else arguments), own_rank()
     folder: Path | None = None
     lock: RunLock | None = None
 
     def work() -> ExitCode:
         nonlocal folder, lock
-        if not given:
-            raise PasskError(
-                "usage: torchrun ... -m passk_fast.commands.train CONFIG [--key value ...]"
-            )
+        path, overrides = config_file(given, "train")
         check_versions()
-        config = load_config(given[0], given[1:])
-        check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
+        config = load_config(path, overrides)
+        with placed(path, overrides):
+            check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
         if rank == 0:
             lock = RunLock.take(Path(config.output_dir))
         folder = Path(config.output_dir)

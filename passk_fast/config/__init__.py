@@ -15,6 +15,7 @@ from passk_fast.config.data import (
     MazeConfig,
     PuzzlesConfig,
 )
+from passk_fast.config.logprob_gap import LogprobGapConfig
 from passk_fast.config.model import ModelConfig, ParallelConfig, ShapeConfig, WarmStartConfig
 from passk_fast.config.rollout import RolloutConfig
 from passk_fast.config.run import RunConfig
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "LogprobGapConfig",
     "MazeConfig",
     "ModelConfig",
     "OptimConfig",

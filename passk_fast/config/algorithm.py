@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from passk_fast.config.checks import require, require_not_negative, require_positive
+from passk_fast.config.checks import (
+    require,
+    require_finite,
+    require_not_negative,
+    require_positive,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         section = "algorithm.schedule"
+        require_finite(section, self)
         require_positive(section, patience=self.patience)
         require_not_negative(section, min_delta=self.min_delta)
         for name in ("share", "tau"):
@@ -72,10 +78,16 @@ class ScheduleConfig:
             "ks": ("phases", "plateau", "linear", "adaptive", "by_accuracy"),
             "steps": ("phases", "linear"),
             "repeat": ("phases",),
+            "metric": ("plateau",),
+            "patience": ("plateau",),
+            "min_delta": ("plateau",),
+            "share": ("adaptive",),
+            "tau": ("by_accuracy",),
         }
         for name, kinds in users.items():
             require(
-                not getattr(self, name) or self.kind in kinds,
+                getattr(self, name) == type(self).__dataclass_fields__[name].default
+                or self.kind in kinds,
                 f"{section}.{name} has no effect with kind = {self.kind!r}; it belongs to "
                 f"{', '.join(kinds)}.",
             )
@@ -176,7 +188,7 @@ class AlgorithmConfig:
     balance_bias_rate: float = 0.0
     """Step size of the router bias of a mixture of experts, which steers tokens to experts that get
     less than their share, without a loss term (docs/moe.md). It needs loss.tis_clip and
-    algorithm.max_logprob_gap, because the sampler does not know the bias. 0 turns it off."""
+    bounds in [logprob_gap], because the sampler does not know the bias. 0 turns it off."""
     loss_denominator: Literal["response_tokens", "informative_tokens", "sequences"] = (
         "response_tokens"
     )
@@ -198,13 +210,10 @@ class AlgorithmConfig:
     sends every token to the same experts (R3, arXiv 2510.11370); "measure" leaves the choice to the
     trainer's router. Both report `routing_differs`, the share of tokens and layers in which the two
     choices differ (docs/routing_replay.md)."""
-    max_logprob_gap: float = 0.0
-    """Bound on the largest |log-prob of the sampler - log-prob of the trainer| in the first step,
-    in nats; a larger gap stops the run. 0 takes the default of the data type and device: 1e-4 for
-    float32 on a CPU, 1e-2 for float32 on a GPU, 0.5 for bfloat16."""
 
     def __post_init__(self) -> None:
         n, k = self.num_rollouts, self.k
+        require_finite("algorithm", self)
         require(n >= 2, f"algorithm.num_rollouts (N) must be at least 2, got {n}.")
         require(
             1 <= k <= n, f"algorithm.k must be between 1 and algorithm.num_rollouts = {n}, got {k}."
@@ -274,10 +283,23 @@ class OptimConfig:
     leaves the weights unchanged."""
 
     def __post_init__(self) -> None:
+        require_finite("optim", self)
         require_positive("optim", lr=self.lr, eps=self.eps, max_bad_steps=self.max_bad_steps)
-        for name in ("beta1", "beta2", "min_lr_ratio"):
+        for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            require(0 <= value <= 1, f"optim.{name} must be in [0, 1], got {value}.")
+            require(0 <= value < 1, f"optim.{name} must be in [0, 1), got {value}.")
+        require(
+            0 <= self.min_lr_ratio <= 1,
+            f"optim.min_lr_ratio must be in [0, 1], got {self.min_lr_ratio}.",
+        )
+        require(
+            self.min_lr_ratio == 0 or self.schedule == "cosine",
+            f"optim.min_lr_ratio = {self.min_lr_ratio} has no effect with optim.schedule = "
+            f"{self.schedule!r}; it belongs to 'cosine'.",
+        )
         require_not_negative(
-            "optim", lr_warmup_steps=self.lr_warmup_steps, grad_clip=self.grad_clip
+            "optim",
+            lr_warmup_steps=self.lr_warmup_steps,
+            grad_clip=self.grad_clip,
+            weight_decay=self.weight_decay,
         )

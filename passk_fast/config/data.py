@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from passk_fast.config.checks import require, require_positive
+from passk_fast.config.checks import require, require_finite, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,10 @@ class MazeConfig:
     """Sizes of the held-out mazes, odd numbers from 5 to 21."""
     test_per_size: int = 100
     """Number of held-out mazes per size (75 of size 7 where this is 100, as in the paper)."""
+    fresh: bool = False
+    """Makes the training mazes of every step when the step asks for them, so that none is trained
+    on twice (small sizes run out: docs/maze.md). train_per_size then says only how many `--dry-run`
+    and other checks look at."""
     style: Literal["prose", "compact"] = "prose"
     """How a maze is written: "prose" with instructions and `<answer>` tags, as in the paper;
     "compact" with only the grid and the moves."""
@@ -37,6 +41,11 @@ class MazeConfig:
                     5 <= size <= 21 and size % 2 == 1,
                     f"data.maze.{name} must hold odd sizes from 5 to 21, got {size}.",
                 )
+            require(
+                len(set(sizes)) == len(sizes),
+                f"data.maze.{name} must name each size once, got {list(sizes)}; "
+                "train_per_size and test_per_size set how many mazes a size has.",
+            )
         require_positive(
             "data.maze", train_per_size=self.train_per_size, test_per_size=self.test_per_size
         )
@@ -105,10 +114,22 @@ class DataConfig:
     earlier responses. Above 0 it changes the distribution of training prompts."""
 
     def __post_init__(self) -> None:
+        require_finite("data", self)
         require(
             not self.verifier or bool(self.train or self.test),
             f"data.verifier = {self.verifier!r} judges the rows of data.train and data.test; set "
             "one of them. Generated prompts are judged by their own task.",
+        )
+        require(
+            not self.maze.fresh or (self.generate == "maze" and not self.train),
+            "data.maze.fresh makes mazes to train on, but they come from "
+            f"{'data.train' if self.train else 'data.generate = ' + repr(self.generate)}: set it "
+            "to false.",
+        )
+        require(
+            not (self.maze.fresh and self.curriculum),
+            f"data.curriculum = {self.curriculum} with data.maze.fresh: it learns from earlier "
+            "responses to a prompt, and no fresh maze comes twice. Set one of them to 0.",
         )
         require(
             0 <= self.curriculum <= 0.95,
@@ -123,7 +144,8 @@ class EvalConfig:
     every: int = 10
     """Steps between evaluations. 0 evaluates only before and after training."""
     num_prompts: int = 64
-    """Number of held-out prompts, taken from the beginning of the split."""
+    """Number of held-out prompts of an evaluation during training, taken from the beginning of the
+    split. `passk-fast eval` takes all of them, or as many as its command line says."""
     num_rollouts: int = 16
     """Number of responses per prompt; pass@k needs at least k of them."""
     temperature: float = 1.0
@@ -133,8 +155,11 @@ class EvalConfig:
     """Nucleus sampling (top-p) of `passk-fast eval`. Evaluations during training do not use it."""
 
     def __post_init__(self) -> None:
+        require_finite("eval", self)
         require(self.every >= 0, f"eval.every must be 0 or more, got {self.every}.")
-        require(self.temperature >= 0, f"eval.temperature must be 0 or more: {self.temperature}.")
+        require(
+            self.temperature >= 0, f"eval.temperature must be 0 or more, got {self.temperature}."
+        )
         require(0 < self.top_p <= 1, f"eval.top_p must be in (0, 1], got {self.top_p}.")
         require_positive("eval", num_prompts=self.num_prompts, num_rollouts=self.num_rollouts)
 
@@ -185,6 +210,7 @@ class BenchConfig:
     """Trains random weights, so that model.path needs only config.json. It needs decode = false."""
 
     def __post_init__(self) -> None:
+        require_finite("bench", self)
         require_positive("bench", steps=self.steps)
         require(self.warmup >= 0, f"bench.warmup must be 0 or more, got {self.warmup}.")
         require(0 <= self.accuracy <= 1, f"bench.accuracy must be in [0, 1], got {self.accuracy}.")

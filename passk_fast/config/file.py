@@ -1,36 +1,32 @@
 """Reads a run's configuration: strict TOML with one level of `base`, then the command line.
 
-Every error is a ConfigError that says `file:line: section.field: what`, with the nearest right name
-for a wrong one.
+Every error is a ConfigError that says `file:line: section.field: what` or `command line: ...`, with
+the nearest right name for a wrong one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import io
 import itertools
 import json
-import re
 import shutil
 import textwrap
-import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from passk_fast.config import RunConfig
+from passk_fast.config.fields import LARGEST_INTEGER, kind_of, nearest
+from passk_fast.config.layers import Layers, PlacedError, Table
 from passk_fast.config.renamed import RENAMED
 from passk_fast.errors import ConfigError
 
 T = TypeVar("T")
-Table = Mapping[str, object]
-"""A TOML table."""
-
 _FREE_FIELDS = (
     "output_dir",
     "steps",
@@ -41,6 +37,7 @@ _FREE_FIELDS = (
     "checkpoint.",
     "eval.",
     "bench.",
+    "logprob_gap.",
     "parallel.tensor",
     "parallel.pipeline",
     "parallel.virtual_pipeline",
@@ -70,93 +67,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: missing file, bad TOML, unknown key, wrong type, or a rule that is broken.
     """
-    file = Path(path)
-    values = _read(file)
-    if "base" in values:
-        base = file.parent / str(values.pop("base"))
-        below = _read(base)
-        if "base" in below:
-            raise ConfigError(f"{base}: a base file cannot have a base itself.")
-        _build(RunConfig, below, "", _Source(base))
-        values = _merge(below, values)
-    config = _build(RunConfig, values, "", _Source(file))
-    return apply_overrides(config, overrides) if overrides else config
+    layers = Layers.read(path, overrides)
+    return _build(RunConfig, layers.values, "", layers)
 
 
-def _read(file: Path) -> dict[str, object]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        match = re.search(r"at line (\d+)", str(error))
-        place = f"{file}:{match[1]}" if match else str(file)
-        raise ConfigError(f"{place}: not valid TOML: {error}") from None
-
-
-def _merge(below: Table, above: Table) -> dict[str, object]:
-    """`above` on top of `below`, table by table."""
-    out = dict(below)
-    for key, value in above.items():
-        under = out.get(key)
-        if isinstance(value, dict) and isinstance(under, dict):
-            value = _merge(under, value)
-        out[key] = value
-    return out
-
-
-class _Source:
-    """Finds the line of a field in a TOML file, for error messages."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._lines = file.read_text(encoding="utf-8").splitlines()
-
-    def place(self, field: str) -> str:
-        """`file:line` of "section.field", or the file alone where it is not written there."""
-        section, _, name = field.rpartition(".")
-        current = ""
-        for number, line in enumerate(self._lines, start=1):
-            header = re.match(r"\s*\[([\w.\-\" ]+)\]", line)
-            if header:
-                current = header[1].strip()
-                if current == field:
-                    return f"{self.file}:{number}"
-            key = re.match(r"\s*([\w.\-]+)\s*=", line)
-            if key and f"{current}.{key[1]}".lstrip(".") == field:
-                return f"{self.file}:{number}"
-            if key and current == section and key[1] == name:
-                return f"{self.file}:{number}"
-        return str(self.file)
-
-
-def _build(cls: type[T], values: Table, prefix: str, source: _Source) -> T:
+def _build(cls: type[T], values: Table, prefix: str, layers: Layers) -> T:
     """A dataclass from a TOML table; `prefix` ends with a dot below the top level."""
     hints = typing.get_type_hints(cls)
-    names = list(hints)
     arguments = {}
     for key, value in values.items():
         field = prefix + key
         if field in RENAMED:
-            raise ConfigError(f"{source.place(field)}: {field} is now called {RENAMED[field]}.")
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = (
-                f" Did you mean {prefix + near[0]!r}?" if near else f" Known: {', '.join(names)}."
-            )
-            raise ConfigError(f"{source.place(field)}: {field}: unknown key.{hint}")
-        arguments[key] = _convert(hints[key], value, field, source)
+            raise PlacedError(f"{layers.place(field)}: {field} is now called {RENAMED[field]}.")
+        if key not in hints:
+            near = " or ".join(map(repr, nearest(field)))
+            hint = f"Did you mean {near}?" if near else f"Known: {', '.join(hints)}."
+            raise PlacedError(f"{layers.place(field)}: {field}: unknown key. {hint}")
+        arguments[key] = _convert(hints[key], value, field, layers)
     try:
         return cls(**arguments)
+    except PlacedError:
+        raise
     except (ConfigError, ValueError) as error:
         text = _with_sections(str(error))
-        if text.startswith(("/", str(source.file))):
-            raise
-        named = re.search(r"[a-z_]+(\.[a-z_0-9]+)+|^[a-z_]+", text)
-        place = source.place(named[0].removeprefix("run.")) if named else str(source.file)
-        raise ConfigError(f"{place}: {text}") from None
+        raise PlacedError(f"{layers.place_of_text(text)}: {text}") from None
 
 
 def _with_sections(text: str) -> str:
@@ -167,82 +101,49 @@ def _with_sections(text: str) -> str:
     return text
 
 
-def _convert(hint: object, value: object, field: str, source: _Source) -> object:
+def _convert(hint: object, value: object, field: str, layers: Layers) -> object:
     """`value` of a TOML file as the type of a field."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise _wrong(field, "a table", value, source)
-        return _build(hint, value, field + ".", source)
+            raise _wrong(field, "a table", value, layers)
+        return _build(hint, value, field + ".", layers)
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
-        allowed = typing.get_args(hint)
-        if value not in allowed:
-            raise _wrong(field, f"one of {', '.join(map(repr, allowed))}", value, source)
+        if type(value) is not str or value not in typing.get_args(hint):
+            raise _wrong(field, kind_of(hint), value, layers)
         return value
     if origin is tuple:
         (item, _) = typing.get_args(hint)
         if not isinstance(value, list):
-            raise _wrong(field, f"a list of {item.__name__}", value, source)
-        return tuple(_convert(item, entry, field, source) for entry in value)
+            raise _wrong(field, kind_of(hint), value, layers)
+        return tuple(_convert(item, entry, field, layers) for entry in value)
     if origin is dict:
         (_, item) = typing.get_args(hint)
         if not isinstance(value, dict):
-            raise _wrong(field, "a table", value, source)
+            raise _wrong(field, "a table", value, layers)
         return {
-            key: _convert(item, entry, f"{field}.{key}", source) for key, entry in value.items()
+            key: _convert(item, entry, f"{field}.{key}", layers) for key, entry in value.items()
         }
     assert not isinstance(origin, types.UnionType), "no unions in the configuration"
     assert isinstance(hint, type)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int and abs(value) > LARGEST_INTEGER:
+        raise _wrong(field, "a number of 64 bits", value, layers)
+    if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise _wrong(field, hint.__name__, value, source)
+        raise _wrong(field, kind_of(hint), value, layers)
+    if isinstance(value, str) and "\0" in value:
+        raise _wrong(field, "text without NUL characters", value, layers)
     return value
 
 
-def _wrong(field: str, wanted: str, value: object, source: _Source) -> ConfigError:
+def _wrong(field: str, wanted: str, value: object, layers: Layers) -> ConfigError:
+    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
     kind = type(value).__name__
-    return ConfigError(
-        f"{source.place(field)}: {field}: must be {wanted}, got {value!r} of type {kind}."
-    )
+    return PlacedError(f"{layers.place(field)}: {field}: must be {wanted}, got {shown} ({kind}).")
 
 
-# ---- command line --------------------------------------------------------------------------------
-
-
-def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """`config` with tyro's flags on top; ConfigError instead of an exit for a bad one."""
-    import tyro
-
-    known = dict(flatten(config))
-    for flag in overrides:
-        name = flag[2:].split("=")[0].replace("-", "_").replace(".no_", ".")
-        name = name if name in known else name.removeprefix("no_")
-        if not flag.startswith("--") or name in known or name in ("help", "h"):
-            continue
-        if name in RENAMED:
-            new = RENAMED[name].replace("_", "-")
-            raise ConfigError(f"command line: {flag.split('=')[0]} is now called --{new}.")
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean --{near[0]}?" if near else ""
-        raise ConfigError(f"command line: {flag.split('=')[0]}: unknown option.{hint}")
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            made: RunConfig = tyro.cli(
-                RunConfig, args=list(overrides), default=config, prog="passk-fast train"
-            )
-            return made
-    except ConfigError as error:
-        raise ConfigError(f"command line: {error}") from None
-    except SystemExit as stop:
-        text = " ".join(re.sub(r"[─│╭╮╰╯]", " ", printed.getvalue()).split())
-        if stop.code in (0, None):
-            raise
-        # tyro puts a frame around a ValueError of a section's own rules.
-        ruled = re.search(r"Error parsing \w+: (PolicyLoss.+?) -{5,}", text)
-        text = _with_sections(ruled[1]) if ruled else text
-        raise ConfigError(f"command line: {text}") from None
+# ---- help ----------------------------------------------------------------------------------------
 
 
 def help_text(width: int | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from passk_fast.config.checks import require, require_positive
+from passk_fast.config.checks import require, require_finite, require_not_negative, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,11 @@ class ShapeConfig:
             self.num_heads % self.num_kv_heads == 0,
             f"model.shape.num_heads ({self.num_heads}) must be a multiple of "
             f"model.shape.num_kv_heads ({self.num_kv_heads}).",
+        )
+        require(
+            self.head_dim % 2 == 0,
+            f"model.shape.head_dim must be even, got {self.head_dim}: rotary embeddings turn "
+            "channels in pairs.",
         )
         self._check_experts()
 
@@ -98,7 +103,8 @@ class WarmStartConfig:
     """Folder that keeps warm-started models, keyed by everything that determines them."""
 
     def __post_init__(self) -> None:
-        require(self.steps >= 0, f"warm_start.steps must be 0 or more, got {self.steps}.")
+        require_finite("warm_start", self)
+        require_not_negative("warm_start", steps=self.steps, lr_warmup_steps=self.lr_warmup_steps)
         require_positive("warm_start", batch_size=self.batch_size, lr=self.lr)
 
 

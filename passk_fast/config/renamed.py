@@ -9,6 +9,7 @@ RENAMED = {
     "data.prefer_live": "data.curriculum",
     "algorithm.prune": "algorithm.skip_zero_advantage",
     "algorithm.max_dead_steps": "algorithm.max_zero_advantage_steps",
+    "algorithm.max_logprob_gap": "logprob_gap.max",
     "algorithm.importance_cap": "loss.tis_clip",
     "algorithm.clip_low": "loss.clip_low",
     "algorithm.clip_high": "loss.clip_high",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from passk_fast.config.checks import require, require_positive
+from passk_fast.config.checks import require, require_finite, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,11 @@ class RolloutConfig:
     """Longest prompt in tokens. A longer one is an error that names the prompt."""
     max_response_tokens: int = 512
     """Longest response in tokens, including the end token. A longer one is cut off."""
+    truncated: Literal["judge", "zero", "mask"] = "judge"
+    """What becomes of a response that is cut off. "judge": its verifier judges what there is of
+    it. "zero": its reward is 0, no verifier sees it. "mask": as "zero" in what is reported, but it
+    is not trained on, and the advantages of its group are those of the n' responses that ended;
+    where the estimator cannot do with n' (k above n'), the group has none (docs/operations.md)."""
     temperature: float = 1.0
     """Sampling temperature. The trainer's log-probs use the same one."""
     max_num_seqs: int = 256
@@ -69,6 +74,7 @@ class RolloutConfig:
     first weight synchronisation, after each one, or never."""
 
     def __post_init__(self) -> None:
+        require_finite("rollout", self)
         require_positive(
             "rollout",
             tensor=self.tensor,
@@ -105,8 +111,12 @@ class RolloutConfig:
             "both.",
         )
         require(
-            self.verify_processes >= 0,
-            f"rollout.verify_processes must be 0 or more, got {self.verify_processes}.",
+            0 <= self.verify_processes <= 1024,
+            f"rollout.verify_processes must be in [0, 1024], got {self.verify_processes}.",
+        )
+        require(
+            self.verify_timeout_s <= 86_400,
+            f"rollout.verify_timeout_s must be at most 86400, a day, got {self.verify_timeout_s}.",
         )
         require(
             0 <= self.max_verifier_failures <= 1,

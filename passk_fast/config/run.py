@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from passk_fast.config.algorithm import AlgorithmConfig, OptimConfig
-from passk_fast.config.checks import require, require_positive
+from passk_fast.config.checks import require, require_finite, require_positive
 from passk_fast.config.data import BenchConfig, CheckpointConfig, DataConfig, EvalConfig
+from passk_fast.config.logprob_gap import LogprobGapConfig
 from passk_fast.config.model import ModelConfig, ParallelConfig, WarmStartConfig
 from passk_fast.config.rollout import RolloutConfig
 from passk_fast.kernels.options import PolicyLoss
@@ -60,6 +61,8 @@ class RunConfig:
     loss: PolicyLoss = field(default_factory=PolicyLoss)
     """The token-level policy loss (docs/kernels.md): PPO clipping and clip-higher (DAPO), dual
     clip, CISPO, GSPO, REINFORCE, truncated importance sampling (TIS), KL and entropy terms."""
+    logprob_gap: LogprobGapConfig = field(default_factory=LogprobGapConfig)
+    """How far sampler and trainer may disagree."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -72,14 +75,22 @@ class RunConfig:
     """What `passk-fast bench` runs."""
 
     def __post_init__(self) -> None:
+        require_finite("", self)
         require_positive(
-            "run",
+            "",
             steps=self.steps,
             prompts_per_step=self.prompts_per_step,
             micro_batch_tokens=self.micro_batch_tokens,
             lm_head_loss_memory_gib=self.lm_head_loss_memory_gib,
             timeout_s=self.timeout_s,
             stop_grace_s=self.stop_grace_s,
+        )
+        for name in ("timeout_s", "stop_grace_s"):
+            value = getattr(self, name)
+            require(value <= 10**7, f"{name} must be at most 10000000 (116 days), got {value}.")
+        require(
+            bool(self.output_dir) and self.output_dir.isprintable(),
+            f"output_dir must be the path of a folder, got {self.output_dir!r}.",
         )
         require(
             self.prompts_per_step % self.algorithm.minibatches == 0,
@@ -133,10 +144,11 @@ class RunConfig:
         )
         require(
             self.algorithm.balance_bias_rate == 0
-            or (self.loss.tis_clip > 0 and self.algorithm.max_logprob_gap > 0),
+            or (self.loss.tis_clip > 0 and self.logprob_gap != LogprobGapConfig()),
             "algorithm.balance_bias_rate: the sampler does not know the router bias, so it routes "
             "tokens differently from the trainer. Set loss.tis_clip (2 is usual), which weights "
-            "tokens for it, and algorithm.max_logprob_gap to the gap that you accept.",
+            "tokens for it, and the gap that you accept: logprob_gap.max in float32, "
+            "logprob_gap.mean and at_quantile in bfloat16.",
         )
         require(
             self.loss.ratio == "token" or self.parallel.context == 1,
@@ -148,6 +160,12 @@ class RunConfig:
     def _check_early_stop(self) -> None:
         if not self.rollout.early_stop:
             return
+        require(
+            self.rollout.truncated != "mask",
+            "rollout.early_stop with rollout.truncated = 'mask': how many responses of a group "
+            "count is known when all have ended, so none can be stopped. Set rollout.early_stop = "
+            "false, or rollout.truncated = 'zero' or 'judge'.",
+        )
         require(
             self.skips_zero_advantage,
             "rollout.early_stop needs an update that zero-advantage groups play no part in: set "

@@ -58,6 +58,8 @@ class Rollout:
     logprobs: tuple[float, ...]
     """Log-probability of each token under the sampling policy (temperature applied), in nats."""
     text: str
+    """What is judged: all tokens but the end token, special ones and unused ids included
+    (`rollout.response_text`)."""
     finished: bool
     """False when the response was cut at the token limit."""
     routed_experts: Integer[np.ndarray, "tokens M K"] | None = field(
@@ -80,6 +82,11 @@ class RolloutGroup:
     rewards: Float64[np.ndarray, " N"]
     """Each in [0, 1], or NaN for a response that was not sampled to its end because the group was
     decided; that rollout has no tokens."""
+
+    @property
+    def truncated(self) -> tuple[bool, ...]:
+        """Which of the N responses were cut at the token limit."""
+        return tuple(bool(r.token_ids) and not r.finished for r in self.rollouts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,6 +202,7 @@ class Server:
             self._verify,
             pool=self._pool,
             zero_advantage_rows=None if rows is None else np.array(rows),
+            judge_truncated=self._config.rollout.truncated == "judge",
         )
         start = time.perf_counter()
         self.engine.stream(request.prompt_ids, tracker, seed=request.seed, prompt_keys=request.keys)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TypeGuard
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -34,12 +36,17 @@ def _rate(value: float) -> str:
     return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"
 
 
+def is_known(value: object) -> TypeGuard[float]:
+    """Whether a metric is a number: what is over nothing is NaN in a record, null in its file."""
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
 def _share(value: object) -> str:
-    return f"{value:.0%}" if isinstance(value, int | float) else "-"
+    return f"{value:.0%}" if is_known(value) else "-"
 
 
 def _number(value: object, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
+    return f"{value:.{digits}f}" if is_known(value) else "-"
 
 
 class Progress:

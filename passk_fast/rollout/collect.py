@@ -71,11 +71,13 @@ def collect_groups(
     top_p: float = 1.0,
     pool: VerifierPool | None = None,
     group: dist.ProcessGroup | None = None,
+    judge_truncated: bool = True,
 ) -> tuple[list[RolloutGroup], CollectStats]:
     """N verified responses to each of P prompts: the same list, in order, on every rank.
 
     All ranks call this together with the same request. `temperature` defaults to
     rollout.temperature. Ranks talk over `group` (all ranks of the world; None: the default group).
+    `judge_truncated` is that of `GroupTracker`.
     DataError, on all ranks alike, names a prompt that the tokenizer cannot encode or that is longer
     than rollout.max_prompt_tokens.
     """
@@ -88,6 +90,7 @@ def collect_groups(
         verify,
         pool=pool,
         zero_advantage_rows=request.zero_advantage_rows,
+        judge_truncated=judge_truncated,
     )
     begin = time.perf_counter()
     engine.stream(

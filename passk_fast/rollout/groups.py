@@ -58,6 +58,7 @@ class GroupTracker:
         pool: VerifierPool | None = None,
         zero_advantage_rows: np.ndarray | None = None,
         retries: int = 1,
+        judge_truncated: bool = True,
     ) -> None:
         """`zero_advantage_rows` is bool [N + 1]: the counts of correct responses at which every
         advantage is zero. A group that can only end at one of them is stopped, unless it has a
@@ -67,7 +68,8 @@ class GroupTracker:
         a group at once where that is wanted; with any other verifier, everything.
 
         A response whose verifier fails is sampled again, `retries` times per group at most;
-        further ones count as wrong.
+        further ones count as wrong. Without `judge_truncated` a response that was cut at the token
+        limit gets 0, and no verifier sees it.
         """
         count = len(prompts)
         self.prompts, self.num_rollouts = prompts, num_rollouts
@@ -86,6 +88,7 @@ class GroupTracker:
         them."""
         self._verify, self._pool = verify, pool
         self._zero_advantage_rows, self._retries = zero_advantage_rows, retries
+        self._judge_truncated = judge_truncated
         self._slot = {(p, n): n for p in range(count) for n in range(num_rollouts)}
         self._added = [0] * count
         self._running = set(self._slot)
@@ -113,7 +116,10 @@ class GroupTracker:
             p = key[0]
             self.rollouts[p][self._slot[key]] = rollout
             self._running.discard(key)
-            if self._wants_groups(p):
+            if not (rollout.finished or self._judge_truncated):
+                self.rewards[p, self._slot[key]] = 0.0
+                touched.add(p)
+            elif self._wants_groups(p):
                 self._held.setdefault(p, []).append(key)
             else:
                 self._submit([key], actions, touched)

@@ -105,7 +105,7 @@ def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Ru
     if config.loss.kl_coef > 0:
         actor.load_reference(model_dir)
     engines: Engines = remote or ColocatedEngines.of_run(config, mesh, model_dir, tokenizer)
-    order = PromptOrder(len(prompts), config.data.seed)
+    order = PromptOrder.of(prompts, config.data.seed)
     trainer = make_trainer(config, actor, engines, tokenizer, prompts, order, state=state)
     trainer = replace(
         trainer,

@@ -75,6 +75,7 @@ class ColocatedEngines:
             self._verify,
             pool=self._pool,
             group=self._group,
+            judge_truncated=self._config.rollout.truncated == "judge",
         )
 
     def weight_sync(self, actor: Actor) -> WeightSync:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from passk_fast.actor.actor import StepResult, WorstToken
+from passk_fast.actor.actor import StepResult
+from passk_fast.actor.logprob_gap import LogprobGap
+from passk_fast.advantage.metrics import mean
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Sequence
 from passk_fast.errors import DivergedError, NoSignalError
@@ -16,12 +17,6 @@ from passk_fast.run.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CHECKED_STEPS = 2
-"""On-policy steps of a process whose log-probs are compared: the first, and the first after a
-weight sync."""
-_LOGPROB_GAP = {("float32", "cpu"): 1e-4, ("float32", "cuda"): 1e-2}
-_LOGPROB_GAP_BF16 = 0.5
 
 
 class Guards:
@@ -34,13 +29,18 @@ class Guards:
         tokenizer: PreTrainedTokenizerBase,
         progress: Progress,
         *,
-        checked_steps: int = CHECKED_STEPS,
+        prints: bool = False,
+        checks_logprobs: bool = True,
     ) -> None:
         """`device` is "cpu" or "cuda"; `tokenizer` names the worst token; `progress` is counted
-        in. `checked_steps` of 0: the log-probs are no policy's."""
+        in. `prints`: whether this rank warns the user. `checks_logprobs` of False: the sampler's
+        log-probs are no policy's."""
         self._config, self._tokenizer, self._progress = config, tokenizer, progress
-        self._bound = logprob_bound(config, device)
-        self._unchecked = checked_steps
+        self._prints, self._checks_logprobs = prints, checks_logprobs
+        self._bounds, dtype = config.logprob_gap, config.model.dtype
+        self._decides, self._allowed = self._bounds.decides(dtype), self._bounds.allowed(dtype)
+        self._largest = self._bounds.largest(dtype, device)
+        self._warned_of = 0.0
 
     def check_advantages(self, batch: SampledBatch) -> None:
         """NoSignalError after algorithm.max_zero_advantage_steps steps of zero-advantage groups."""
@@ -49,7 +49,7 @@ class Guards:
         progress.zero_advantage_steps = 0 if informative else progress.zero_advantage_steps + 1
         if not limit or progress.zero_advantage_steps < limit:
             return
-        reward = float(np.nanmean([group.rewards for group in batch.groups]))
+        reward = mean([group.rewards for group in batch.groups])
         advice = (
             "Responses are nearly all wrong: warm-start the model, take easier prompts, or look at "
             "the samples for answers that the verifier does not recognise."
@@ -61,36 +61,12 @@ class Guards:
             f"(algorithm.max_zero_advantage_steps); the mean reward is {reward:.3g}. {advice}"
         )
 
-    def check_update(
-        self, result: StepResult, sequences: SequenceOf[Sequence], *, on_policy: bool
-    ) -> None:
-        """Count an optimizer step; DivergedError where it shows that something is wrong.
-
-        That is a rollout log-prob of `sequences` that the trainer does not share, looked for in
-        the first `checked_steps` steps that are on-policy (the weights are those that sampled) and
-        train tokens, or the last of optim.max_bad_steps steps with gradients that are not finite.
-        """
-        if self._unchecked and on_policy and result.sums["tokens"]:
-            self._check_logprobs(result.worst, sequences)
-            self._unchecked -= 1
-        self._count_gradient(result.applied)
-
-    def _check_logprobs(self, worst: WorstToken | None, sequences: SequenceOf[Sequence]) -> None:
-        if worst is None or worst.gap <= self._bound:
-            return
-        token = self._tokenizer.decode([worst.token])
-        raise DivergedError(
-            f"Rollout and trainer disagree: |difference of log-probs| is {worst.gap:.3g}, above "
-            f"{self._bound:.3g} (algorithm.max_logprob_gap). Worst token: {token!r} (id "
-            f"{worst.token}) at position {worst.position} of sequence {worst.sequence}, rollout "
-            f"{worst.rollout_logprob:.6f}, trainer {worst.trainer_logprob:.6f}, prompt of "
-            f"{sequences[worst.sequence].prompt_length} tokens."
-        )
-
-    def _count_gradient(self, is_finite: bool) -> None:
+    def check_update(self, result: StepResult) -> None:
+        """Count an optimizer step; DivergedError at the last of optim.max_bad_steps in a row with
+        gradients that are not finite."""
         progress, limit = self._progress, self._config.optim.max_bad_steps
-        progress.bad_steps = 0 if is_finite else progress.bad_steps + 1
-        progress.skipped_steps += not is_finite
+        progress.bad_steps = 0 if result.applied else progress.bad_steps + 1
+        progress.skipped_steps += not result.applied
         if progress.bad_steps >= limit:
             raise DivergedError(
                 f"{progress.bad_steps} optimizer steps in a row had a NaN or inf gradient "
@@ -98,9 +74,70 @@ class Guards:
                 "or look at the samples."
             )
 
+    def check_logprobs(self, gap: LogprobGap, sequences: SequenceOf[Sequence]) -> None:
+        """Compare the log-probs of a step that was sampled with the trainer's weights.
 
-def logprob_bound(config: RunConfig, device: str) -> float:
-    """The largest |rollout - trainer log-prob| in nats that the guard lets pass."""
-    if config.algorithm.max_logprob_gap > 0:
-        return config.algorithm.max_logprob_gap
-    return _LOGPROB_GAP.get((config.model.dtype, device), _LOGPROB_GAP_BF16)
+        `gap` is over all its minibatches, whose sequences are `sequences`. DivergedError at the
+        last of logprob_gap.bad_steps bad ones in a row; those before, and a largest gap that ends
+        nothing, are warned of.
+        """
+        if not self._checks_logprobs:
+            return
+        progress = self._progress
+        why = self._too_far(gap)
+        progress.bad_gap_steps = progress.bad_gap_steps + 1 if why else 0
+        told = f"Rollout and trainer disagree: {why or self._excess_of_largest(gap)}. "
+        told += self._in_words(gap, sequences)
+        if why and progress.bad_gap_steps >= self._allowed:
+            raise DivergedError(
+                f"{told} That is step {progress.bad_gap_steps} in a row, and "
+                f"{self._allowed} end the run (logprob_gap.bad_steps). They compute the model "
+                "differently, or the engine holds other weights: see 'Exactness checks' in "
+                "docs/operations.md."
+            )
+        if why:
+            self._warn(
+                f"{told} Step {progress.bad_gap_steps} in a row; {self._allowed} end the run."
+            )
+        elif gap.largest > max(self._largest, 2 * self._warned_of):
+            self._warned_of = gap.largest
+            self._warn(f"{told} This alone does not end the run.")
+
+    def _too_far(self, gap: LogprobGap) -> str:
+        """Which bounds that decide are passed, in words; empty where none is."""
+        bounds = self._bounds
+        if self._decides == "max":
+            return self._excess_of_largest(gap) if gap.largest > self._largest else ""
+        if self._decides == "never":
+            return ""
+        quantile, passed = gap.quantile(bounds.quantile), []
+        if gap.mean > bounds.mean:
+            passed.append(
+                f"the mean |difference of log-probs| is {gap.mean:.3g}, above {bounds.mean:.3g} "
+                "(logprob_gap.mean)"
+            )
+        if quantile > bounds.at_quantile:
+            passed.append(
+                f"the {bounds.quantile:.4g} quantile of |difference of log-probs| is "
+                f"{quantile:.3g}, above {bounds.at_quantile:.3g} (logprob_gap.at_quantile)"
+            )
+        return ", and ".join(passed)
+
+    def _excess_of_largest(self, gap: LogprobGap) -> str:
+        return (
+            f"the largest |difference of log-probs| is {gap.largest:.3g}, above "
+            f"{self._largest:.3g} (logprob_gap.max)"
+        )
+
+    def _in_words(self, gap: LogprobGap, sequences: SequenceOf[Sequence]) -> str:
+        worst = gap.worst
+        return (
+            f"Worst token: {self._tokenizer.decode([worst.token])!r} (id {worst.token}) at "
+            f"position {worst.position} of sequence {worst.sequence}, rollout "
+            f"{worst.rollout_logprob:.6f}, trainer {worst.trainer_logprob:.6f}, prompt of "
+            f"{sequences[worst.sequence].prompt_length} tokens; mean over tokens {gap.mean:.3g}."
+        )
+
+    def _warn(self, text: str) -> None:
+        if self._prints:
+            print(f"warning: {text}", file=sys.stderr, flush=True)

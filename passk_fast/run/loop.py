@@ -73,13 +73,16 @@ class Trainer:
             if not (evaluates or saves):  # both want the weights of this step alone
                 self.sampling.start_ahead(step)
 
-            self.engines.sleep()
+            trains = self.update.trains(batch)
+            if trains:
+                self.engines.sleep()
             update = self.update(batch, clock)
             self.sampling.wait(clock)
-            with clock.span("sync"):
-                self.sync()
+            if trains:  # if not, the engines have these weights
+                with clock.span("sync"):
+                    self.sync()
 
-            record = step_record(batch, update, self.schedule, progress, config.algorithm.k)
+            record = step_record(batch, update, self.schedule, progress, config)
             if failures:
                 record["verifier_errors"] = failures
             self.schedule.observe(record)

@@ -7,11 +7,11 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
-
 from passk_fast.actor.actor import StepResult
-from passk_fast.advantage.metrics import group_metrics
+from passk_fast.actor.logprob_gap import LogprobGap
+from passk_fast.advantage.metrics import group_metrics, mean, ratio
 from passk_fast.advantage.schedule import Schedule
+from passk_fast.config import RunConfig
 from passk_fast.data.types import PackedBatch, Sequence
 from passk_fast.kernels import TOKEN_METRICS
 from passk_fast.model.flops import Work
@@ -28,34 +28,47 @@ class UpdateReport:
     """What the update of one batch reports."""
 
     results: list[StepResult]
-    """Of each optimizer step."""
+    """Of each optimizer step; none of a minibatch in which nothing was trained."""
+    lr: float
+    """Learning rate of the last minibatch."""
+    gap: LogprobGap | None
+    """Between sampler and trainer; None where nothing was trained, or the batch is off-policy."""
     savings: Savings
 
 
 def step_record(
-    batch: SampledBatch, update: UpdateReport, schedule: Schedule, progress: Progress, k: int
+    batch: SampledBatch,
+    update: UpdateReport,
+    schedule: Schedule,
+    progress: Progress,
+    config: RunConfig,
 ) -> Record:
-    """What a step reports, without its times; `k` is that of "pass@k".
+    """What a step reports, without its times.
 
     `schedule` and `progress` are those of the step: neither counts it yet.
     """
     step = progress.step
     return {
         "step": step + 1,
-        **rollout_metrics(batch, schedule, step, k),
+        **rollout_metrics(batch, schedule, step, config),
         **sampling_metrics(batch),
-        **update_metrics(update.results),
+        **update_metrics(update),
+        "sampler_gap": gap_metrics(update.gap, config.logprob_gap.quantile, progress),
         "off_policy_steps": batch.off_policy_steps,
         "skipped_steps": progress.skipped_steps,
         **update.savings.record(),
     }
 
 
-def rollout_metrics(batch: SampledBatch, schedule: Schedule, step: int, k: int) -> Record:
+def rollout_metrics(
+    batch: SampledBatch, schedule: Schedule, step: int, config: RunConfig
+) -> Record:
     """`group_metrics`, and what the schedule says at the step (counted from 0)."""
     rows = schedule.zero_advantage_rows(step)
+    advantages_PN, k = batch.advantages_PN, config.algorithm.k
+    masks = config.rollout.truncated == "mask"
     return {
-        **group_metrics(batch.groups, batch.advantages_PN, rows, k, answer_of),
+        **group_metrics(batch.groups, advantages_PN, rows, k, answer_of, masks_truncated=masks),
         "k": schedule.stages(step)[0].k,
         "phase": schedule.phase(step),
         "lr_scale": schedule.lr_scale(step),
@@ -74,11 +87,11 @@ def sampling_metrics(batch: SampledBatch) -> Record:
     return {
         "prompt_tokens": sum(len(group.prompt_ids) for group in batch.groups),
         "response_tokens": int(sum(lengths)),
-        "response_length": float(np.mean(lengths)),
-        "truncated_share": 1.0 - float(np.mean([r.finished for r in whole])),
+        "response_length": mean(lengths),
+        "truncated_share": 1.0 - mean([r.finished for r in whole]),
         "verifier_failures": stats.verifier_failures,
         "aborted_share": stats.aborted / batch.advantages_PN.size,
-        "prefix_hit_rate": stats.cached_tokens / max(1, stats.prompt_tokens),
+        "prefix_hit_rate": ratio(stats.cached_tokens, stats.prompt_tokens),
         "sampled_prompts": len(batch.groups),
         "sampling_rounds": batch.rounds,
         "informative_groups": int(informative_P[: batch.end].sum()),
@@ -86,29 +99,45 @@ def sampling_metrics(batch: SampledBatch) -> Record:
     }
 
 
-def update_metrics(results: SequenceOf[StepResult]) -> dict[str, float]:
-    """Means over the tokens that were trained, of all optimizer steps of a batch."""
-    total = {key: sum(r.sums[key] for r in results) for key in results[0].sums}
-    tokens = max(1.0, total["tokens"])
+def update_metrics(update: UpdateReport) -> dict[str, float]:
+    """Means over the tokens that were trained, of all optimizer steps of a batch.
+
+    What is a mean or a largest value over no token is NaN, null in a record.
+    """
+    results = update.results
+    total = {key: sum(r.sums[key] for r in results) for key in (results[0].sums if results else ())}
+    tokens = total.get("tokens", 0.0)
     record: dict[str, float] = {}
     for metric in TOKEN_METRICS:
         if metric.kind in ("mean", "share"):
-            record[metric.label] = total[metric.name] / tokens
+            record[metric.label] = ratio(total.get(metric.name, 0.0), tokens)
         elif metric.kind == "largest":
-            record[metric.label] = max(r.sums[metric.name] for r in results)
-    record["loss"] = total["loss"] / len(results)
-    record["lr"] = results[-1].sums["lr"]
+            largest = max((r.sums[metric.name] for r in results), default=math.nan)
+            record[metric.label] = largest if tokens else math.nan
+    record["loss"] = ratio(total["loss"], len(results)) if tokens else math.nan
+    record["lr"] = update.lr
     norms = [r.grad_norm for r in results if math.isfinite(r.grad_norm)]
-    record["grad_norm"] = sum(norms) / len(norms) if norms else math.nan
+    record["grad_norm"] = ratio(sum(norms), len(norms))
     record["micro_batches"] = sum(r.micro_batches for r in results)
-    record["trained_tokens"] = int(total["tokens"])
+    record["trained_tokens"] = int(tokens)
     if "expert_layers" in total:
         record |= _expert_metrics(results, total)
     if "softmax_fallback_rows" in total:  # rows that took the fused head's slow path
         record["softmax_fallback_rows"] = int(total["softmax_fallback_rows"])
     if "routing_known" in total:  # tokens times mixture layers
-        record["routing_differs"] = total["routing_differs"] / max(1.0, total["routing_known"])
+        record["routing_differs"] = ratio(total["routing_differs"], total["routing_known"])
     return record
+
+
+def gap_metrics(gap: LogprobGap | None, quantile: float, progress: Progress) -> Record:
+    """The log-prob gap that [logprob_gap] bounds: mean, quantile and largest, NaN where there is
+    none, and the number of bad steps in a row."""
+    return {
+        "mean": gap.mean if gap else math.nan,
+        "quantile": gap.quantile(quantile) if gap else math.nan,
+        "max": gap.largest if gap else math.nan,
+        "bad_steps": progress.bad_gap_steps,
+    }
 
 
 def _expert_metrics(results: SequenceOf[StepResult], total: dict[str, float]) -> dict[str, float]:
@@ -116,11 +145,13 @@ def _expert_metrics(results: SequenceOf[StepResult], total: dict[str, float]) ->
     balancing loss of a layer without its coefficient."""
     layers = total["expert_layers"]
     record = {
-        "expert_imbalance": total["expert_peak_sum"] / layers,
-        "expert_imbalance_max": max(r.sums["expert_peak_max"] for r in results),
+        "expert_imbalance": ratio(total["expert_peak_sum"], layers),
+        "expert_imbalance_max": max(r.sums["expert_peak_max"] for r in results)
+        if layers
+        else math.nan,
     }
     if total["balance_loss_sum"]:
-        record["balance_loss"] = total["balance_loss_sum"] / layers
+        record["balance_loss"] = ratio(total["balance_loss_sum"], layers)
     return record
 
 
@@ -150,14 +181,15 @@ class Savings:
             self._real += batch.real_tokens
 
     def record(self) -> Record:
-        """Shares are of the tokens that training every sequence on its own would take."""
-        every, done = max(1, self._sampled.tokens), self._done.tokens
+        """Shares are of the tokens that training every sequence on its own would take; of none
+        they are NaN."""
+        every, done = self._sampled.tokens, self._done.tokens
         informative = self._informative.tokens
         return {
             "work": vars(self._done),
-            "saved_by_skipping": 1.0 - informative / every,
-            "saved_by_sharing": (informative - done) / every,
-            "padding_share": 1.0 - self._real / max(1, self._padded),
+            "saved_by_skipping": 1.0 - ratio(informative, every),
+            "saved_by_sharing": ratio(informative - done, every),
+            "padding_share": 1.0 - ratio(self._real, self._padded),
         }
 
 

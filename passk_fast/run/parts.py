@@ -11,7 +11,7 @@ from passk_fast.advantage.schedule import Schedule, ScheduleState
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Prompt, RolloutGroup
 from passk_fast.run.engines import Engines, WeightHandover
-from passk_fast.run.guards import CHECKED_STEPS, Guards
+from passk_fast.run.guards import Guards
 from passk_fast.run.loop import Trainer
 from passk_fast.run.metrics import Record
 from passk_fast.run.progress import Progress
@@ -54,12 +54,12 @@ def make_trainer(
     order: PromptOrder,
     *,
     state: RunState | None = None,
-    checked_steps: int = CHECKED_STEPS,
+    checks_logprobs: bool = True,
 ) -> Trainer:
     """A trainer that neither evaluates nor saves, and that reports to `Records`.
 
     `dataclasses.replace` gives it more. `state` is that of the checkpoint that the actor was loaded
-    from; `checked_steps` is that of `Guards`.
+    from; `checks_logprobs` is that of `Guards`.
     """
     progress, schedule = Progress(), Schedule(config.algorithm, config.seed)
     sampling = Sampling(config, engines, prompts, schedule, order)
@@ -68,15 +68,16 @@ def make_trainer(
         schedule.load_state_dict(state["schedule"])
         sampling.load_state_dict(state["sampling"])
     device = actor.mesh.device
-    guards = Guards(config, device, tokenizer, progress, checked_steps=checked_steps)
+    prints = actor.mesh.rank == 0
+    guards = Guards(
+        config, device, tokenizer, progress, prints=prints, checks_logprobs=checks_logprobs
+    )
     return Trainer(
         config=config,
         engines=engines,
         sampling=sampling,
         guards=guards,
-        verifier_failures=VerifierFailures(
-            config.rollout.max_verifier_failures, prints=actor.mesh.rank == 0
-        ),
+        verifier_failures=VerifierFailures(config.rollout.max_verifier_failures, prints=prints),
         update=PolicyUpdate(config, actor, schedule, guards, progress),
         sync=WeightHandover(engines, actor, config.rollout.verify_weights),
         evaluate=no_evaluation,

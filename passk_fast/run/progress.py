@@ -15,6 +15,8 @@ class Progress:
     """Optimizer steps tried so far: the position in the learning-rate schedule."""
     bad_steps: int = 0
     """Optimizer steps in a row whose gradient was not finite."""
+    bad_gap_steps: int = 0
+    """Steps in a row in which sampler and trainer disagreed more than [logprob_gap] allows."""
     skipped_steps: int = 0
     """All optimizer steps whose gradient was not finite."""
     zero_advantage_steps: int = 0

@@ -13,6 +13,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from passk_fast.advantage.masked import masked_advantages
 from passk_fast.advantage.metrics import sampled_entropy
 from passk_fast.advantage.noise import flip_negatives
 from passk_fast.advantage.schedule import Schedule, Stage
@@ -61,12 +62,10 @@ class Sampling:
         schedule: Schedule,
         order: PromptOrder,
     ) -> None:
-        """ConfigError where early stop or dynamic sampling does not go with the schedule."""
+        """ConfigError where rollout.* does not go with the schedule or the tasks."""
+        schedule.check_rollout(config.rollout)
         if config.rollout.early_stop:
-            schedule.check_early_stop()
             check_binary((prompt.task for prompt in prompts), config.data)
-        if config.rollout.dynamic_sampling > 1:
-            schedule.check_dynamic_sampling()
         self._config, self._engines, self._prompts = config, engines, prompts
         self._schedule, self._order = schedule, order
         self._share = InformativeShare()
@@ -140,6 +139,8 @@ class Sampling:
         if self._config.data.curriculum:
             for index, group in zip(batch.indices, batch.groups, strict=True):
                 tried = int(np.isfinite(group.rewards).sum())
+                if self._config.rollout.truncated == "mask":
+                    tried -= sum(group.truncated)
                 correct = int((group.rewards == 1.0).sum())
                 self._difficulty.observe(index, correct, tried, step + 1)
         self._state = self._current_state()
@@ -187,10 +188,14 @@ def group_advantages(
 ) -> np.ndarray:
     """What the schedule says about P groups of N responses at a step, float64 [P, N].
 
-    Groups that were stopped early have advantage zero. Noise rewards (algorithm.flip_negatives)
+    Groups that were stopped early have advantage zero, and with rollout.truncated = "mask"
+    responses that were cut (`masked_advantages`). Noise rewards (algorithm.flip_negatives)
     count here alone, not in what is recorded.
     """
     rewards_PN = np.stack([group.rewards for group in groups])
+    if config.rollout.truncated == "mask":
+        masked_PN = np.array([group.truncated for group in groups])
+        return masked_advantages(schedule, step, rewards_PN, masked_PN)
     stopped_P = np.isnan(rewards_PN).any(axis=1)
     rewards_PN[stopped_P] = 0.0  # any reward will do: a stopped group has no gradient
     if config.algorithm.flip_negatives > 0:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from passk_fast.actor.actor import Actor, StepResult
+from passk_fast.actor.logprob_gap import LogprobGap
 from passk_fast.actor.lr_schedule import learning_rate
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import RunConfig
@@ -43,25 +44,41 @@ class PolicyUpdate:
         self._guards, self._progress = guards, progress
 
     def __call__(self, batch: SampledBatch, clock: Clock) -> UpdateReport:
-        """algorithm.minibatches optimizer steps; phases "pack", "logprob" and "train".
+        """An optimizer step for each minibatch that has something to train; phases "pack",
+        "logprob" and "train".
 
-        DivergedError as `Guards.check_update`.
+        A minibatch without: no forward pass, and weights, moments and weight decay stay as they
+        are. The learning rate's schedule counts it. DivergedError as `Guards.check_update` and
+        `check_logprobs`, which sees the batches that the weights as they were before had sampled.
         """
         count = self._config.algorithm.minibatches
         savings, minibatches = Savings(), []
         for m in range(count):
             part = slice(batch.end * m // count, batch.end * (m + 1) // count)
             with clock.span("pack"):
-                sequences = to_sequences(batch.groups[part], batch.advantages_PN[part])
+                sequences = to_sequences(
+                    batch.groups[part],
+                    batch.advantages_PN[part],
+                    drop_truncated=self._config.rollout.truncated == "mask",
+                )
                 minibatch = self._pack(sequences, savings)
             with clock.span("logprob"):
                 minibatches.append(self._with_logprobs(minibatch))
-        results = []
         with clock.span("train"):
-            for m, minibatch in enumerate(minibatches):
-                on_policy = m == 0 and not batch.off_policy_steps
-                results.append(self._optimize(minibatch, on_policy=on_policy))
-        return UpdateReport(results=results, savings=savings)
+            results = [self._optimize(minibatch) for minibatch in minibatches]
+        gap = None if batch.off_policy_steps else self._checked_gap(minibatches, results)
+        return UpdateReport(
+            results=[result for result in results if result is not None],
+            lr=self._learning_rate(),
+            gap=gap,
+            savings=savings,
+        )
+
+    def trains(self, batch: SampledBatch) -> bool:
+        """Whether a batch has something to train; if not, its update leaves the weights alone."""
+        advantages_PN = batch.advantages_PN[: batch.end]
+        every = not self._config.skips_zero_advantage
+        return advantages_PN.size > 0 and (every or bool(advantages_PN.any()))
 
     def _pack(self, sequences: list[Sequence], savings: Savings) -> _Minibatch:
         algorithm = self._config.algorithm
@@ -70,33 +87,63 @@ class PolicyUpdate:
         trained = sequences
         if self._config.skips_zero_advantage:
             trained = [s for s in sequences if s.advantage != 0.0]
-        batches = self._actor.pack(trained)
+        batches = self._actor.pack(trained) if trained else []
         savings.count(sequences, trained, shared=self._config.share_prompts)
         savings.count_packed(batches)
         return _Minibatch(sequences=trained, denominator=denominator, batches=batches)
 
     def _with_logprobs(self, minibatch: _Minibatch) -> _Minibatch:
         """With the sampling policy's own log-probs, where earlier minibatches move the weights."""
+        if not minibatch.sequences:
+            return minibatch
         several = self._config.algorithm.minibatches > 1
         batches = self._actor.prepare(minibatch.batches, old_logprobs=several)
         return replace(minibatch, batches=batches)
 
-    def _optimize(self, minibatch: _Minibatch, *, on_policy: bool) -> StepResult:
-        config, progress = self._config, self._progress
-        total = config.steps * config.algorithm.minibatches
-        lr = learning_rate(config.optim, progress.optimizer_step, total)
-        lr *= self._schedule.lr_scale(progress.step)
+    def _optimize(self, minibatch: _Minibatch) -> StepResult | None:
+        """None where nothing is trained."""
+        self._progress.optimizer_step += 1
+        if not minibatch.sequences:
+            return None
         denominator = minibatch.denominator
-        result = self._actor.policy_step(minibatch.batches, denominator=denominator, lr=lr)
-        result.sums["lr"] = lr
+        result = self._actor.policy_step(
+            minibatch.batches, denominator=denominator, lr=self._learning_rate()
+        )
         result.sums["loss"] = result.sums["loss_sum"] / denominator
-        progress.optimizer_step += 1
-        self._guards.check_update(result, minibatch.sequences, on_policy=on_policy)
+        self._guards.check_update(result)
         return result
 
+    def _checked_gap(
+        self, minibatches: SequenceOf[_Minibatch], results: SequenceOf[StepResult | None]
+    ) -> LogprobGap | None:
+        """The log-prob gap of a step, over its minibatches; None where nothing was trained."""
+        sequences: list[Sequence] = []
+        gaps = []
+        for minibatch, result in zip(minibatches, results, strict=True):
+            if result is not None and result.gap is not None:
+                gaps.append(result.gap.behind(len(sequences)))
+            sequences += minibatch.sequences
+        gap = LogprobGap.merge(gaps)
+        if gap is not None:
+            self._guards.check_logprobs(gap, sequences)
+        return gap
 
-def to_sequences(groups: SequenceOf[RolloutGroup], advantages_PN: np.ndarray) -> list[Sequence]:
-    """P groups and their advantages [P, N] -> P * N sequences, in order."""
+    def _learning_rate(self) -> float:
+        """Of the optimizer step that was counted last."""
+        config, progress = self._config, self._progress
+        total = config.steps * config.algorithm.minibatches
+        lr = learning_rate(config.optim, progress.optimizer_step - 1, total)
+        return lr * self._schedule.lr_scale(progress.step)
+
+
+def to_sequences(
+    groups: SequenceOf[RolloutGroup], advantages_PN: np.ndarray, *, drop_truncated: bool = False
+) -> list[Sequence]:
+    """P groups and their advantages [P, N] -> P * N sequences, in order.
+
+    `drop_truncated` leaves out responses that were cut at the token limit: no term of the loss
+    and no denominator counts them.
+    """
     return [
         Sequence(
             token_ids=group.prompt_ids + rollout.token_ids,
@@ -106,7 +153,10 @@ def to_sequences(groups: SequenceOf[RolloutGroup], advantages_PN: np.ndarray) ->
             routed_experts=rollout.routed_experts,
         )
         for group, advantages_N in zip(groups, advantages_PN, strict=True)
-        for rollout, advantage in zip(group.rollouts, advantages_N, strict=True)
+        for rollout, advantage, cut in zip(
+            group.rollouts, advantages_N, group.truncated, strict=True
+        )
+        if not (cut and drop_truncated)
     ]
 
 

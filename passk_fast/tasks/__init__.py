@@ -3,7 +3,7 @@
 from passk_fast.tasks.dataset import load_prompts
 from passk_fast.tasks.order import PromptOrder
 from passk_fast.tasks.protocol import GeneratedTask, Task
-from passk_fast.tasks.registry import Verifier, answer_of, check_binary, find_task, verify
+from passk_fast.tasks.registry import Verifier, answer_of, check_binary, find_task, part_of, verify
 from passk_fast.tasks.splits import alphabet, fresh_solutions, test_prompts, train_prompts
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "find_task",
     "fresh_solutions",
     "load_prompts",
+    "part_of",
     "test_prompts",
     "train_prompts",
     "verify",

@@ -6,10 +6,11 @@ Mazes are trees carved by depth-first search, so exactly one simple path joins S
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,13 +19,16 @@ from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError
 from passk_fast.seeding import seed_for
 from passk_fast.tasks.answers import boxed, last_answer, tagged_answer
+from passk_fast.tasks.order import EndlessPrompts
 
 MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
 COMPACT_END = ">"
 """Ends a compact prompt; the response is the moves alone."""
 
-MAX_TRIES_IN_A_ROW = 2000
-"""After this many repeats in a row a size is taken to have no new maze left."""
+HELD_OUT_OF_256 = 36
+"""How many of 256 mazes are held out. It leaves 13 and 71 mazes of 5x5, 532 and 3,276 of 7x7."""
+MAX_TRIES_IN_A_ROW = 5000
+"""After this many mazes in a row that are not wanted a size is taken to have no new one left."""
 
 _PROSE = """\
 You are in a maze drawn as a text grid: `*` is a wall, `.` is free, `S` is the start and `E` is \
@@ -36,8 +40,8 @@ Think, then give the moves from S to E inside tags, for example <answer>UURD</an
 """
 
 
-def carve(size: int, rng: random.Random) -> tuple[str, str]:
-    """(grid text of `size` lines, its shortest solution). `size` is odd, 5 to 21."""
+def carve(size: int, rng: random.Random) -> str:
+    """A maze as text of `size` lines. `size` is odd, 5 to 21."""
     grid = [["*"] * size for _ in range(size)]
     grid[1][1] = "."
     stack = [(1, 1)]
@@ -59,8 +63,15 @@ def carve(size: int, rng: random.Random) -> tuple[str, str]:
     free = [(y, x) for y in range(size) for x in range(size) if grid[y][x] == "."]
     start, end = rng.sample(free, 2)
     grid[start[0]][start[1]], grid[end[0]][end[1]] = "S", "E"
-    lines = ["".join(row) for row in grid]
-    return "\n".join(lines), solve(lines)
+    return "\n".join("".join(row) for row in grid)
+
+
+def is_held_out(grid: str) -> bool:
+    """Whether a maze can only be a held-out one; all others can only be training mazes.
+
+    Its own text decides, so no settings, sizes, counts or seeds can bring the two together.
+    """
+    return hashlib.sha256(b"maze split:" + grid.encode()).digest()[0] < HELD_OUT_OF_256
 
 
 def _find(lines: list[str], symbol: str) -> tuple[int, int]:
@@ -153,28 +164,27 @@ def _lenient_moves(response: str) -> str:
 
 
 def distinct(
-    size: int, count: int, rng: random.Random, seen: set[str]
+    size: int, count: int, rng: random.Random, seen: set[str], *, held_out: bool
 ) -> Iterator[tuple[str, str]]:
-    """(grid, moves) of `count` mazes of one size, none of them in `seen`, which they are added to.
+    """(grid, moves) of `count` mazes of one size and one split, none of them in `seen`, which they
+    are added to.
 
     Raises:
-        ConfigError: there seem to be too few distinct mazes of this size.
+        ConfigError: there seem to be too few distinct mazes of this size in this split.
     """
-    misses = 0
-    excluded = sum(len(grid) == size * (size + 1) - 1 for grid in seen)
     for i in range(count):
-        grid, moves = carve(size, rng)
-        while grid in seen:
-            misses += 1
-            if misses > MAX_TRIES_IN_A_ROW:
-                raise ConfigError(
-                    f"data.maze: only {i} of {count} distinct {size}x{size} mazes were found "
-                    f"besides the {excluded} already taken; ask for fewer, or for larger ones."
-                )
-            grid, moves = carve(size, rng)
-        misses = 0
+        for _ in range(MAX_TRIES_IN_A_ROW):
+            grid = carve(size, rng)
+            if grid not in seen and is_held_out(grid) == held_out:
+                break
+        else:
+            split, field = ("held-out", "test") if held_out else ("training", "train")
+            raise ConfigError(
+                f"data.maze: only {i} of {count} distinct {size}x{size} mazes of the {split} split "
+                f"were found; lower data.maze.{field}_per_size, or take larger sizes."
+            )
         seen.add(grid)
-        yield grid, moves
+        yield grid, solve(grid.split("\n"))
 
 
 def held_out_count(config: MazeConfig, size: int) -> int:
@@ -199,70 +209,67 @@ class Maze:
         """The content of the last `<answer>` tag, without one the response."""
         return tagged_answer(response)
 
+    def part_of(self, prompt: Prompt) -> str:
+        """The maze's size, such as "9x9"; by columns and lines where they differ."""
+        lines = grid_of(prompt.text)
+        return f"{max(map(len, lines), default=0)}x{len(lines)}"
+
     def check_prompt(self, prompt: Prompt) -> None:
         """ValueError unless the prompt holds one maze with one S and one E."""
         grid = "".join(grid_of(prompt.text))
         if grid.count("S") != 1 or grid.count("E") != 1:
             raise ValueError("field 'prompt' holds no maze with one S and one E")
 
-    def _held_out(self) -> list[tuple[int, str, str]]:
-        """(size, grid, moves) of the test split; depends on `test_*` and the seed alone."""
-        rng = random.Random(seed_for(self.seed, "maze-test"))
-        seen: set[str] = set()
-        return [
-            (size, grid, moves)
-            for size in self.config.test_sizes
-            for grid, moves in distinct(size, held_out_count(self.config, size), rng, seen)
-        ]
-
     def _prompt(self, name: str, grid: str, moves: str) -> Prompt:
         text = render_prompt(self.config.style, grid)
         return Prompt(id=name, text=text, answer=moves, task=self.name)
 
     def test_prompts(self) -> list[Prompt]:
-        """Held-out mazes, all test sizes in turn."""
+        """Held-out mazes, all test sizes in turn; they depend on `test_*` and the seed alone."""
+        rng, seen = random.Random(seed_for(self.seed, "maze-test")), set[str]()
         by_size: dict[int, list[Prompt]] = {}
-        for i, (size, grid, moves) in enumerate(self._held_out()):
-            prompt = self._prompt(f"maze-test-{size}-{i}", grid, moves)
-            by_size.setdefault(size, []).append(prompt)
+        i = 0
+        for size in self.config.test_sizes:
+            count = held_out_count(self.config, size)
+            for grid, moves in distinct(size, count, rng, seen, held_out=True):
+                prompt = self._prompt(f"maze-test-{size}-{i}", grid, moves)
+                by_size.setdefault(size, []).append(prompt)
+                i += 1
         longest = max(len(prompts) for prompts in by_size.values())
         return [p[i] for i in range(longest) for p in by_size.values() if i < len(p)]
 
-    def train_prompts(self) -> list[Prompt]:
-        """Training mazes, none of them held out."""
-        seen = {grid for _, grid, _ in self._held_out()}
-        rng = random.Random(seed_for(self.seed, "maze-train"))
+    def train_prompts(self) -> Sequence[Prompt]:
+        """Training mazes; with `fresh` they are made when they are asked for."""
+        if self.config.fresh:
+            sizes = self.config.train_sizes
+            return EndlessPrompts(self._fresh, len(sizes) * self.config.train_per_size)
+        rng, seen = random.Random(seed_for(self.seed, "maze-train")), set[str]()
         mazes = [
             (size, grid, moves)
             for size in self.config.train_sizes
-            for grid, moves in distinct(size, self.config.train_per_size, rng, seen)
+            for grid, moves in distinct(size, self.config.train_per_size, rng, seen, held_out=False)
         ]
         return [
             self._prompt(f"maze-train-{size}-{i}", grid, moves)
             for i, (size, grid, moves) in enumerate(mazes)
         ]
 
-    def solutions(self, seed: int) -> Iterator[tuple[str, str]]:
-        """Endless (prompt, solution) texts of fresh mazes, none of them held out.
+    def _fresh(self, number: int) -> Prompt:
+        """Training maze `number` (from 0) of an endless row; sizes take turns."""
+        sizes = self.config.train_sizes
+        size = sizes[number % len(sizes)]
+        rng = random.Random(seed_for(self.seed, "maze-fresh", number))
+        ((grid, moves),) = distinct(size, 1, rng, set(), held_out=False)
+        return self._prompt(f"maze-fresh-{size}-{number}", grid, moves)
 
-        Raises:
-            ConfigError: the test split seems to hold every maze of a training size.
-        """
-        held_out = {grid for _, grid, _ in self._held_out()}
+    def solutions(self, seed: int) -> Iterator[tuple[str, str]]:
+        """Endless (prompt, solution) texts of fresh mazes, none of which can be held out."""
         rng = random.Random(seed_for(seed, "warm-start"))
         style = self.config.style
         while True:
             size = rng.choice(self.config.train_sizes)
-            for _ in range(MAX_TRIES_IN_A_ROW):
-                grid, moves = carve(size, rng)
-                if grid not in held_out:
-                    break
-            else:
-                raise ConfigError(
-                    f"data.maze: the test split seems to hold every {size}x{size} maze, so none is "
-                    "left to train on; lower data.maze.test_per_size, or take larger ones."
-                )
-            yield render_prompt(style, grid), render_solution(style, moves)
+            for grid, moves in distinct(size, 1, rng, set(), held_out=False):
+                yield render_prompt(style, grid), render_solution(style, moves)
 
     def alphabet(self) -> str:
         """All characters that prompts and solutions of this style hold, sorted."""

@@ -1,28 +1,68 @@
-"""The order of prompts: epochs of seeded shuffles that a checkpoint can resume."""
+"""The order of prompts: epochs of seeded shuffles, or endless; a checkpoint can resume both."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
 
+from passk_fast.data.types import Prompt
 from passk_fast.errors import DataError
 from passk_fast.seeding import seed_for
 
+_ENDLESS = 1 << 62
+"""Number of prompts of an endless data set."""
+
+
+class EndlessPrompts(Sequence[Prompt]):
+    """Prompts by number, each made when it is asked for; there is one for every number from 0.
+
+    `len` and iteration stop at the first `shown`, for checks that look at a whole data set.
+    """
+
+    def __init__(self, make: Callable[[int], Prompt], shown: int) -> None:
+        self._make, self._shown = make, shown
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | Sequence[Prompt]:
+        if isinstance(index, slice):
+            return [self._make(i) for i in range(*index.indices(self._shown))]
+        return self._make(index)
+
+    def __len__(self) -> int:
+        return self._shown
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return map(self._make, range(self._shown))
+
 
 class PromptOrder:
-    """Every prompt once per epoch, in an order that depends on (seed, epoch) alone."""
+    """Every prompt once per epoch, in an order that depends on (seed, epoch) alone.
 
-    def __init__(self, num_prompts: int, seed: int) -> None:
-        """ValueError for an empty data set."""
-        if num_prompts < 1:
+    Without a number of prompts they are taken as they are numbered, each once.
+    """
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], seed: int) -> PromptOrder:
+        """The order in which a data set is trained on."""
+        return cls(None if isinstance(prompts, EndlessPrompts) else len(prompts), seed)
+
+    def __init__(self, num_prompts: int | None, seed: int) -> None:
+        """`num_prompts` None: endless. ValueError for an empty data set."""
+        if num_prompts is not None and num_prompts < 1:
             raise ValueError(f"num_prompts must be at least 1, got {num_prompts}.")
-        self._num_prompts = num_prompts
+        self._num_prompts = num_prompts or _ENDLESS
         self._seed = seed
         self._epoch = 0
         self._position = 0
         self._shuffled = self._shuffle(0)
 
-    def _shuffle(self, epoch: int) -> list[int]:
+    def _shuffle(self, epoch: int) -> Sequence[int]:
+        if self._num_prompts == _ENDLESS:
+            return range(_ENDLESS)
         order = list(range(self._num_prompts))
         random.Random(seed_for(self._seed, "order", epoch)).shuffle(order)
         return order
@@ -49,7 +89,7 @@ class PromptOrder:
         return seed_for(self._seed, "pass over", self._epoch, self._position) / 2**31
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, position in it, and the size of the data set."""
+        """Epoch, position in it, and the size of the data set (2^62 for an endless one)."""
         return {
             "epoch": self._epoch,
             "position": self._position,

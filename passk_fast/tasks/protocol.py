@@ -42,10 +42,18 @@ class JudgesBatches(Protocol):
         """Rewards of responses, each to the prompt at its place."""
 
 
+@runtime_checkable
+class NamesParts(Protocol):
+    """A task whose evaluations are reported by part too, such as by size or category."""
+
+    def part_of(self, prompt: Prompt) -> str:
+        """The part that a prompt belongs to; "" for none."""
+
+
 class GeneratedTask(Task, Protocol):
     """A task that makes its own prompts, and solutions for the warm start."""
 
-    def train_prompts(self) -> list[Prompt]:
+    def train_prompts(self) -> Sequence[Prompt]:
         """The training split: none of its prompts is in the test split."""
 
     def test_prompts(self) -> list[Prompt]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from passk_fast.config import PuzzlesConfig
+from passk_fast.config import DataConfig, PuzzlesConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError
 from passk_fast.seeding import seed_for
@@ -79,6 +79,11 @@ class Puzzles:
     def answer_of(self, response: str) -> str:
         """The content of the last `<answer>` tag, without one the response."""
         return tagged_answer(response)
+
+    def part_of(self, prompt: Prompt) -> str:
+        """The generator's category."""
+        generator = prompt.columns["generator"]
+        return next(name for name, members in CATEGORIES.items() if generator in members)
 
     @property
     def binary(self) -> bool:
@@ -156,6 +161,21 @@ class Puzzles:
         prompts = self.train_prompts() + self.test_prompts()
         texts = (text for p in prompts for text in (p.text, p.answer))
         return "".join(sorted(set("<answer></answer>").union(*texts)))
+
+
+def check_puzzles(config: DataConfig) -> None:
+    """Try the settings of the generators without making the splits.
+
+    Raises:
+        ConfigError: an unknown generator, or a setting that it refuses.
+    """
+    chosen_generators(config.puzzles)
+    options = _options(config.puzzles)
+    if config.generate == "puzzles" and not config.train:
+        _check_machine()
+        if options:
+            few = replace(config.puzzles, train_per_generator=1, test_per_generator=1)
+            Puzzles(replace(few, generators=tuple(options)), config.seed).test_prompts()
 
 
 def _check_machine() -> None:

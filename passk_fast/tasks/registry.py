@@ -14,13 +14,13 @@ from functools import lru_cache
 
 from passk_fast.config import DataConfig
 from passk_fast.data.types import Prompt
-from passk_fast.errors import ConfigError
+from passk_fast.errors import ConfigError, DataError
 from passk_fast.tasks.answers import tagged_answer
 from passk_fast.tasks.code import Code
 from passk_fast.tasks.exact import Exact
 from passk_fast.tasks.maths import Maths
 from passk_fast.tasks.maze import Maze
-from passk_fast.tasks.protocol import JudgesBatches, Task
+from passk_fast.tasks.protocol import JudgesBatches, NamesParts, Task
 from passk_fast.tasks.puzzles import Puzzles
 from passk_fast.tasks.reward_function import (
     RewardFunction,
@@ -179,3 +179,25 @@ def check_binary(names: Iterable[str], config: DataConfig) -> None:
 def answer_of(prompt: Prompt, response: str) -> str:
     """The answer inside a response, as the prompt's own task reads it, whatever its settings."""
     return find_task(prompt.task, DataConfig()).answer_of(response)
+
+
+def part_of(prompt: Prompt, config: DataConfig) -> str:
+    """The part of its task that a prompt belongs to, such as "9x9"; "" where the task names none.
+
+    Raises:
+        DataError: the task's `part_of` raised, or gave no text.
+    """
+    task = find_task(prompt.task, config)
+    if not isinstance(task, NamesParts):
+        return ""
+    try:
+        part: object = task.part_of(prompt)
+    except Exception as error:
+        raise DataError(
+            f"prompt {prompt.id!r}: `part_of` of the task {prompt.task!r} raised {error!r}."
+        ) from error
+    if not isinstance(part, str):
+        raise DataError(
+            f"prompt {prompt.id!r}: `part_of` of the task {prompt.task!r} gave {part!r}, not text."
+        )
+    return part

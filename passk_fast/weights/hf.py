@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -13,9 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from passk_fast.errors import ConfigError
+from passk_fast.errors import ConfigError, DiskError
+from passk_fast.weights.folder_check import INDEX
 
-_INDEX = "model.safetensors.index.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Dtypes that a folder can be written in, by their names in config.json."""
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of a command's --dtype; ConfigError for another name than those of DTYPES."""
+    if name not in DTYPES:
+        raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, got {name!r}.")
+    return DTYPES[name]
 
 
 class _Slice(Protocol):
@@ -38,7 +50,7 @@ class HFReader:
     def __init__(self, folder: str | Path) -> None:
         """ConfigError when the folder holds no readable safetensors."""
         self.folder = Path(folder)
-        index = self.folder / _INDEX
+        index = self.folder / INDEX
         self._files: dict[str, str] = {}
         self._handles: dict[str, _File] = {}
         if index.is_file():
@@ -82,6 +94,35 @@ class HFReader:
         return self._handles[file]
 
 
+def check_new(target: Path) -> None:
+    """ConfigError unless `target` can become a new folder: absent, or an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists and is not an empty folder; name a new one.")
+
+
+@contextmanager
+def whole_or_absent(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` at the end and is removed after an error.
+
+    Raises:
+        ConfigError: see `check_new`.
+        DiskError: the file system is full, read-only, or not the user's.
+    """
+    check_new(target)
+    staging = target.with_name(f".{target.name}-{os.getpid()}")
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        if target.exists():
+            target.rmdir()
+        staging.rename(target)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DiskError(f"{target}: cannot be written: {reason}.") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def write_folder(
     tensors: Iterable[tuple[str, Tensor]],
     out: Path,
@@ -90,11 +131,16 @@ def write_folder(
     dtype: torch.dtype,
     max_file_bytes: int = 4 << 30,
 ) -> None:
-    """Write named tensors as sharded safetensors, with `like`'s config and tokenizer files."""
+    """Write named tensors as sharded safetensors, with `like`'s config and tokenizer files.
+
+    config.json gets the dtype of the weights. Files have the modes of any new file. ConfigError for
+    a tensor with a value that is not finite in `dtype`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for file in like.iterdir():
-        if file.suffix in (".json", ".txt", ".model", ".jinja") and file.name != _INDEX:
-            shutil.copy2(file, out / file.name)
+        if file.suffix in (".json", ".txt", ".model", ".jinja") and file.name != INDEX:
+            shutil.copyfile(file, out / file.name)
+    _name_dtype(out / "config.json", dtype)
     pending: dict[str, Tensor] = {}
     pending_bytes = total = 0
     parts: list[list[str]] = []
@@ -107,6 +153,8 @@ def write_folder(
 
     for name, tensor in tensors:
         value = tensor.detach().to("cpu", dtype, copy=True).contiguous()
+        if not bool(value.isfinite().all()):
+            raise ConfigError(f"{name} holds values that are not finite in {dtype}.")
         size = value.numel() * value.element_size()
         if pending and pending_bytes + size > max_file_bytes:
             flush()
@@ -115,12 +163,26 @@ def write_folder(
         total += size
     flush()
     _name_parts(out, parts, total)
+    mode = stat.S_IMODE((out / "config.json").stat().st_mode)
+    for file in out.glob("*.safetensors"):
+        file.chmod(mode)  # written by safetensors for the owner alone
+
+
+def _name_dtype(file: Path, dtype: torch.dtype) -> None:
+    """Say in config.json which dtype the weights have: loaders take it from there, not from them.
+
+    Transformers reads `torch_dtype` in every version and writes `dtype` since 4.56.
+    """
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    named = {"dtype", "torch_dtype"} & fields.keys() or {"torch_dtype"}
+    fields |= dict.fromkeys(sorted(named), str(dtype).removeprefix("torch."))
+    file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def _name_parts(out: Path, parts: list[list[str]], total: int) -> None:
     if len(parts) == 1:
         (out / "part-00000.tmp").rename(out / "model.safetensors")
-        (out / _INDEX).unlink(missing_ok=True)
+        (out / INDEX).unlink(missing_ok=True)
         return
     weight_map = {}
     for i, names in enumerate(parts):
@@ -128,4 +190,4 @@ def _name_parts(out: Path, parts: list[list[str]], total: int) -> None:
         (out / f"part-{i:05d}.tmp").rename(out / file)
         weight_map.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (out / _INDEX).write_text(json.dumps(index, indent=2))
+    (out / INDEX).write_text(json.dumps(index, indent=2))

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from passk_fast.config import (
     AlgorithmConfig,
+    LogprobGapConfig,
     OptimConfig,
     ParallelConfig,
     PolicyLoss,
@@ -26,6 +27,7 @@ from passk_fast.kernels.options import DEFAULT_LOSS
 from passk_fast.kernels.soft_cap import soft_capped
 from passk_fast.model.shape import ModelShape
 
+DEFAULT_GAP = LogprobGapConfig()
 VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of the softmax
 
 
@@ -133,11 +135,13 @@ def run_config(
     micro_batch_tokens: int,
     share_prompts: bool = False,
     loss: PolicyLoss = DEFAULT_LOSS,
+    logprob_gap: LogprobGapConfig = DEFAULT_GAP,
     **algorithm: Any,
 ) -> RunConfig:
     """The configuration of an actor under test."""
     return RunConfig(
         loss=loss,
+        logprob_gap=logprob_gap,
         share_prompts=share_prompts,
         parallel=ParallelConfig(**parallel),
         micro_batch_tokens=micro_batch_tokens,
@@ -274,6 +278,33 @@ def gradients(
     full = {name: tensor.clone() for name, tensor in actor.full_tensors()}
     dist.barrier()
     return sums["loss_sum"] / denominator, full if dist.get_rank() == 0 else {}
+
+
+def logprob_gap(
+    folder: str,
+    parallel: dict[str, Any],
+    micro_batch_tokens: int,
+    share_prompts: bool,
+    old: bool,
+) -> dict[str, Any]:
+    """What a policy step says of the gap, and every token's gap on the first rank of the last
+    stage. `old`: the log-probs before the update are known, and say more than the forward pass."""
+    from dataclasses import replace
+
+    actor = build("qwen3", folder, parallel, micro_batch_tokens, share_prompts)
+    batches = actor.pack(make_sequences())
+    trainer = actor.logprobs(batches)
+    if old:
+        trainer = [logp - 0.25 for logp in trainer]
+        batches = [
+            replace(b, old_logprobs_T=logp) for b, logp in zip(batches, trainer, strict=True)
+        ]
+    own = [
+        (logp - b.rollout_logprobs_T).abs()[b.mask_T]
+        for b, logp in zip(batches, trainer, strict=True)
+    ]
+    gap = actor.policy_step(batches, denominator=100.0, lr=0.0).gap
+    return {"gap": gap, "tokens": torch.cat(own).double().numpy()}
 
 
 def bfloat16_step(kind: str, folder: str, parallel: dict[str, Any]) -> dict[str, float]:

@@ -303,6 +303,6 @@ def test_refill_is_refused_where_groups_depend_on_each_other(
     options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"rollout\.dynamic_sampling does not go with .*{words}"):
-        schedule(**options).check_dynamic_sampling()
-    schedule().check_dynamic_sampling()
-    schedule(kind="by_accuracy", ks=(1, 4)).check_dynamic_sampling()
+        schedule(**options).check_separate_groups("rollout.dynamic_sampling")
+    schedule().check_separate_groups("rollout.dynamic_sampling")
+    schedule(kind="by_accuracy", ks=(1, 4)).check_separate_groups("rollout.dynamic_sampling")

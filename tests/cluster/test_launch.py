@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from passk_fast.cluster.launch import environment, exit_code, interface_of, own_address, parse
+from passk_fast.cluster.launch import environment, interface_of, own_address, parse
+from passk_fast.cluster.torchrun import exit_code
 from passk_fast.errors import ConfigError, ExitCode
 from tests.run.test_end_to_end import call
 

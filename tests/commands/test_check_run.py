@@ -14,6 +14,7 @@ from passk_fast.commands.check_run import check_run
 from passk_fast.config import (
     AlgorithmConfig,
     DataConfig,
+    LogprobGapConfig,
     ModelConfig,
     ParallelConfig,
     PolicyLoss,
@@ -24,6 +25,7 @@ from passk_fast.config import (
 )
 from passk_fast.config.file import dump_toml
 from passk_fast.errors import ConfigError, DataError, DiskError, PasskError
+from tests.empty_weights import write_empty_weights
 
 
 def make(tmp_path: Path, **changes: Any) -> RunConfig:
@@ -52,7 +54,7 @@ def model_folder(tmp_path: Path, **changes: Any) -> str:
     }
     (folder / "config.json").write_text(json.dumps(config | changes))
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 15}}}))
-    (folder / "model.safetensors").write_bytes(b"")
+    write_empty_weights(folder)
     return str(folder)
 
 
@@ -168,7 +170,8 @@ def test_experts_that_fit(tmp_path: Path) -> None:
         {"parallel": ParallelConfig(expert=2)},
         {"algorithm": AlgorithmConfig(balance_coef=0.1)},
         {
-            "algorithm": AlgorithmConfig(balance_bias_rate=0.1, max_logprob_gap=1.0),
+            "algorithm": AlgorithmConfig(balance_bias_rate=0.1),
+            "logprob_gap": LogprobGapConfig(max=1.0),
             "loss": PolicyLoss(tis_clip=2.0),
         },
     ],

@@ -134,13 +134,18 @@ from pathlib import Path
 names = ("OMP_NUM_THREADS", "WORLD_SIZE", "PYTHONWARNINGS")
 text = " ".join([*sys.argv[2:], *(os.environ[name] for name in names)])
 (Path(sys.argv[1]) / os.environ["RANK"]).write_text(text)
-sys.exit(int(sys.argv[2]))
+if int(sys.argv[2]) and os.environ["RANK"] == "0":
+    print("the program's own words", file=sys.stderr)
+sys.exit(int(sys.argv[2]) if os.environ["RANK"] == "0" else 0)
 """
 
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_ranks_get_the_arguments_and_a_failure_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    code: int,
 ) -> None:
     name = f"rank_program_{code}"
     (tmp_path / f"{name}.py").write_text(PROGRAM)
@@ -149,7 +154,9 @@ def test_ranks_get_the_arguments_and_a_failure_is_told(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     returned = start_ranks(2, name, [str(out), str(code), "--key", "value"])
-    assert (returned != 0) == (code != 0)
+    assert returned == code
+    printed = "".join(capfd.readouterr())
+    assert printed.strip() == "the program's own words" * (code != 0), "and nothing of torchrun's"
     wrote = {file.name: file.read_text() for file in out.iterdir()}
     assert set(wrote.values()) == {f"{code} --key value 7 2 ignore"}
     if code == 0:

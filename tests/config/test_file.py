@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from passk_fast.config import RunConfig
+from passk_fast.config.fields import field_types, parse_overrides
 from passk_fast.config.file import (
     config_digest,
     differing_fields,
@@ -30,17 +32,17 @@ BAD_FILES = {
     "[optim]\nlrr = 1.0": ("bad.toml:2", "'optim.lr'"),
     "optim.lrr = 1.0": ("bad.toml:1", "'optim.lr'"),
     "[opttim]\nlr = 1.0": ("bad.toml:1: opttim: unknown key", "'optim'"),
-    'steps = "3"': ("bad.toml:1: steps: must be int", "'3'"),
-    "steps = 3.5": ("steps: must be int", "float"),
-    "steps = true": ("steps: must be int", "bool"),
-    "[optim]\nlr = true": ("optim.lr: must be float", "bool"),
-    '[optim]\nlr = "x"': ("optim.lr: must be float", "str"),
+    'steps = "3"': ("bad.toml:1: steps: must be a whole number", "'3'"),
+    "steps = 3.5": ("steps: must be a whole number", "float"),
+    "steps = true": ("steps: must be a whole number", "bool"),
+    "[optim]\nlr = true": ("optim.lr: must be a number", "bool"),
+    '[optim]\nlr = "x"': ("optim.lr: must be a number", "str"),
     "optim = 3": ("optim: must be a table", "3"),
-    "output_dir = 3": ("output_dir: must be str", "3"),
+    "output_dir = 3": ("output_dir: must be text", "3"),
     '[optim]\nschedule = "linear"': ("optim.schedule: must be one of", "'cosine'"),
     '[model]\ndtype = "fp16"': ("model.dtype: must be one of", "'bfloat16'"),
     "[data.maze]\ntrain_sizes = 7": ("data.maze.train_sizes: must be a list", "7"),
-    '[data.maze]\ntrain_sizes = ["7"]': ("data.maze.train_sizes: must be int", "'7'"),
+    '[data.maze]\ntrain_sizes = ["7"]': ("data.maze.train_sizes: must be a whole number", "'7'"),
     "[data.maze]\ntrain_sizes = []": ("bad.toml:2", "at least one size"),
     "[data.maze]\ntrain_sizes = [8]": ("bad.toml:2", "odd sizes from 5 to 21, got 8"),
     "[data.maze]\ntest_sizes = [23]": ("bad.toml:2", "got 23"),
@@ -61,7 +63,7 @@ BAD_FILES = {
         "Set parallel.context = 1",
     ),
     "[algorithm]\nminibatches = 5": ("minibatches", "multiple"),
-    "[optim]\nbeta2 = 1.5": ("bad.toml:2", "[0, 1]"),
+    "[optim]\nbeta2 = 1.5": ("bad.toml:2", "[0, 1)"),
     "[optim]\nlr = 0": ("bad.toml:2", "must be positive"),
     "[parallel]\nvirtual_pipeline = 2": ("bad.toml:2", "needs parallel.pipeline > 1"),
     "[parallel]\ntensor = 0": ("bad.toml:2", "positive"),
@@ -78,7 +80,7 @@ BAD_FILES = {
         "zero advantage too",
     ),
     "[algorithm]\nbalance_bias_rate = 0.1": ("bad.toml:2", "does not know the router bias"),
-    "[loss]\ntis_clip = 2.0\n[algorithm]\nbalance_bias_rate = 0.1\nmax_logprob_gap = 1.0\n"
+    "[loss]\ntis_clip = 2.0\n[logprob_gap]\nmax = 1.0\n[algorithm]\nbalance_bias_rate = 0.1\n"
     "routing_replay = 'replay'": ("bad.toml", "does not leave to the trainer"),
     "[rollout]\nearly_stop = true\n[algorithm]\nbalance_coef = 0.1": ("early_stop", "balance_coef"),
     "[bench]\ndecode = false\n[algorithm]\nrouting_replay = 'measure'": ("random tokens have no",),
@@ -230,3 +232,50 @@ def test_help_texts_are_whole_paragraphs(width: int) -> None:
     for line, following in pairs:
         assert len(line) + 1 + len(following.split()[0]) > width, line
     assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_number_of_a_configuration_is_infinite_or_none(value: str) -> None:
+    fields = [name for name, hint in field_types().items() if hint is float]
+    assert len(fields) > 30
+    for field in fields:
+        with pytest.raises(ConfigError, match=re.escape(field)):
+            load_config(CONFIGS[0], [f"--{field}={value}"])
+
+
+def test_the_command_line_takes_every_type_of_value() -> None:
+    given = (
+        "--steps 7 --optim.lr=1e-4 --rollout.no-sleep --share-prompts true --device cpu "
+        "--data.maze.train_sizes 7 9 --algorithm.schedule.kind phases --algorithm.k 2 "
+        "--algorithm.schedule.ks 4 2 --algorithm.schedule.steps 3 0 --optim.weight-decay 0.1"
+    )
+    assert parse_overrides(given.split()) == {
+        "steps": 7,
+        "optim": {"lr": 1e-4, "weight_decay": 0.1},
+        "rollout": {"sleep": False},
+        "share_prompts": True,
+        "device": "cpu",
+        "data": {"maze": {"train_sizes": [7, 9]}},
+        "algorithm": {"schedule": {"kind": "phases", "ks": [4, 2], "steps": [3, 0]}, "k": 2},
+    }
+    assert parse_overrides(["--algorithm.options", "tau", "0.5", "--no-share-prompts"]) == {
+        "algorithm": {"options": {"tau": 0.5}},
+        "share_prompts": False,
+    }
+    assert parse_overrides(["--optim.lr", "1", "--optim.lr", "2", "--optim.grad-clip", "-1"]) == {
+        "optim": {"lr": 2.0, "grad_clip": -1.0}
+    }
+
+
+def test_the_place_of_a_rule_is_where_the_field_was_written(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("[algorithm]\n# of the base\nk = 12\n")
+    (tmp_path / "top.toml").write_text('base = "base.toml"\nsteps = 4\n')
+    with pytest.raises(
+        ConfigError, match=r"base\.toml:3: algorithm\.k must be between 1 and .* = 8, got 12"
+    ):
+        load_config(tmp_path / "top.toml", ["--algorithm.num-rollouts", "8"])
+    with pytest.raises(ConfigError, match=r"^command line: algorithm\.k must be"):
+        load_config(tmp_path / "top.toml", ["--algorithm.k", "0"])
+    good = ["--algorithm.num-rollouts", "32", "--eval.num-rollouts", "16"]
+    config = load_config(tmp_path / "top.toml", [*good, "--model.shape.max-positions", "2048"])
+    assert (config.algorithm.k, config.steps) == (12, 4)

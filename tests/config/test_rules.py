@@ -14,6 +14,7 @@ from passk_fast.config import (
     CheckpointConfig,
     DataConfig,
     EvalConfig,
+    LogprobGapConfig,
     MazeConfig,
     ModelConfig,
     OptimConfig,
@@ -53,12 +54,28 @@ SECTION_RULES: list[tuple[type, Options, str, Options]] = [
         "Use only one of them",
         {"balance_bias_rate": 0.1, "routing_replay": "measure"},
     ),
+    (LogprobGapConfig, {"max": -1.0}, "logprob_gap.max must be 0 or more", {"max": 1.0}),
+    (LogprobGapConfig, {"mean": 0.0}, "logprob_gap.mean must be positive", {"mean": 0.01}),
+    (LogprobGapConfig, {"at_quantile": 0.0}, "logprob_gap.at_quantile", {"at_quantile": 1.0}),
+    (LogprobGapConfig, {"quantile": 1.0}, "between 0 and 1, for", {"quantile": 0.999}),
+    (LogprobGapConfig, {"bad_steps": -1}, "logprob_gap.bad_steps", {"bad_steps": 1}),
+    (
+        LogprobGapConfig,
+        {"ends_run": "never", "bad_steps": 2},
+        "bad_steps = 2 has no effect",
+        {"ends_run": "never"},
+    ),
     (OptimConfig, {"lr": 0.0}, "optim.lr must be positive", {"lr": 1e-12}),
     (OptimConfig, {"eps": 0.0}, "optim.eps", {}),
     (OptimConfig, {"max_bad_steps": 0}, "optim.max_bad_steps", {"max_bad_steps": 1}),
-    (OptimConfig, {"beta1": 1.1}, "optim.beta1 must be in", {"beta1": 1.0}),
+    (OptimConfig, {"beta1": 1.0}, "optim.beta1 must be in", {"beta1": 0.999}),
     (OptimConfig, {"beta2": -0.1}, "optim.beta2 must be in", {"beta2": 0.0}),
-    (OptimConfig, {"min_lr_ratio": 1.5}, "optim.min_lr_ratio", {"min_lr_ratio": 1.0}),
+    (
+        OptimConfig,
+        {"min_lr_ratio": 1.5},
+        "optim.min_lr_ratio",
+        {"min_lr_ratio": 1.0, "schedule": "cosine"},
+    ),
     (OptimConfig, {"lr_warmup_steps": -1}, "lr_warmup_steps", {"lr_warmup_steps": 0}),
     (OptimConfig, {"grad_clip": -1.0}, "optim.grad_clip", {"grad_clip": 0.0}),
     (RolloutConfig, {"tensor": 0}, "rollout.tensor must be positive", {"tensor": 1}),
@@ -92,7 +109,7 @@ SECTION_RULES: list[tuple[type, Options, str, Options]] = [
         "needs parallel.pipeline > 1",
         {"virtual_pipeline": 2, "pipeline": 2},
     ),
-    (ShapeConfig, {"head_dim": 0}, "model.shape.head_dim", {"head_dim": 1}),
+    (ShapeConfig, {"head_dim": 0}, "model.shape.head_dim", {"head_dim": 2}),
     (ShapeConfig, {"num_kv_heads": 3}, "must be a multiple of", {"num_kv_heads": 4}),
     (
         ShapeConfig,
@@ -181,7 +198,7 @@ def run(**sections: Any) -> RunConfig:
 
 # (sections of a run that do not go together, words of the message, what mends it)
 RUN_RULES: dict[str, tuple[Options, str, Options]] = {
-    "steps": ({"steps": 0}, "run.steps must be positive", {"steps": 1}),
+    "steps": ({"steps": 0}, "steps must be positive", {"steps": 1}),
     "minibatches": (
         {"prompts_per_step": 10, "algorithm": AlgorithmConfig(minibatches=4)},
         r"prompts_per_step \(10\) must be a multiple of algorithm.minibatches \(4\)",
@@ -214,7 +231,8 @@ RUN_RULES: dict[str, tuple[Options, str, Options]] = {
         {"algorithm": AlgorithmConfig(balance_bias_rate=0.1)},
         "the sampler does not know the router bias",
         {
-            "algorithm": AlgorithmConfig(balance_bias_rate=0.1, max_logprob_gap=1.0),
+            "algorithm": AlgorithmConfig(balance_bias_rate=0.1),
+            "logprob_gap": LogprobGapConfig(max=1.0),
             "loss": PolicyLoss(tis_clip=2.0),
         },
     ),

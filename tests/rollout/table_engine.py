@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from passk_fast.data.types import Rollout
 from passk_fast.rollout.engine_protocol import Engine, OpenWeights, check_prompt
 from passk_fast.rollout.groups import GroupTracker, Key
+from passk_fast.rollout.response_text import ResponseText
 from passk_fast.seeding import seed_for
 
 
@@ -42,7 +43,7 @@ class TableEngine(Engine):
         self.data_rank, self.data_size, self.tensor_rank, self.tensor_size = 0, 1, 0, 1
         self.max_prompt_tokens = max_prompt_tokens
         self._limit, self._width = max_response_tokens, width
-        self._tokenizer = tokenizer
+        self._tokenizer, self._text = tokenizer, ResponseText(tokenizer)
         self._weights = TableWeights(logits_VV.clone())
         self._usable = True
 
@@ -88,11 +89,13 @@ class TableEngine(Engine):
         )
 
     def _rollout(self, response: _Response) -> Rollout:
+        finished = response.tokens[-1] == self._tokenizer.eos_token_id
+        (text,) = self._text([response.tokens], [finished])
         return Rollout(
             token_ids=tuple(response.tokens),
             logprobs=tuple(response.logprobs),
-            text=self._tokenizer.decode(response.tokens, skip_special_tokens=True),
-            finished=response.tokens[-1] == self._tokenizer.eos_token_id,
+            text=text,
+            finished=finished,
         )
 
     def open_parameters(self) -> TableWeights:

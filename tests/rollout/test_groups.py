@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,31 @@ def test_a_group_with_a_fractional_reward_is_never_stopped() -> None:
     )
     for i, text in enumerate(("0.5", "1", "1")):  # from two correct ones on every advantage is zero
         assert tracker.step([((0, i), rollout(text))]).abort == []
+
+
+@pytest.mark.parametrize("judges", [True, False])
+def test_a_truncated_response_is_judged_or_gets_zero_unseen(judges: bool) -> None:
+    seen: list[str] = []
+
+    def watched(prompt: Prompt, text: str) -> float:
+        seen.append(text)
+        return verdict(prompt, text)
+
+    tracker = GroupTracker([prompt(0)], 3, watched, judge_truncated=judges)
+    cut = [replace(rollout("1"), finished=False), replace(rollout("0.5"), finished=False)]
+    tracker.step([((0, i), r) for i, r in enumerate([*cut, rollout("1")])])
+    assert tracker.rewards[0].tolist() == ([1.0, 0.5, 1.0] if judges else [0.0, 0.0, 1.0])
+    assert seen == (["1", "0.5", "1"] if judges else ["1"])
+
+
+def test_a_truncated_response_can_decide_its_group() -> None:
+    rows = zero_advantage_rows(table("passk", 4, 1))
+    rows[:2] = True  # with at most one correct response nothing is learned
+    tracker = GroupTracker([prompt(0)], 4, verdict, zero_advantage_rows=rows, judge_truncated=False)
+    actions = [
+        tracker.step([((0, i), replace(rollout("1"), finished=False))]).abort for i in range(3)
+    ]
+    assert actions == [[], [], [(0, 3)]]
 
 
 def test_without_zero_advantage_rows_nothing_is_stopped() -> None:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from passk_fast.actor.actor import StepResult, WorstToken
+from passk_fast.actor.actor import StepResult
+from passk_fast.actor.logprob_gap import LogprobGap, measure_gap
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import (
     AlgorithmConfig,
+    LogprobGapConfig,
     ModelConfig,
     OptimConfig,
     PolicyLoss,
+    RolloutConfig,
     RunConfig,
     ShapeConfig,
 )
+from passk_fast.data import packing
 from passk_fast.data.types import (
     PackedBatch,
     Prompt,
@@ -51,27 +56,35 @@ class Tokenizer:
         return f"t{ids[0]}"
 
 
-def config(loss: PolicyLoss | None = None, **algorithm: Any) -> RunConfig:
+def config(
+    loss: PolicyLoss | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    logprob_gap: LogprobGapConfig | None = None,
+    truncated: str = "judge",
+    **algorithm: Any,
+) -> RunConfig:
     """Groups of four, pass@2."""
     return RunConfig(
         device="cpu",
-        model=ModelConfig(shape=ShapeConfig(max_positions=2048)),
+        rollout=RolloutConfig(truncated=truncated),  # type: ignore[arg-type]
+        model=ModelConfig(dtype=dtype, shape=ShapeConfig(max_positions=2048)),
+        logprob_gap=logprob_gap or LogprobGapConfig(),
         algorithm=AlgorithmConfig(num_rollouts=4, k=2, **algorithm),
         loss=loss or PolicyLoss(),
         optim=OptimConfig(max_bad_steps=2),
     )
 
 
-def guards(progress: Progress | None = None, **algorithm: Any) -> Guards:
-    """Guards of a run on the CPU."""
+def guards(progress: Progress | None = None, **options: Any) -> Guards:
+    """Guards of a run on the CPU, with `config`'s options."""
     tokenizer: Any = Tokenizer()
-    return Guards(config(**algorithm), "cpu", tokenizer, progress or Progress())
+    return Guards(config(**options), "cpu", tokenizer, progress or Progress(), prints=True)
 
 
-def group(rewards: list[float]) -> RolloutGroup:
-    """Responses of 1, 2, 3, ... tokens."""
+def group(rewards: list[float], cut: SequenceOf[int] = ()) -> RolloutGroup:
+    """Responses of 1, 2, 3, ... tokens; `cut` says which of them (from 0) were truncated."""
     rollouts = tuple(
-        Rollout(token_ids=(7,) * n, logprobs=(-0.5,) * n, text="", finished=True)
+        Rollout(token_ids=(7,) * n, logprobs=(-0.5,) * n, text="", finished=n - 1 not in cut)
         for n in range(1, len(rewards) + 1)
     )
     prompt = Prompt(id="0", text="x", answer="", task="exact")
@@ -104,16 +117,37 @@ def advantages(groups: list[RolloutGroup], **algorithm: Any) -> np.ndarray:
 def metrics(sampled: SampledBatch, **algorithm: Any) -> dict[str, object]:
     """Of the first step."""
     run = config(**algorithm)
-    return rollout_metrics(sampled, Schedule(run.algorithm, run.seed), 0, run.algorithm.k)
+    return rollout_metrics(sampled, Schedule(run.algorithm, run.seed), 0, run)
 
 
-def result(applied: bool = True, gap: float = 0.0, tokens: float = 1.0) -> StepResult:
-    """Of one optimizer step; its worst token is number 5, of sequence 1."""
-    worst = WorstToken(
-        gap=gap, sequence=1, position=9, token=5, rollout_logprob=-1.0, trainer_logprob=-1.0 - gap
-    )
+def result(applied: bool = True) -> StepResult:
+    """Of one optimizer step."""
     return StepResult(
-        sums={"tokens": tokens}, grad_norm=1.0, applied=applied, worst=worst, micro_batches=1
+        sums={"tokens": 1.0}, grad_norm=1.0, applied=applied, gap=None, micro_batches=1
+    )
+
+
+def gap_of(*gaps: float) -> LogprobGap:
+    """The log-prob gap of a step with a token for each number, all of sequence 1, at positions
+    from 9, with ids from 5."""
+    size = len(gaps)
+    batch = packing.pack(
+        [sequence((1,) * 9, 0), sequence((1,) * 9, size)], [0, 1], multiple=1, pad_id=0
+    )
+    own = batch.rollout_logprobs_T.clone()
+    own[batch.mask_T] -= torch.tensor(gaps)
+    found = LogprobGap.of(measure_gap(own, batch, batch.mask_T))
+    assert found is not None
+    return found
+
+
+def sequence(prompt: tuple[int, ...], response: int, advantage: float = 1.0) -> Sequence:
+    """A response of tokens 5, 6, 7, ... that were sampled with log-prob -1."""
+    return Sequence(
+        token_ids=prompt + tuple(range(5, 5 + response)),
+        prompt_length=len(prompt),
+        rollout_logprobs=(-1.0,) * response,
+        advantage=advantage,
     )
 
 
@@ -122,7 +156,11 @@ class RecordingActor:
 
     mesh = Mesh()
 
-    def __init__(self, events: list[str] | None = None) -> None:
+    def __init__(
+        self, events: list[str] | None = None, gaps: SequenceOf[LogprobGap | None] = ()
+    ) -> None:
+        """`gaps`: what its optimizer steps report, one after the other; then none."""
+        self.gaps = iter(gaps)
         self.packed: list[list[Sequence]] = []
         self.denominators: list[float] = []
         self.old_logprobs: list[bool] = []
@@ -147,7 +185,7 @@ class RecordingActor:
             sums=sums,
             grad_norm=0.5,
             applied=True,
-            worst=None,
+            gap=next(self.gaps, None),
             micro_batches=1,
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from passk_fast.checkpoint.store import checkpoint_name
 from passk_fast.errors import ExitCode
 from passk_fast.report.records import read_records, without_time
 
@@ -181,13 +182,19 @@ def test_a_schedule_resumes_where_it_was(whole: tuple[Path, Path, str], tmp_path
 @pytest.mark.megatron
 def test_evaluating_a_run(whole: tuple[Path, Path, str]) -> None:
     folder, _, _ = whole
-    done = call("eval", str(folder / "config.toml"), "--samples", "maze=6")
+    options = ["--samples", "maze=6", "--eval.num-prompts", "5", "--rollout.truncated", "zero"]
+    done = call("eval", str(folder / "config.toml"), *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "maze, 8 prompts x 6: pass@1 0." in done.stdout
+    newest = folder / "checkpoints" / checkpoint_name(4)
+    assert f"{newest} (step 4): temperature 1, top_p 0.95" in done.stdout
+    assert "the first 5 of 8 held-out prompts" in done.stdout
+    assert "maze, 5 prompts x 6: pass@1 0." in done.stdout
     record = json.loads((folder / "eval.json").read_text())
-    assert (record["temperature"], record["top_p"]) == (1.0, 0.95)
+    assert (record["temperature"], record["top_p"], record["truncated"]) == (1.0, 0.95, "zero")
+    assert (record["checkpoint"], record["step"]) == (str(newest), 4)
     maze = record["tasks"]["maze"]
-    assert sum(maze["correct_histogram"]) == 8
+    assert sum(maze["correct_histogram"]) == 5
+    assert maze["parts"]["7x7"]["pass@1"] == maze["pass@1"]
     assert {"pass@1", "pass@1_se", "pass@2", "pass@4", "pass@4_se"} <= maze.keys()
     assert maze["pass@1"] <= maze["pass@2"] <= maze["pass@4"]
 

@@ -13,7 +13,7 @@ import pytest
 from passk_fast.config import CheckpointConfig, EvalConfig, PolicyLoss, RolloutConfig, RunConfig
 from passk_fast.data.types import RolloutGroup, SampleRequest
 from passk_fast.errors import ExitCode
-from passk_fast.report.records import without_time
+from passk_fast.report.records import to_line, without_time
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.run.evaluation import Evaluation
 from passk_fast.run.loop import Trainer, is_due
@@ -63,15 +63,22 @@ class Slow(FakeEngines):
 
 
 def make(
-    run: RunConfig, state: RunState | None = None, kind: type[FakeEngines] = FakeEngines
+    run: RunConfig,
+    state: RunState | None = None,
+    kind: type[FakeEngines] = FakeEngines,
+    correct: int | None = None,
 ) -> tuple[Trainer, list[str], Listener]:
-    """A trainer of stand-ins, the events that it causes, and its report."""
+    """A trainer of stand-ins, the events that it causes, and its report. `correct`: how many
+    responses of each group are, instead of as many as its number says."""
     events: list[str] = []
     report, engines = Listener(events), kind(events)
     actor: Any = RecordingActor(events)
     tokenizer: Any = Tokenizer()
     order = PromptOrder(PROMPTS, 0)
-    trainer = make_trainer(run, actor, engines, tokenizer, prompts(PROMPTS), order, state=state)
+    data = prompts(PROMPTS)
+    if correct is not None:
+        data = [replace(prompt, id=str(correct)) for prompt in data]
+    trainer = make_trainer(run, actor, engines, tokenizer, data, order, state=state)
     trainer = replace(
         trainer,
         evaluate=Evaluation(run, engines, prompts(3)),
@@ -109,6 +116,17 @@ def test_the_order_of_a_run() -> None:
         *[*STEP, "record 1"],
         *[*STEP, *EVALUATION, "samples 2", "save 2", "record 2"],
     ]
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_step_without_gradients_trains_and_syncs_nothing(ahead: int) -> None:
+    trainer, events, report = make(configured(steps=2, ahead=ahead), correct=4)
+    trainer.train()
+    expected = ["wake up", "take weights, verified", *EVALUATION, "record 0"]
+    expected += ["sample", "record 1", "sample", *EVALUATION, "samples 2", "save 2", "record 2"]
+    assert sorted(events) == sorted(expected)  # what is sampled ahead comes when it comes
+    assert [record["trained_tokens"] for record in report.records[1:]] == [0, 0]
+    trainer.sampling.close()
 
 
 def test_the_next_batch_is_sampled_while_one_is_trained() -> None:
@@ -152,8 +170,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(ahead: int) -> None:
     records = [*before.records, *after.records]
     assert [record["step"] for record in after.records] == [3, 4]
     assert events[:3] == ["wake up", "take weights, verified", "sample"]  # evaluated before
-    assert [without_time(record) for record in records] == [
-        without_time(record) for record in expected.records
+    assert [to_line(without_time(record)) for record in records] == [
+        to_line(without_time(record)) for record in expected.records
     ]
     for trainer in (whole, first, second):
         trainer.sampling.close()

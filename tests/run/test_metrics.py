@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from passk_fast.actor.actor import StepResult
+from passk_fast.actor.logprob_gap import RESOLUTION
 from passk_fast.data import packing
-from passk_fast.data.types import Prompt, Rollout, RolloutGroup, Sequence
+from passk_fast.data.types import Prompt, Rollout, RolloutGroup
+from passk_fast.kernels import TOKEN_METRICS
 from passk_fast.model.flops import Work
+from passk_fast.report.records import to_line
 from passk_fast.rollout.collect import CollectStats
 from passk_fast.rollout.dynamic_sampling import SampledBatch
 from passk_fast.rollout.groups import MISSING
-from passk_fast.run.metrics import Savings, sampling_metrics
-from tests.run.cases import batch, metrics
-
-
-def sequence(prompt: tuple[int, ...], response: int, advantage: float) -> Sequence:
-    return Sequence(
-        token_ids=prompt + (7,) * response,
-        prompt_length=len(prompt),
-        rollout_logprobs=(-1.0,) * response,
-        advantage=advantage,
-    )
+from passk_fast.run.metrics import (
+    Savings,
+    UpdateReport,
+    gap_metrics,
+    sampling_metrics,
+    update_metrics,
+)
+from passk_fast.run.progress import Progress
+from tests.run.cases import batch, gap_of, metrics, sequence
 
 
 def test_savings_are_shares_of_training_everything_alone() -> None:
@@ -109,3 +113,64 @@ def test_zero_advantage_groups_are_counted() -> None:
 def test_noise_rewards_are_not_recorded() -> None:
     record = metrics(batch([[1.0, 0.0, 0.0, 0.0]] * 50), flip_negatives=0.5)
     assert record["reward"] == record["pass@1"] == 0.25
+
+
+COUNTS = ("lr", "micro_batches", "trained_tokens", "softmax_fallback_rows")
+"""What an update reports besides means and shares: 0 of these is a measurement."""
+OPTIONAL = ("expert_layers", "expert_peak_sum", "expert_peak_max", "balance_loss_sum",
+            "softmax_fallback_rows", "routing_known", "routing_differs")  # fmt: skip
+"""Sums that some models and losses report on top."""
+
+
+def results_over_nothing() -> list[StepResult]:
+    """One optimizer step in which no token counted."""
+    names = (*(metric.name for metric in TOKEN_METRICS), *OPTIONAL, "loss")
+    sums = dict.fromkeys(names, 0.0)
+    sums["balance_loss_sum"] = 1e-9  # reported where it is not 0
+    return [StepResult(sums=sums, grad_norm=math.nan, applied=True, gap=None, micro_batches=1)]
+
+
+@pytest.mark.parametrize("results", [[], results_over_nothing()], ids=["no step", "no token"])
+def test_update_metrics_over_no_tokens_are_null(results: list[StepResult]) -> None:
+    report = UpdateReport(results=results, lr=1e-3, gap=None, savings=Savings())
+    record = json.loads(to_line(update_metrics(report)))
+    assert {name for name, value in record.items() if value is not None} <= set(COUNTS)
+    assert record.keys() >= {"loss", "entropy", "kl", "logprob_gap", "logprob_gap_max", "grad_norm"}
+    assert (record["lr"], record["trained_tokens"]) == (1e-3, 0)
+
+
+def test_the_gap_of_a_step_without_one_is_null() -> None:
+    progress = Progress(bad_gap_steps=2)
+    nothing = {"mean": None, "quantile": None, "max": None, "bad_steps": 2}
+    assert json.loads(to_line(gap_metrics(None, 0.99, progress))) == nothing
+    some = gap_metrics(gap_of(0.1, 0.2, 0.6), 0.5, progress)
+    assert some["mean"] == pytest.approx(0.3)
+    assert some["max"] == pytest.approx(0.6)
+    assert some["quantile"] == pytest.approx(0.2, rel=RESOLUTION)
+
+
+def test_shares_of_no_work_are_null() -> None:
+    savings = Savings()
+    savings.count([], [], shared=True)
+    savings.count_packed([])
+    record = json.loads(to_line(savings.record()))
+    assert record.pop("work") == {"tokens": 0, "scored": 0, "pairs": 0}
+    assert set(record) == {"saved_by_skipping", "saved_by_sharing", "padding_share"}
+    assert set(record.values()) == {None}
+
+
+@pytest.mark.megatron
+def test_metrics_of_responses_without_a_token_are_null() -> None:
+    sampled = batch([[math.nan] * 4])
+    empty = replace(sampled.groups[0], rollouts=(MISSING,) * 4)
+    sampled = replace(sampled, groups=[empty])
+    record = json.loads(to_line({**sampling_metrics(sampled), **metrics(sampled)}))
+    over_tokens = (
+        "response_length",
+        "truncated_share",
+        "prefix_hit_rate",
+        "policy_entropy",
+        "reward",
+    )
+    assert {name: record[name] for name in over_tokens} == dict.fromkeys(over_tokens)
+    assert record["response_tokens"] == 0

@@ -17,8 +17,14 @@ STYLES = ("prose", "compact")
 GRID = "\n".join(["*******", "*S....*", "*.***.*", "*.*.*.*", "*.*.*.*", "*.*..E*", "*******"])
 """Solved by RRRRDDDD alone; E lies four right and four down of S."""
 
+
+def solved(grid: str) -> tuple[str, str]:
+    """A maze with its shortest solution."""
+    return grid, maze.solve(grid.split("\n"))
+
+
 mazes = st.builds(
-    lambda size, seed: maze.carve(size, random.Random(seed)),
+    lambda size, seed: solved(maze.carve(size, random.Random(seed))),
     st.sampled_from(range(5, 22, 2)),
     st.integers(0, 2**31),
 )
@@ -181,30 +187,39 @@ def test_solve_finds_the_shortest_and_knows_when_there_is_none() -> None:
         maze.solve(["S*E"])
 
 
-def test_distinct_gives_each_grid_once() -> None:
+@pytest.mark.parametrize("held_out", [True, False])
+def test_distinct_gives_each_grid_once(held_out: bool) -> None:
     seen: set[str] = set()
     rng = random.Random(0)
-    first = list(maze.distinct(7, 200, rng, seen))
-    second = list(maze.distinct(7, 200, rng, seen))
+    first = list(maze.distinct(7, 200, rng, seen, held_out=held_out))
+    second = list(maze.distinct(7, 200, rng, seen, held_out=held_out))
     assert len({grid for grid, _ in first + second}) == len(seen) == 400
+    assert {maze.is_held_out(grid) for grid in seen} == {held_out}
+    assert all(solved(grid) == (grid, moves) for grid, moves in first + second)
 
 
-@pytest.mark.parametrize(("size", "total"), [(5, 84), (7, 3808)])
-def test_small_sizes_run_out(size: int, total: int) -> None:
-    """Totals: depth-first trees from the corner cell, 2 and 14, times the places of S and E."""
-    few = total * 9 // 10
-    assert len(list(maze.distinct(size, few, random.Random(0), set()))) == few
-    with pytest.raises(ConfigError, match=rf"only \d+ of {total + 1} distinct {size}x{size} mazes"):
-        list(maze.distinct(size, total + 1, random.Random(0), set()))
-
-
-def test_what_is_taken_counts_against_the_size() -> None:
-    seen: set[str] = set()
+@pytest.mark.parametrize(
+    ("size", "held_out", "total"), [(5, True, 13), (5, False, 71), (7, True, 532), (7, False, 3276)]
+)
+def test_small_sizes_run_out(size: int, held_out: bool, total: int) -> None:
+    """84 and 3,808 in both splits: depth-first trees from the corner cell, 2 and 14, times the
+    places of S and E."""
+    few = total * 97 // 100
     rng = random.Random(0)
-    list(maze.distinct(5, 80, rng, seen))
-    list(maze.distinct(7, 3, rng, seen))
-    with pytest.raises(ConfigError, match=r"only 4 of 20 distinct 5x5 .* besides the 80 already"):
-        list(maze.distinct(5, 20, rng, seen))
+    assert len(list(maze.distinct(size, few, rng, set(), held_out=held_out))) == few
+    split = "held-out" if held_out else "training"
+    words = rf"only \d+ of {total + 1} distinct {size}x{size} mazes of the {split} split"
+    with pytest.raises(ConfigError, match=words):
+        list(maze.distinct(size, total + 1, rng, set(), held_out=held_out))
+
+
+def test_about_a_seventh_of_the_mazes_of_any_size_is_held_out() -> None:
+    """Within four standard errors, and whatever the place of S and E or the size."""
+    rng = random.Random(0)
+    for size in (9, 15, 21):
+        share = sum(maze.is_held_out(maze.carve(size, rng)) for _ in range(1000)) / 1000
+        chance = maze.HELD_OUT_OF_256 / 256
+        assert abs(share - chance) < 4 * (chance * (1 - chance) / 1000) ** 0.5
 
 
 def test_held_out_counts_are_the_papers() -> None:

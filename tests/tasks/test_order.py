@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from passk_fast.data.types import Prompt
 from passk_fast.errors import DataError
 from passk_fast.tasks import PromptOrder
+from passk_fast.tasks.order import EndlessPrompts
 
 
 @given(st.integers(1, 40), st.integers(0, 5), st.lists(st.integers(1, 30), max_size=6))
@@ -54,3 +56,16 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     first = order.take(50)
     assert first != order.take(50)
     assert first != PromptOrder(50, 1).take(50)
+
+
+def test_an_endless_data_set_is_taken_as_it_is_numbered_and_resumes() -> None:
+    prompts = EndlessPrompts(lambda i: Prompt(id=str(i), text="x", answer="", task="exact"), 3)
+    order = PromptOrder.of(prompts, 0)
+    assert order.take(2) + order.take(5) == list(range(7))
+    again = PromptOrder.of(prompts, 0)
+    again.load_state_dict(json.loads(json.dumps(order.state_dict())))
+    assert again.take(4) == order.take(4) == [7, 8, 9, 10]
+    assert [prompts[i].id for i in (0, 7)] == ["0", "7"]
+    with pytest.raises(DataError, match="training prompts"):
+        PromptOrder.of(list(prompts), 0).load_state_dict(order.state_dict())
+    assert sorted(PromptOrder.of(list(prompts), 0).take(3)) == [0, 1, 2]

@@ -18,6 +18,7 @@ from passk_fast.data.types import Rollout
 from passk_fast.model.divisibility import check_engine_ranks
 from passk_fast.rollout.engine_protocol import OpenWeights, check_prompt
 from passk_fast.rollout.groups import GroupTracker, StepActions
+from passk_fast.rollout.response_text import ResponseText
 from passk_fast.rollout.vllm.cpu.sampler import SeededSampler, use_seeded_sampler
 from passk_fast.rollout.vllm.parameters import OpenParameters
 from passk_fast.rollout.vllm.patches import default_group_kept, eager_helpers
@@ -69,6 +70,7 @@ class RolloutEngine:
         if self._on_cpu and rollout.cpu_fast_path:
             (self._seeded,) = self.llm.collective_rpc(use_seeded_sampler)
         self.tokenizer: PreTrainedTokenizerBase = self.llm.get_tokenizer()
+        self._text = ResponseText(self.tokenizer)
         mode = config.algorithm.routing_replay if self.tensor_rank == 0 else "off"
         self._routing = routing_of(self.llm, model_dir, mode, on_cpu=self._on_cpu)
         # Saves a tenth of decoding a small model; vLLM does it in its own engine process alone.
@@ -286,9 +288,8 @@ class RolloutEngine:
             for output, first in zip(outputs, seeds, strict=True)
             for completion in output.outputs
         ]
-        texts = self.tokenizer.batch_decode(
-            [completion.token_ids for completion, _ in completions], skip_special_tokens=True
-        )
+        ends = [_ends_with_token(completion) for completion, _ in completions]
+        texts = self._text([completion.token_ids for completion, _ in completions], ends)
         rollouts = [
             Rollout(
                 token_ids=tuple(completion.token_ids),
@@ -307,6 +308,11 @@ class RolloutEngine:
             return tuple(completion.logprobs.logprobs)
         assert self._seeded is not None
         return self._seeded.logprobs(seed, len(completion.token_ids))
+
+
+def _ends_with_token(completion: CompletionOutput) -> bool:
+    """Whether an end token, and not a stop string, ended it; vLLM names the string."""
+    return completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
 
 
 def _key(request_id: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from passk_fast.config import PolicyLoss
+from passk_fast.config import LogprobGapConfig, PolicyLoss
 from passk_fast.data.types import Sequence
 from tests.actor.workers import build
 
@@ -33,7 +33,7 @@ def gradients(
     parallel = {**parallel, "distributed_optimizer": False}
     options: dict[str, Any] = {"routing_replay": mode}
     if bias:
-        options |= {"balance_bias_rate": 0.1, "max_logprob_gap": 9.0}
+        options |= {"balance_bias_rate": 0.1, "logprob_gap": LogprobGapConfig(max=9.0)}
         options["loss"] = PolicyLoss(tis_clip=2.0)
     actor = build("qwen3_moe", folder, parallel, micro_batch_tokens, share_prompts, **options)
     for router in actor.routers.routers if bias else ():

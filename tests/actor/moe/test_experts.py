@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from passk_fast.config import PolicyLoss
+from passk_fast.config import LogprobGapConfig, PolicyLoss
 from tests.actor.test_actor import assert_same
 from tests.ranks import RankPool
 
@@ -233,7 +233,7 @@ BIAS = {
     "balance_coef": 0.5,
     "balance_bias_rate": 0.01,
     "loss": PolicyLoss(tis_clip=2.0),
-    "max_logprob_gap": 9.0,
+    "logprob_gap": LogprobGapConfig(max=9.0),
 }
 
 

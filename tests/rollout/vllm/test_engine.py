@@ -12,13 +12,16 @@ from passk_fast.config import ShapeConfig
 from passk_fast.data.types import Rollout
 from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
 from passk_fast.rollout.engine_protocol import check_prompt
+from passk_fast.rollout.response_text import unused_text
 from tests.ranks import RankPool
+from tests.rollout.conftest import ALPHABET
 
 pytestmark = pytest.mark.slow
 
 W = "tests.rollout.vllm.workers:"
 PROMPTS = [[3, 5, 7], [4], [9, 9, 9, 9, 3], [12, 11, 10, 9, 8, 7], [6, 6]]
 EOS = 1
+UNUSED = (13, 14, 15)
 
 
 def tokens(groups: list[list[Rollout]]) -> list[list[tuple[int, ...]]]:
@@ -80,6 +83,20 @@ def test_a_response_ends_with_the_end_token_or_at_the_limit(pool: RankPool, mode
         assert EOS not in rollout.token_ids[:-1]
         assert rollout.finished or len(rollout.token_ids) == 8
         assert "<eos>" not in rollout.text
+
+
+@pytest.mark.sample
+def test_what_is_judged_is_every_token_but_the_end(pool: RankPool, model_a: str) -> None:
+    """The vocabulary of 13 tokens is padded to 16, so a random model samples unused ids too."""
+    names = ["<pad>", "<eos>", "<unk>", *sorted(ALPHABET), *map(unused_text, UNUSED)]
+    pool.run(W + "start", model_a, 1)
+    options = {"max_tokens": 8, "temperature": 2.0}
+    groups = pool.run(W + "sample", PROMPTS, num_rollouts=32, seed=0, **options)[0]
+    rollouts = [rollout for group in groups for rollout in group]
+    assert {i for r in rollouts for i in r.token_ids} >= {0, EOS, 2, *UNUSED}
+    for rollout in rollouts:
+        judged = rollout.token_ids[:-1] if rollout.finished else rollout.token_ids
+        assert rollout.text == "".join(names[i] for i in judged)
 
 
 def test_sleep_on_cpu_does_nothing(pool: RankPool, model_a: str) -> None:
