@@ -100,7 +100,7 @@ def test_recomputation_does_not_change_gradients(
 
 def test_the_embeddings_scale_is_rounded_to_the_weights_type(one_rank: RankPool) -> None:
     """bfloat16 rounds 72 ** 0.5 = 8.4853 to 8.5, as transformers does."""
-    (gap,) = one_rank.run(f"{W}:embedding_gap", 72)
+    (gap,) = one_rank.run("tests.actor.gemma2_workers:embedding_gap", 72)
     assert gap == 0.0
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import warnings
-import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,33 +206,6 @@ def logits_gap(kind: str, folder: str, parallel: dict[str, Any]) -> float:
     return gap
 
 
-def embedding_gap(hidden: int) -> float:
-    """max |actor - transformers| of a Gemma-2 model's embeddings in bfloat16."""
-    from dataclasses import replace
-
-    from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
-
-    from passk_fast.actor.mesh import drop_mesh, make_mesh
-    from passk_fast.actor.model import build_chunks
-    from passk_fast.config import ModelConfig
-
-    drop_mesh()
-    config = replace(run_config({}, 4096), model=ModelConfig(dtype="bfloat16"))
-    hf = hf_config("gemma2")
-    hf.hidden_size = hidden
-    (chunk,) = build_chunks(
-        ModelShape.parse(hf.to_dict()), config, make_mesh(config.parallel, "cpu")
-    )
-    tokens = torch.arange(VOCAB)[None]
-    model = Gemma2Model(hf).to(torch.bfloat16)
-    weight = chunk.embedding.word_embeddings.weight
-    model.embed_tokens.weight.data.copy_(weight.data[:VOCAB])
-    with torch.no_grad():
-        got, want = chunk.embedding(tokens, None)[:, 0], model.embed_tokens(tokens)[0]
-    assert float((want / weight[:VOCAB]).float().nanmean()) != 1.0
-    return float((got - want).abs().max())
-
-
 def gradients(
     kind: str,
     folder: str,
@@ -389,16 +360,6 @@ def non_finite_step(kind: str, folder: str, bad_rank: int) -> tuple[bool, float]
         float((tensor - before[name]).abs().max()) for name, tensor in actor.full_tensors()
     )
     return result.applied, change
-
-
-def is_freed(kind: str, folder: str) -> bool:
-    """Whether a model goes with its actor, after a step of training."""
-    actor = build(kind, folder, {})
-    actor.policy_step(actor.prepare(actor.pack(make_sequences())), denominator=100.0, lr=1e-3)
-    model = weakref.ref(actor.chunks[0])
-    del actor
-    gc.collect()
-    return model() is None
 
 
 def same_logprobs(kind: str, folder: str, parallel: dict[str, Any]) -> float:
