@@ -9,7 +9,7 @@ import torch
 
 from passk_fast.actor.model import uses_transformer_engine
 from passk_fast.data.packing import plan_units, prompt_groups
-from tests.actor.workers import FEW, make_sequences, run_config
+from tests.actor.workers import FEW, make_sequences, model_shape, run_config
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.megatron
@@ -128,8 +128,8 @@ def test_transformer_engine_keeps_prompts_whole(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     for share, engine in (("auto", True), (False, True), (True, False)):
         config = run_config({}, 4096, share)  # type: ignore[arg-type]
-        assert uses_transformer_engine(config, "cuda") == engine
-        assert not uses_transformer_engine(config, "cpu")
+        assert uses_transformer_engine(config, model_shape("qwen3"), "cuda") == engine
+        assert not uses_transformer_engine(config, model_shape("qwen3"), "cpu")
 
 
 @pytest.mark.parametrize("tokens", [4096, 120], ids=["one-micro-batch", "many"])

@@ -194,7 +194,7 @@ FLAGS = {
     "--no-steps": ("Did you mean --steps?",),
     "--rollout.no-sleep true": ("'true' belongs to no option",),
     "--no-share-prompts=false": ("takes no value",),
-    "--share-prompts maybe": ("must be true or false, got 'maybe'",),
+    "--share-prompts maybe": ("must be one of 'auto', true, false, got 'maybe'",),
     "--data.maze.train-sizes": ("data.maze.train_sizes must name at least one size",),
     "--data.maze.train-sizes 7 x": ("must be a whole number, got 'x'",),
     "--algorithm.options tau": ("needs pairs of a name and a value",),
