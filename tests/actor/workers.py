@@ -253,33 +253,6 @@ def gradients(
     return sums["loss_sum"] / denominator, full if dist.get_rank() == 0 else {}
 
 
-def logprob_gap(
-    folder: str,
-    parallel: dict[str, Any],
-    micro_batch_tokens: int,
-    share_prompts: Share,
-    old: bool,
-) -> dict[str, Any]:
-    """What a policy step says of the gap, and every token's gap on the first rank of the last
-    stage. `old`: the log-probs before the update are known, and say more than the forward pass."""
-    from dataclasses import replace
-
-    actor = build("qwen3", folder, parallel, micro_batch_tokens, share_prompts)
-    batches = actor.pack(make_sequences())
-    trainer = actor.logprobs(batches)
-    if old:
-        trainer = [logp - 0.25 for logp in trainer]
-        batches = [
-            replace(b, old_logprobs_T=logp) for b, logp in zip(batches, trainer, strict=True)
-        ]
-    own = [
-        (logp - b.rollout_logprobs_T).abs()[b.mask_T]
-        for b, logp in zip(batches, trainer, strict=True)
-    ]
-    gap = actor.policy_step(batches, denominator=100.0, lr=0.0).gap
-    return {"gap": gap, "tokens": torch.cat(own).double().numpy()}
-
-
 def shares(folder: str, share_prompts: Share, **algorithm: Any) -> list[bool]:
     """Whether prompts are shared: of neighbours with one prompt, of one response to each prompt,
     and of nothing; and whether the first batch packed is."""
