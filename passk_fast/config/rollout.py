@@ -28,9 +28,9 @@ class RolloutConfig:
     is not trained on, and the advantages of its group are those of the n' responses that ended;
     where the estimator cannot do with n' (k above n'), the group has none (docs/operations.md)."""
     stop: tuple[str, ...] = ()
-    """Strings that end a response, beside end tokens, such as "</answer>". The response includes the string: it is judged
-    and trained up to the token that completes it. Sampling with them is slower on CPU, where every
-    token must become text (docs/operations.md)."""
+    """Strings that end a response, beside end tokens, such as "</answer>". The response includes
+    the string: it is judged and trained up to the token that completes it. Sampling with them is
+    slower on CPU, where every token must become text (docs/operations.md)."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a response, beside the model's own: the tokenizer's end token and every
     `eos_token_id` of generation_config.json. As end tokens they are trained, but not judged."""
