@@ -145,9 +145,7 @@ class RolloutEngine:
             p, n = key
             params = self._params(1, seeds[p] + n, temperature, top_p, None)
             if self.forced_length is not None:
-                params.max_tokens = self.forced_length(seed, prompt_keys[p], n)
-                params.ignore_eos, params.detokenize = True, False
-                params.stop, params.stop_token_ids = [], []
+                _force_length(params, self.forced_length(seed, prompt_keys[p], n))
             internal = engine.add_request(f"{p}.{n}", inputs[p], params)
             if self._routing is not None:
                 self._routing.begin(f"{p}.{n}", internal)
@@ -320,6 +318,12 @@ class RolloutEngine:
 def _ends_with_token(completion: CompletionOutput) -> bool:
     """Whether an end token, and not a stop string, ended it; vLLM names the string."""
     return completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
+
+
+def _force_length(params: SamplingParams, length: int) -> None:
+    """Let nothing else end the response."""
+    params.max_tokens, params.ignore_eos = length, True
+    params.stop, params.stop_token_ids, params.detokenize = [], [], False
 
 
 def _key(request_id: str) -> tuple[int, int]:
