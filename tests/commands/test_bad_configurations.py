@@ -288,6 +288,9 @@ def test_a_file_that_is_no_text(
         ("train folder", "folder: cannot be read: Is a directory"),
         ("trian c.toml", "unknown command 'trian'"),
         ("eval nowhere.toml", "nowhere.toml: no such file"),
+        ("eval c.toml --output-dir none", "none is not a folder. --out FILE names the result"),
+        ("eval c.toml --model folder --out x.json", "neither a run folder nor a checkpoint"),
+        ("convert folder out", "neither a run folder nor a checkpoint"),
         ("plan nowhere.toml --gpus 8 --gpu h999", "--gpu must be one of h100"),
         ("curves passk:99", "k must be between 1 and"),
         ("launch --nodes x --nproc 1 --rendezvous a:1 train c", "--nodes: invalid int value: 'x'"),
@@ -298,6 +301,7 @@ def test_a_file_that_is_no_text(
 def test_a_bad_command(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, part: str
 ) -> None:
+    (folder / "c.toml").write_text(GOOD)
     assert part in refused(capsys, ExitCode.BAD_CONFIG, *arguments.split())
 
 
