@@ -40,8 +40,10 @@ def base_config(family: str) -> dict[str, Any]:
     mixture = FAMILIES[family].mixture
     if mixture:
         config |= {"num_experts_per_tok": 2, "num_local_experts": 4, mixture.width_field: 48}
-    if family == "mistral":
+    if family in ("mistral", "gemma2"):
         config["sliding_window"] = None
+    if family == "gemma2":
+        config |= {"attn_logit_softcapping": None, "final_logit_softcapping": None}
     return config
 
 
@@ -109,6 +111,9 @@ def cases(family: str) -> dict[str, Case]:
         window: dict[str, Any] = {"sliding_window": 5}
         if "use_sliding_window" in fields:
             window["use_sliding_window"] = True
+        if FAMILIES[family].window == "alternating":
+            kinds = ["full_attention", "sliding_attention"]
+            out["layer_types"] = Case(("layer_types",), {**window, "layer_types": kinds}, window)
         if FAMILIES[family].window == "by layer":
             out["layer_types"] = Case(
                 ("layer_types",), {**window, "layer_types": ["sliding_attention"] * 2}, {}
@@ -123,6 +128,10 @@ def cases(family: str) -> dict[str, Case]:
     if FAMILIES[family].mixture:
         out["experts"] = Case(("num_experts", "num_local_experts"), {"num_local_experts": 6})
         out["top_k"] = Case(("num_experts_per_tok",), {"num_experts_per_tok": 3}, {})
+    if family == "gemma2":
+        cap, scale = {"attn_logit_softcapping": 0.5}, {"query_pre_attn_scalar": 7}
+        out["attention_cap"] = Case(tuple(cap), cap, {})
+        out["scale"] = Case(tuple(scale), scale, {})
     if family == "qwen3_moe":
         out["width"] = Case(("moe_intermediate_size",), {"moe_intermediate_size": 32})
         out["norm_topk"] = Case(("norm_topk_prob",), {"norm_topk_prob": True}, {})
@@ -134,7 +143,8 @@ REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
     "attention_dropout": ({"attention_dropout": 0.1},),
     "decoder_sparse_step": ({"decoder_sparse_step": 2},),
     "head_dim": ({"head_dim": 32},),
-    "hidden_act": tuple({"hidden_act": name} for name in ("gelu", "relu", "gelu_pytorch_tanh")),
+    "hidden_act": tuple({"hidden_act": name} for name in ("gelu", "relu", "gelu_new")),
+    "hidden_activation": ({"hidden_activation": "gelu"}, {"hidden_activation": "relu"}),
     "is_causal": ({"is_causal": False},),
     "is_encoder_decoder": ({"is_encoder_decoder": True},),
     "is_llama_config": ({"is_llama_config": False},),
@@ -153,12 +163,14 @@ REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
     "rope_interleaved": ({"rope_interleaved": True},),
     "router_jitter_noise": ({"router_jitter_noise": 0.1},),
     "sliding_window": ({"sliding_window": 5}, {"sliding_window": 0, "use_sliding_window": True}),
+    "use_bidirectional_attention": ({"use_bidirectional_attention": True},),
     "use_mrope": ({"use_mrope": True},),
     "use_sliding_window": ({"use_sliding_window": True},),
 }
 """Values that a family refuses by the field's name, unless it computes the field."""
 
 HARMLESS: dict[str, Any] = {
+    "cache_implementation": "hybrid",
     "_attn_implementation_autoset": True,
     "_name_or_path": "somewhere/else",
     "bos_token_id": 3,

@@ -8,22 +8,23 @@ gathers the keys and values of the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from numpy.typing import NDArray
 from torch import Tensor
 
 from passk_fast.actor.autograd import call
-from passk_fast.actor.padded_attention import Slots, attend, make_slots, padded_attention
 from passk_fast.actor.rotary import Rotate
+from passk_fast.actor.scores import Scores, attend, attend_varlen
 from passk_fast.data.types import PackedBatch, RoutedRows
 
 
@@ -32,6 +33,38 @@ class ExpertChoices(Protocol):
 
     def choose(self, layer: int, scores_tE: Tensor, own_tK: Tensor) -> tuple[Tensor, Tensor]:
         """(scores [t, K], experts int64 [t, K]) that take the place of `own_tK`."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where packed rows go in padded layouts: [A, a] whole segments, then [G, N, r] responses.
+
+    The prompts of the G groups are the first G of the A segments.
+    """
+
+    row_of_slot: Int[Tensor, " S"]
+    """The packed row that a slot holds; 0 for padding."""
+    slot_of_row: Int[Tensor, " T"]
+    padding: Int[Tensor, " pads"]
+    """The slots that hold no row."""
+    whole: tuple[int, int]
+    """(A, a)"""
+    responses: tuple[int, int, int]
+    """(G, N, r); G = 0 when nothing is shared"""
+    prompts: Int[Tensor, " pairs"] | None
+    """Length of each response's prompt; pairs is G * N, or 1 where all are alike."""
+    visible: Bool[Tensor, "pairs 1 r keys"] | None
+    """The a + r keys that each response token sees."""
+
+    def within(self, window: int) -> Tensor | None:
+        """`visible`, but of keys further back than a window of this size (0: none) nothing."""
+        if self.visible is None or self.prompts is None or not window:
+            return self.visible
+        at = torch.arange(self.responses[2], device=self.visible.device)
+        query = (self.prompts[:, None] + at)[:, None, :, None]
+        before = torch.arange(self.whole[1], device=at.device).expand(len(self.prompts), -1)
+        key = torch.cat((before, self.prompts[:, None] + at), dim=1)[:, None, None, :]
+        return self.visible & (query - key < window)
 
 
 class PackedParams(PackedSeqParams):
@@ -78,7 +111,7 @@ def packed_params(
     params.positions_T = batch.positions_T
     params.routed = batch.routed
     params.kv_rows = kv_rows
-    params.slots = make_slots(batch) if padded and part is None else None
+    params.slots = _slots(batch) if padded and part is None else None
     params.padded = padded
     params.context_group = context_group
     params.gathered_T = None if part is None else part.gathered_T
@@ -104,6 +137,86 @@ def _shared_keys(batch: PackedBatch) -> tuple[Tensor, Tensor, int]:
     )
 
 
+def _slots(batch: PackedBatch) -> Slots:
+    borders = np.asarray(batch.cu_seqlens.cpu())
+    lengths = np.diff(borders)
+    prefix = batch.prefix_B or (-1,) * len(lengths)
+    members: dict[int, list[int]] = {}
+    for b, p in enumerate(prefix):
+        if p >= 0:
+            members.setdefault(p, []).append(b)
+    whole = list(members) + [b for b, p in enumerate(prefix) if p < 0 and b not in members]
+    longest = int(lengths[whole].max())
+    count = max(map(len, members.values()), default=0)
+    response = max((int(lengths[b]) for bs in members.values() for b in bs), default=0)
+    starts = {b: i * longest for i, b in enumerate(whole)}
+    base = len(whole) * longest
+    for g, bs in enumerate(members.values()):
+        starts |= {b: base + (g * count + n) * response for n, b in enumerate(bs)}
+    size = base + len(members) * count * response
+    row_of_slot = np.full(size, -1, np.int64)
+    slot_of_row = np.empty(borders[-1], np.int64)
+    for b, length in enumerate(lengths):
+        slots, rows = np.arange(starts[b], starts[b] + length), np.arange(*borders[b : b + 2])
+        row_of_slot[slots] = rows
+        slot_of_row[rows] = slots
+    prompts = lengths[list(members)].repeat(count)
+    if members and (prompts == prompts[0]).all():
+        prompts = prompts[:1]
+    visible = _visible(prompts, longest, response) if members else None
+    device = batch.tokens_T.device
+    return Slots(
+        row_of_slot=torch.from_numpy(np.maximum(row_of_slot, 0)).to(device),
+        slot_of_row=torch.from_numpy(slot_of_row).to(device),
+        padding=torch.from_numpy(np.flatnonzero(row_of_slot < 0)).to(device),
+        whole=(len(whole), longest),
+        responses=(len(members), count, response),
+        prompts=torch.from_numpy(prompts).to(device) if members else None,
+        visible=None if visible is None else visible.to(device),
+    )
+
+
+def _visible(prompts: NDArray[np.int32], longest: int, response: int) -> Tensor:
+    """bool [pairs, 1, r, a + r]: all of a response's prompt, and its own tokens so far."""
+    before = torch.arange(longest) < torch.from_numpy(prompts)[:, None]  # [pairs, a]
+    before = before[:, None, None, :].expand(-1, 1, response, -1)
+    own = torch.ones(response, response, dtype=torch.bool).tril()
+    return torch.cat((before, own.expand(len(before), 1, -1, -1)), dim=-1)
+
+
+class _SlotContext(Protocol):
+    """What `_Pad` and `_Unpad` keep for their backward."""
+
+    slots: Slots
+
+
+class _Pad(torch.autograd.Function):
+    """Rows [T, ...] -> slots [S, ...]. Padding slots repeat row 0; they get no gradient."""
+
+    @staticmethod
+    def forward(ctx: _SlotContext, x: Tensor, slots: Slots) -> Tensor:
+        ctx.slots = slots
+        return x.index_select(0, slots.row_of_slot)
+
+    @staticmethod
+    def backward(ctx: _SlotContext, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.index_select(0, ctx.slots.slot_of_row), None
+
+
+class _Unpad(torch.autograd.Function):
+    """Slots [S, ...] -> rows [T, ...]."""
+
+    @staticmethod
+    def forward(ctx: _SlotContext, x: Tensor, slots: Slots) -> Tensor:
+        ctx.slots = slots
+        return x.index_select(0, slots.slot_of_row)
+
+    @staticmethod
+    def backward(ctx: _SlotContext, grad: Tensor) -> tuple[Tensor, None]:
+        out = grad.index_select(0, ctx.slots.row_of_slot)
+        return out.index_fill_(0, ctx.slots.padding, 0.0), None
+
+
 def _rotation(
     params: PackedParams, inv_freq: Tensor, amplitude: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -118,13 +231,48 @@ def _rotation(
     return params.rotation
 
 
+def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots, scores: Scores) -> Tensor:
+    """Causal attention of packed q, k, v [T, heads, d] through padded calls.
+
+    Segments are padded on the right, so causality hides padding from every real query.
+    """
+    sizes = slots.whole
+    split = sizes[0] * sizes[1]
+    padded = [call(_Pad, x, slots) for x in (q, k, v)]
+    visible = slots.within(scores.window)
+    if visible is None:
+        whole = [x.view(*sizes, *x.shape[1:]) for x in padded]
+        return call(_Unpad, attend(whole[0], whole[1], whole[2], scores), slots)
+    halves = [x.tensor_split([split]) for x in padded]
+    whole = [half[0].view(*sizes, *half[0].shape[1:]) for half in halves]
+    groups, count, _ = slots.responses
+
+    def keys(prompts: Tensor, own: Tensor) -> Tensor:
+        """[G * N, a + r, heads, d]: each response's own behind its prompt's."""
+        own = own.view(*slots.responses, *own.shape[1:])
+        before = prompts[:groups, None].expand(-1, count, -1, -1, -1)
+        return torch.cat((before, own), dim=2).flatten(0, 1)
+
+    queries = halves[0][1].view(groups * count, -1, *q.shape[1:])
+    responses = attend(
+        queries,
+        keys(whole[1], halves[1][1]),
+        keys(whole[2], halves[2][1]),
+        scores,
+        visible,
+    )
+    return call(_Unpad, torch.cat((attend(whole[0], whole[1], whole[2], scores), responses)), slots)
+
+
 def _gathered(x: Tensor, params: PackedParams) -> Tensor:
     """Rows [T, ...] of all context-parallel ranks in packed order, from this rank's part."""
     parts: Tensor = gather_from_sequence_parallel_region(x.contiguous(), group=params.context_group)
     return parts[params.gathered_T]
 
 
-def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams, window: int) -> Tensor:
+def _masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, params: PackedParams, scores: Scores
+) -> Tensor:
     """Attention of segments q [T / size, heads, d] to their own lists of keys, one padded call.
 
     A segment's own rows are the last of its keys.
@@ -139,35 +287,21 @@ def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams, win
     last = (k_lengths - q_lengths)[:, None] + q_at  # [B, a]: the last key that a query sees
     last = last.clamp(max=k_lengths[:, None] - 1)[..., None]
     visible = k_at <= last
-    if window:
-        visible &= k_at > last - window
-    out = attend(q[q_rows], k[k_rows], v[k_rows], visible[:, None])
+    if scores.window:
+        visible &= last - k_at < scores.window
+    out = attend(q[q_rows], k[k_rows], v[k_rows], scores, visible[:, None])
     return out[(q_at < q_lengths[:, None]).flatten()]
 
 
-def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams, window: int) -> Tensor:
-    """Causal attention of packed q, k, v [T, heads, d] by flash-attn, or torch's varlen kernel.
-
-    Both align the causal mask to the last key, which is what a response behind its prompt needs.
-    """
-    cu, cu_kv = params.cu_seqlens_q, params.cu_seqlens_kv
-    longest, longest_kv = int(params.max_seqlen_q), int(params.max_seqlen_kv)
-    reach = (window - 1 if window else -1, 0)  # keys to the left and to the right
+def _varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, params: PackedParams, scores: Scores
+) -> Tensor:
+    """Causal attention of packed q, k, v [T, heads, d] by a varlen kernel."""
+    borders = (params.cu_seqlens_q, params.cu_seqlens_kv)
+    longest = (int(params.max_seqlen_q), int(params.max_seqlen_kv))
     if params.kv_rows is not None:
         k, v = k[params.kv_rows], v[params.kv_rows]
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        from torch.nn.attention.varlen import varlen_attn
-
-        repeat = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        kernel = cast(Callable[..., Tensor], varlen_attn)
-        return kernel(q, k, v, cu, cu_kv, longest, longest_kv, window_size=reach)
-    out: Tensor = flash_attn_varlen_func(
-        q, k, v, cu, cu_kv, longest, longest_kv, causal=True, window_size=reach
-    )
-    return out
+    return attend_varlen(q, k, v, borders, longest, scores)
 
 
 class PackedAttention(MegatronModule):
@@ -178,14 +312,17 @@ class PackedAttention(MegatronModule):
 
     amplitude: float = 1.0
     """Cosine and sine are multiplied by it; the builder sets it."""
-    window: int = 0
-    """Keys that a query sees, its own included; 0: all. The builder sets it."""
+    layer: int
+    """Index in the whole model."""
+    scores: Scores
+    """The model's builder may set other ones than the plain."""
 
     def __init__(
         self, config: TransformerConfig, layer_number: int = 1, *args: object, **kwargs: object
     ) -> None:
         super().__init__(config)
         self.layer = layer_number - 1
+        self.scores = Scores()
 
     def forward(
         self,
@@ -209,9 +346,9 @@ class PackedAttention(MegatronModule):
         if params.gathered_T is not None:
             k, v = (_gathered(x, params) for x in (k, v))
         if params.slots is not None:
-            out = padded_attention(q, k, v, params.slots, self.window)
+            out = _padded_attention(q, k, v, params.slots, self.scores)
         elif params.padded:
-            out = _masked_attention(q, k, v, params, self.window)
+            out = _masked_attention(q, k, v, params, self.scores)
         else:
-            out = _varlen_attention(q, k, v, params, self.window)
+            out = _varlen_attention(q, k, v, params, self.scores)
         return out.reshape(q.shape[0], 1, -1)

@@ -1,16 +1,17 @@
 """The actor's Megatron-core GPTModel, built from a `ModelShape`.
 
-Grouped-query attention, QKV bias, QK norm, tied embeddings, rope scaling and experts, as the shape
-says. Transformer Engine's layers where it is installed on a GPU, else Megatron's local spec.
+Grouped-query attention, QKV bias, QK norm, tied embeddings, rope scaling, soft caps, output norms
+and experts, as the shape says. Transformer Engine's layers where it is installed on a GPU and knows
+the model, else Megatron's local spec.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -23,11 +24,12 @@ from megatron.core.transformer.transformer_block import (
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
 from passk_fast.actor.attention import PackedAttention
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.cpu.swiglu import Swiglu
-from passk_fast.actor.layers import PackedRotary, RMSNorm
+from passk_fast.actor.layers import OutputNormLayer, PackedRotary, RMSNorm
 from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.moe.experts import (
     connect_routers,
@@ -37,29 +39,31 @@ from passk_fast.actor.moe.experts import (
     use_our_parts,
 )
 from passk_fast.actor.rotary import rotary_frequencies
+from passk_fast.actor.scores import Scores
 from passk_fast.config import ParallelConfig, RunConfig
 from passk_fast.model.divisibility import Cuts, check_divisible
+from passk_fast.model.families import Activation
 from passk_fast.model.shape import ModelShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ACTIVATIONS = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-}
-"""By `ModelShape.activation`."""
 
 
 def uses_transformer_engine(config: RunConfig, shape: ModelShape, device: str) -> bool:
     """True where Transformer Engine's layers are used: installed, and on a GPU.
 
-    Shared prompts, context parallelism, windows and yarn's amplitude take our attention.
+    Context parallelism, soft caps, and shared prompts where they are asked for (`true`, not "auto")
+    take our attention, which knows them.
     """
-    ours = config.share_prompts or config.parallel.context > 1
-    ours = ours or shape.window.size > 0 or shape.rope.amplitude != 1.0
+    context = config.parallel.context > 1
+    ours = config.share_prompts is True or context or shape.needs_our_layers
     found = importlib.util.find_spec("transformer_engine") is not None
     return device == "cuda" and found and not ours
 
+
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu_pytorch_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
+}
 
 _RECOMPUTE: dict[str, dict[str, object]] = {
     "none": {},
@@ -94,13 +98,16 @@ def transformer_config(
         layernorm_epsilon=shape.norm_eps,
         normalization="RMSNorm",
         qk_layernorm=shape.qk_norm,
-        # Of all or none; `set_biases` takes them from those that have none.
+        # Of all or none; `_set_biases` takes them from those that have none.
         add_bias_linear=shape.out_bias or shape.mlp_bias,
         add_qkv_bias=shape.qkv_bias,
         gated_linear_unit=True,
-        activation_func=ACTIVATIONS[shape.activation],
+        layernorm_zero_centered_gamma=shape.family.centered_norms,
+        activation_func=ACTIVATIONS[shape.family.activation],
         # Our `Swiglu`, not TE's.
-        use_te_activation_func=device == "cpu" and not experts and shape.activation == "silu",
+        use_te_activation_func=(
+            device == "cpu" and not experts and shape.family.activation == "silu"
+        ),
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=(
@@ -129,7 +136,7 @@ def transformer_config(
     return TransformerConfig(**{**fields, **more})
 
 
-def set_biases(layer: ModuleSpec, shape: ModelShape) -> None:
+def _set_biases(layer: ModuleSpec, shape: ModelShape) -> None:
     """Each linear layer's own biases: Megatron has one switch for most of them."""
     if not (shape.out_bias or shape.mlp_bias):
         return
@@ -150,7 +157,7 @@ def _with_bias(linear: type[torch.nn.Module], bias: bool) -> type[torch.nn.Modul
     return type(linear.__name__, (linear,), {"__init__": build})
 
 
-def layer_spec(config: TransformerConfig, shape: ModelShape) -> ModuleSpec:
+def layer_spec(shape: ModelShape, config: TransformerConfig) -> ModuleSpec:
     """Megatron's local layer with our norms and attention, and on a CPU our activation."""
     layer = get_gpt_layer_local_spec(
         normalization="RMSNorm",
@@ -162,6 +169,8 @@ def layer_spec(config: TransformerConfig, shape: ModelShape) -> ModuleSpec:
         use_our_parts(layer, grouped=True)
     if config.use_te_activation_func:
         mlp_parts(layer).activation_func = Swiglu
+    if shape.family.output_norms:
+        layer.module = OutputNormLayer
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention = layer.submodules.self_attention.submodules
@@ -169,12 +178,12 @@ def layer_spec(config: TransformerConfig, shape: ModelShape) -> ModuleSpec:
     if config.qk_layernorm:
         attention.q_layernorm = RMSNorm
         attention.k_layernorm = RMSNorm
-    set_biases(layer, shape)
+    _set_biases(layer, shape)
     return layer
 
 
 def _block_spec(
-    config: TransformerConfig, shape: ModelShape, transformer_engine: bool, vp_stage: int | None
+    shape: ModelShape, config: TransformerConfig, transformer_engine: bool, vp_stage: int | None
 ) -> ModuleSpec | TransformerBlockSubmodules:
     if transformer_engine:
         layer = get_gpt_layer_with_transformer_engine_spec(
@@ -184,9 +193,9 @@ def _block_spec(
         )
         if config.num_moe_experts:
             use_our_parts(layer, grouped=False)
-        set_biases(layer, shape)
+        _set_biases(layer, shape)
         return layer
-    layer = layer_spec(config, shape)
+    layer = layer_spec(shape, config)
     count = get_num_layers_to_build(config, vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
 
@@ -197,6 +206,8 @@ def build_chunks(shape: ModelShape, config: RunConfig, mesh: Mesh) -> list[GPTMo
     with megatron_scope(mesh.device):
         model_parallel_cuda_manual_seed(config.seed)
         transformer_engine = uses_transformer_engine(config, shape, mesh.device)
+        for layer in range(shape.num_layers):
+            layer_scores(shape, layer).check(mesh.device, DTYPES[config.model.dtype])
         grouped = {"moe_grouped_gemm": True} if transformer_engine and shape.num_experts else {}
         layers = transformer_config(shape, parallel, config.model.dtype, mesh.device, **grouped)
         chunks = []
@@ -205,7 +216,7 @@ def build_chunks(shape: ModelShape, config: RunConfig, mesh: Mesh) -> list[GPTMo
             chunk = make_chunk(
                 shape,
                 layers,
-                _block_spec(layers, shape, transformer_engine, vp_stage),
+                _block_spec(shape, layers, transformer_engine, vp_stage),
                 first=mesh.pipeline_rank == 0 and virtual == 0,
                 last=mesh.is_last_stage and virtual == parallel.virtual_pipeline - 1,
                 vp_stage=vp_stage,
@@ -246,5 +257,18 @@ def make_chunk(
         if isinstance(module, PackedAttention):
             module.inv_freq = frequencies
             module.amplitude = shape.rope.amplitude
-            module.window = shape.window.of(module.layer)
+            module.scores = layer_scores(shape, module.layer)
+    if first and shape.embedding_scale != 1.0:
+        # transformers' and vLLM's rounding: 55.5 in bfloat16 for a hidden size of 3,072.
+        scale = float(torch.tensor(shape.embedding_scale, device="cpu").to(layers.params_dtype))
+        chunk.embedding.register_forward_hook(lambda module, inputs, out: out * scale)
     return chunk
+
+
+def layer_scores(shape: ModelShape, layer: int) -> Scores:
+    """The attention scores of a layer (0, 1, ...) of the whole model."""
+    return Scores(
+        scale=shape.softmax_scale,
+        soft_cap=shape.attention_soft_cap,
+        window=shape.windows[layer] if shape.windows else 0,
+    )

@@ -12,9 +12,6 @@ from typing import Literal
 
 from passk_fast.model.fields import Only, Rule, Use, rules
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
-"""The function of a gated MLP's gate; gelu_tanh is GELU by its tanh approximation."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
@@ -34,6 +31,10 @@ class Mixture:
     """vLLM's module that stacks all experts, under model.layers.N."""
 
 
+Activation = Literal["silu", "gelu_pytorch_tanh"]
+"""Activations of a gated MLP, by transformers' names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A decoder with grouped-query attention, RMS norms and gated MLPs or mixtures of them."""
@@ -48,20 +49,28 @@ class Family:
     """Queries and keys are normalised per head."""
     fixed_head_dim: bool = False
     """vLLM takes hidden size / heads channels per head, whatever config.json says."""
-    activations: Mapping[str, Activation] = field(
-        default_factory=lambda: {"silu": "silu"}, hash=False
-    )
-    """By `hidden_act`: those that vLLM's model of the family computes."""
     mixture: Mixture | None = None
     """None for a dense model."""
+    output_norms: bool = False
+    """The outputs of attention and MLP are normalised before they are added (Gemma 2)."""
+    centered_norms: bool = False
+    """Norms multiply by 1 + weight."""
+    scaled_embedding: bool = False
+    """Embeddings are multiplied by hidden_size ** 0.5, rounded to the weights' type."""
+    soft_caps: bool = False
+    """config.json has attn_logit_softcapping, final_logit_softcapping, query_pre_attn_scalar."""
+    activation: Activation = "silu"
+    """Of the MLP's gate, the only one that is known for the family."""
+    activation_field: str = "hidden_act"
+    """Field of config.json that names the activation."""
     defaults: Mapping[str, object] = field(default_factory=dict, hash=False, repr=False)
     """What transformers takes where config.json leaves a field out."""
     fields: Mapping[str, Rule] = field(default_factory=dict, hash=False, repr=False)
     """How each field of config.json is treated; one that is not here is refused."""
-    window: Literal["never", "given", "switched", "by layer"] = "never"
+    window: Literal["never", "given", "switched", "by layer", "alternating"] = "never"
     """Where `sliding_window` holds: never; in all layers where it is given; only with
-    `use_sliding_window`; and of that only in the layers that `layer_types` or `max_window_layers`
-    names."""
+    `use_sliding_window`; of that only in the layers that `layer_types` or `max_window_layers` name;
+    in every other layer, the first included, unless `layer_types` differs."""
 
 
 _DEFAULTS: dict[str, object] = {
@@ -213,6 +222,50 @@ FAMILIES: Mapping[str, Family] = {
             defaults={**_DEFAULTS, "num_key_value_heads": 8, "sliding_window": 4096},
             fields={**_COMMON, **rules(Use.COMPUTED, "sliding_window")},
             window="given",
+        ),
+        Family(
+            name="gemma2",
+            architecture="Gemma2ForCausalLM",
+            output_norms=True,
+            centered_norms=True,
+            scaled_embedding=True,
+            soft_caps=True,
+            window="alternating",
+            activation="gelu_pytorch_tanh",
+            activation_field="hidden_activation",
+            defaults={
+                **_DEFAULTS,
+                "num_key_value_heads": 4,
+                "head_dim": 256,
+                "max_position_embeddings": 8192,
+                "tie_word_embeddings": True,
+                "query_pre_attn_scalar": 256,
+                "attn_logit_softcapping": 50.0,
+                "final_logit_softcapping": 30.0,
+                "hidden_activation": "gelu_pytorch_tanh",
+                "sliding_window": 4096,
+                "layer_types": None,
+            },
+            fields={
+                **_COMMON,
+                **rules(
+                    Use.COMPUTED,
+                    "attn_logit_softcapping",
+                    "final_logit_softcapping",
+                    "hidden_activation",
+                    "layer_types",
+                    "query_pre_attn_scalar",
+                    "sliding_window",
+                ),
+                "hidden_act": Only(
+                    ("gelu_pytorch_tanh", None), "hidden_activation decides", "Remove the field"
+                ),
+                "use_bidirectional_attention": Only(
+                    (False, None), "only causal attention is computed"
+                ),
+                # Of how transformers keeps its keys and values.
+                "cache_implementation": Use.HARMLESS,
+            },
         ),
         Family(
             name="qwen3_moe",

@@ -16,10 +16,10 @@ import numpy as np
 from passk_fast.config import ShapeConfig
 from passk_fast.errors import ConfigError
 from passk_fast.model.config_json import Fields, read_config
-from passk_fast.model.families import FAMILIES, Activation, Family
+from passk_fast.model.families import FAMILIES, Family
 from passk_fast.model.fields import check_fields
 from passk_fast.model.rope import Rope, read_rope
-from passk_fast.model.window import NO_WINDOW, Window, read_window
+from passk_fast.model.window import read_windows
 
 TRAINER_VOCAB_MULTIPLE = 8
 """The trainer pads the vocabulary to a multiple of this times the tensor-parallel size."""
@@ -60,8 +60,14 @@ class ModelShape:
     """The attention's output projection has a bias."""
     mlp_bias: bool = False
     """All three matrices of a dense MLP have biases."""
-    activation: Activation = "silu"
-    window: Window = NO_WINDOW
+    softmax_scale: float | None = None
+    """What products of queries and keys are multiplied by; None: head_dim ** -0.5."""
+    attention_soft_cap: float = 0.0
+    """Attention scores s become cap tanh(s / cap); 0: they stay."""
+    logit_soft_cap: float = 0.0
+    """The same of the output layer's logits, before the temperature."""
+    windows: tuple[int, ...] = ()
+    """By layer, how many keys a query sees, itself included (0: all before it); empty: all do."""
     num_experts: int = 0
     """Experts per layer; 0 for a dense model."""
     experts_per_token: int = 0
@@ -86,6 +92,7 @@ class ModelShape:
         family = _family(Fields(config, source))
         fields = Fields({**family.defaults, **config}, source)
         check_fields(Fields(config, source), family.fields, family.name)
+        _check_activation(fields, family)
         attention_bias = _flag(fields, "attention_bias")
         hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
         count, chosen, width, normalized = _experts(fields, family)
@@ -106,8 +113,8 @@ class ModelShape:
             qk_norm=family.qk_norm,
             out_bias=attention_bias and not family.qkv_bias,
             mlp_bias=_flag(fields, "mlp_bias"),
-            activation=_activation(fields, family),
-            window=read_window(fields, family),
+            **_soft_caps(fields, family),
+            windows=read_windows(fields, family),
             num_experts=count,
             experts_per_token=chosen,
             expert_width=width,
@@ -124,6 +131,17 @@ class ModelShape:
     def mlp_width(self) -> int:
         """Width of one gated MLP: an expert's in a mixture, else the layer's."""
         return self.expert_width if self.num_experts else self.ffn_width
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by, before it is rounded to the weights' type."""
+        return self.hidden**0.5 if self.family.scaled_embedding else 1.0
+
+    @property
+    def needs_our_layers(self) -> bool:
+        """Whether only Megatron's local layers with our attention compute the model."""
+        ours = self.family.output_norms or bool(self.attention_soft_cap) or any(self.windows)
+        return ours or self.rope.amplitude != 1.0
 
     @property
     def expert_index_dtype(self) -> np.dtype[np.uint8] | np.dtype[np.int16]:
@@ -203,15 +221,14 @@ def _flag(fields: Fields, name: str) -> bool:
     return fields.has(name) and fields.flag(name)
 
 
-def _activation(fields: Fields, family: Family) -> Activation:
-    name = fields.text("hidden_act")
-    if name not in family.activations:
+def _check_activation(fields: Fields, family: Family) -> None:
+    name, wanted = family.activation_field, family.activation
+    if fields.text(name) != wanted:
         raise ConfigError(
-            f"{fields.source}: config.json says hidden_act = {name!r}, which is not supported for "
-            f"{family.name!r}; supported: {', '.join(family.activations)}. Another activation "
-            "changes what the model computes: take a model that was trained with one of these."
+            f"{fields.source}: config.json says {name} = {fields.text(name)!r}, which is not "
+            f"supported for {family.name!r}: vLLM computes {wanted!r} alone. Another activation "
+            "changes what the model computes: take a model that was trained with this one."
         )
-    return family.activations[name]
 
 
 def _head_dim(fields: Fields, family: Family, hidden: int, heads: int) -> int:
@@ -230,6 +247,18 @@ def _head_dim(fields: Fields, family: Family, hidden: int, heads: int) -> int:
                 f"= {hidden // heads} channels. Take a model with heads of that size."
             )
     return given or hidden // heads
+
+
+def _soft_caps(fields: Fields, family: Family) -> dict[str, float]:
+    """Fields of the shape for a family with soft caps; null turns a cap off."""
+    if not family.soft_caps:
+        return {}
+    caps = {
+        "attention_soft_cap": "attn_logit_softcapping",
+        "logit_soft_cap": "final_logit_softcapping",
+    }
+    found = {mine: fields.number(name) for mine, name in caps.items() if fields.has(name)}
+    return found | {"softmax_scale": fields.number("query_pre_attn_scalar") ** -0.5}
 
 
 def _experts(fields: Fields, family: Family) -> tuple[int, int, int, bool]:

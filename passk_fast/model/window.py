@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from passk_fast.errors import ConfigError
 from passk_fast.model.config_json import Fields
 from passk_fast.model.families import Family
 
+_KINDS = ("full_attention", "sliding_attention")
 
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """A window of `size` keys in some or all layers.
 
-    Example: Gemma-2's size 4096 with layers (True, False) has a window in layers 0, 2, 4 and so on.
+def read_windows(fields: Fields, family: Family) -> tuple[int, ...]:
+    """By layer, how many keys a query sees (0: all before it); empty where all layers see all.
+
+    As transformers reads `sliding_window` and the fields that say where it holds. ConfigError for
+    fields of a wrong type, and for windows in some layers only where vLLM cannot compute them.
     """
-
-    size: int = 0
-    """Keys that a query of such a layer sees, its own included; 0: all keys in all layers."""
-    layers: tuple[bool, ...] = (True,)
-    """Whether layer i has the window: entry i modulo the length."""
-
-    def of(self, layer: int) -> int:
-        """The window of a layer (global index); 0 for full attention."""
-        return self.size if self.layers[layer % len(self.layers)] else 0
-
-
-NO_WINDOW = Window()
-"""Full attention in every layer."""
-
-
-def read_window(fields: Fields, family: Family) -> Window:
-    """As transformers reads `sliding_window` and the fields that say where it holds.
-
-    ConfigError for fields of a wrong type, and for windows that differ from layer to layer, which
-    vLLM cannot compute for these families.
-    """
-    if family.window == "never":
-        return NO_WINDOW
-    switched = family.window != "given"
-    if not fields.has("sliding_window") or (switched and not fields.flag("use_sliding_window")):
-        _refuse_types_without_window(fields)
-        return NO_WINDOW
-    size = fields.count("sliding_window")
+    switched = family.window in ("switched", "by layer")
+    given = family.window != "never" and fields.has("sliding_window")
+    if not given or (switched and not fields.flag("use_sliding_window")):
+        if family.window == "by layer":
+            _refuse_types_without_window(fields)
+        return ()
+    size, count = fields.count("sliding_window"), fields.count("num_hidden_layers")
+    if family.window == "alternating":
+        kinds = _layer_types(fields) or [_KINDS[1 - i % 2] for i in range(count)]
+        return tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
     if family.window == "by layer":
         _check_all_layers(fields, family)
-    return Window(size=size)
+    return (size,) * count
 
 
 def _layer_types(fields: Fields) -> list[object] | None:
@@ -54,11 +36,8 @@ def _layer_types(fields: Fields) -> list[object] | None:
         return None
     types = fields.get("layer_types")
     count = fields.count("num_hidden_layers")
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(types, list) or len(types) != count or any(t not in known for t in types):
-        raise fields.fail(
-            "layer_types", f"a list of {count} (num_hidden_layers) of {' and '.join(known)}"
-        )
+    if not isinstance(types, list) or len(types) != count or any(t not in _KINDS for t in types):
+        raise fields.fail("layer_types", f"a list of {count} names out of {', '.join(_KINDS)}")
     return types
 
 

@@ -88,7 +88,7 @@ def _layers(shape: ModelShape, config: RunConfig, device: str) -> TransformerCon
 
 def _spec(shape: ModelShape, layers: TransformerConfig, count: int) -> TransformerBlockSubmodules:
     """`count` layers of Megatron's local spec."""
-    layer = layer_spec(layers, shape)
+    layer = layer_spec(shape, layers)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
 
 
@@ -229,6 +229,7 @@ def logits_head(shape: ModelShape, config: RunConfig, mesh: Mesh, tokens: int) -
             temperature=1.0,
             group=mesh.tensor_group if mesh.tensor_size > 1 else None,
             vocab=shape.vocab,
+            soft_cap=shape.logit_soft_cap,
         )
         logp.sum().backward()
     return ledger.peak

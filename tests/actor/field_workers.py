@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 
 from passk_fast.data.types import Sequence
 from passk_fast.model.shape import ModelShape
@@ -26,8 +27,12 @@ def make_folder(config: dict[str, Any], folder: Path) -> Any:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     for parameter in model.float().parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config))
+    # Whatever the rank: under torch.distributed transformers saves on rank 0 alone.
+    from transformers.core_model_loading import revert_weight_conversion
+
+    tensors = revert_weight_conversion(model, model.state_dict())
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return model.eval()
 
 
@@ -95,7 +100,11 @@ def compare(
         parameter.data.copy_(parameter.main_grad)  # full_tensors then gathers gradients
     got = {name: tensor.clone() for name, tensor in actor.full_tensors()}
     dist.barrier()
-    return {"logits": logits, "gradients": _gradients_gap(model, got, sequences), "changed": changed}
+    return {
+        "logits": logits,
+        "gradients": _gradients_gap(model, got, sequences),
+        "changed": changed,
+    }
 
 
 def _logits_gap(actor: Any, batches: Any, reference: list[torch.Tensor]) -> float:

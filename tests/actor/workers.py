@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import warnings
-import weakref
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -24,15 +22,19 @@ from passk_fast.config import (
 )
 from passk_fast.data.types import Sequence
 from passk_fast.kernels.options import DEFAULT_LOSS
+from passk_fast.kernels.soft_cap import soft_capped
 from passk_fast.model.shape import ModelShape
 
 DEFAULT_GAP = LogprobGapConfig()
+Share = Literal["auto", True, False]
+"""Values of `RunConfig.share_prompts`."""
 VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of the softmax
 
 
 def hf_config(kind: str) -> Any:
     """A tiny random transformers config of an architecture."""
     from transformers import (
+        Gemma2Config,
         LlamaConfig,
         MixtralConfig,
         Qwen2Config,
@@ -53,6 +55,17 @@ def hf_config(kind: str) -> Any:
         return Qwen3Config(**sizes, head_dim=32, tie_word_embeddings=True)
     if kind == "qwen2":
         return Qwen2Config(**sizes, tie_word_embeddings=False)
+    if kind == "gemma2":
+        # Caps low enough to bend what a tiny model gives; a scale that is not head_dim ** -0.5.
+        return Gemma2Config(
+            **sizes,
+            head_dim=32,
+            query_pre_attn_scalar=16,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+            sliding_window=9,
+            pad_token_id=None,  # transformers gives the padding token's embedding no gradient
+        )
     if kind == "mixtral":
         return MixtralConfig(
             **sizes, tie_word_embeddings=False, num_local_experts=4, num_experts_per_tok=2
@@ -120,7 +133,7 @@ def make_sequences(count: int = 24, seed: int = 0) -> list[Sequence]:
 def run_config(
     parallel: dict[str, Any],
     micro_batch_tokens: int,
-    share_prompts: bool = False,
+    share_prompts: Share = False,
     loss: PolicyLoss = DEFAULT_LOSS,
     logprob_gap: LogprobGapConfig = DEFAULT_GAP,
     **algorithm: Any,
@@ -143,7 +156,7 @@ def build(
     folder: str,
     parallel: dict[str, Any],
     micro_batch_tokens: int = 4096,
-    share_prompts: bool = False,
+    share_prompts: Share = False,
     **algorithm: Any,
 ) -> Any:
     """An actor with the folder's weights, on a mesh over all ranks."""
@@ -170,7 +183,8 @@ def logits_gap(kind: str, folder: str, parallel: dict[str, Any]) -> float:
 
     def capture(batch: Any) -> Any:
         def loss(logits: torch.Tensor) -> Any:
-            captured.append(logits[0].detach())
+            # The output layer's own; the loss caps them.
+            captured.append(soft_capped(logits[0].detach(), actor.settings.soft_cap))
             return logits.sum() * 0, torch.zeros((), dtype=torch.int), {}
 
         return loss
@@ -179,7 +193,9 @@ def logits_gap(kind: str, folder: str, parallel: dict[str, Any]) -> float:
         actor.run_schedule(actor.chunks, batches, capture, forward_only=True)
     if not captured:
         return 0.0
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     width = captured[0].shape[1]
     first = actor.mesh.tensor_rank * width
     gap = 0.0
@@ -197,7 +213,7 @@ def gradients(
     folder: str,
     parallel: dict[str, Any],
     micro_batch_tokens: int,
-    share_prompts: bool = False,
+    share_prompts: Share = False,
     dead: str = "",
     **algorithm: Any,
 ) -> tuple[float, dict[str, torch.Tensor]]:
@@ -237,31 +253,15 @@ def gradients(
     return sums["loss_sum"] / denominator, full if dist.get_rank() == 0 else {}
 
 
-def logprob_gap(
-    folder: str,
-    parallel: dict[str, Any],
-    micro_batch_tokens: int,
-    share_prompts: bool,
-    old: bool,
-) -> dict[str, Any]:
-    """What a policy step says of the gap, and every token's gap on the first rank of the last
-    stage. `old`: the log-probs before the update are known, and say more than the forward pass."""
-    from dataclasses import replace
-
-    actor = build("qwen3", folder, parallel, micro_batch_tokens, share_prompts)
-    batches = actor.pack(make_sequences())
-    trainer = actor.logprobs(batches)
-    if old:
-        trainer = [logp - 0.25 for logp in trainer]
-        batches = [
-            replace(b, old_logprobs_T=logp) for b, logp in zip(batches, trainer, strict=True)
-        ]
-    own = [
-        (logp - b.rollout_logprobs_T).abs()[b.mask_T]
-        for b, logp in zip(batches, trainer, strict=True)
-    ]
-    gap = actor.policy_step(batches, denominator=100.0, lr=0.0).gap
-    return {"gap": gap, "tokens": torch.cat(own).double().numpy()}
+def shares(folder: str, share_prompts: Share, **algorithm: Any) -> list[bool]:
+    """Whether prompts are shared: of neighbours with one prompt, of one response to each prompt,
+    and of nothing; and whether the first batch packed is."""
+    kind = "qwen3_moe" if algorithm else "qwen3"
+    actor = build(kind, folder, {}, 4096, share_prompts, **algorithm)
+    sequences = make_sequences()
+    alone = list({s.token_ids[: s.prompt_length]: s for s in sequences}.values())
+    packed = actor.pack(sequences)[0].prefix_B is not None
+    return [*map(actor.shares_prompts, (sequences, alone, [])), packed]
 
 
 def bfloat16_step(kind: str, folder: str, parallel: dict[str, Any]) -> dict[str, float]:
@@ -346,16 +346,6 @@ def non_finite_step(kind: str, folder: str, bad_rank: int) -> tuple[bool, float]
         float((tensor - before[name]).abs().max()) for name, tensor in actor.full_tensors()
     )
     return result.applied, change
-
-
-def is_freed(kind: str, folder: str) -> bool:
-    """Whether a model goes with its actor, after a step of training."""
-    actor = build(kind, folder, {})
-    actor.policy_step(actor.prepare(actor.pack(make_sequences())), denominator=100.0, lr=1e-3)
-    model = weakref.ref(actor.chunks[0])
-    del actor
-    gc.collect()
-    return model() is None
 
 
 def same_logprobs(kind: str, folder: str, parallel: dict[str, Any]) -> float:
