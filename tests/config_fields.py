@@ -40,7 +40,7 @@ def base_config(family: str) -> dict[str, Any]:
     mixture = FAMILIES[family].mixture
     if mixture:
         config |= {"num_experts_per_tok": 2, "num_local_experts": 4, mixture.width_field: 48}
-    if family in ("mistral", "gemma2"):
+    if family == "mistral":
         config["sliding_window"] = None
     if family == "gemma2":
         config |= {"attn_logit_softcapping": None, "final_logit_softcapping": None}

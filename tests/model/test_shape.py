@@ -69,7 +69,8 @@ def check_against(hf: PretrainedConfig, shape: ModelShape) -> None:
     scale = getattr(hf, "query_pre_attn_scalar", None)
     assert shape.softmax_scale == (scale and scale**-0.5)
     if shape.windows:
-        sliding = [kind == "sliding_attention" for kind in hf.layer_types]
+        kinds = getattr(hf, "layer_types", None) or ["sliding_attention"] * shape.num_layers
+        sliding = [kind == "sliding_attention" for kind in kinds]
         assert shape.windows == tuple(hf.sliding_window if slides else 0 for slides in sliding)
     if shape.num_experts:
         assert shape.mlp_width == getattr(hf, "moe_intermediate_size", hf.intermediate_size)
@@ -274,7 +275,10 @@ def test_gemma2_may_choose_its_windows_and_drop_its_caps() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_activation": "gelu"}, "hidden_activation = 'gelu'; it must be 'gelu_pytorch"),
+        (
+            {"hidden_activation": "gelu"},
+            "hidden_activation = 'gelu', which is not supported for 'gemma2'",
+        ),
         ({"layer_types": ["full_attention"]}, "layer_types = .* a list of 3 names"),
         ({"layer_types": ["chunked_attention"] * 3}, "layer_types = .* a list of 3 names"),
         ({"final_logit_softcapping": -1}, "final_logit_softcapping = -1; it must be a positive"),
