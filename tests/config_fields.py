@@ -43,7 +43,9 @@ def base_config(family: str) -> dict[str, Any]:
     if family == "mistral":
         config["sliding_window"] = None
     if family == "gemma2":
+        # transformers gives the embedding of a padding token no gradient.
         config |= {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+        config["pad_token_id"] = None
     return config
 
 

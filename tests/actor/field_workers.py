@@ -24,7 +24,10 @@ def make_folder(config: dict[str, Any], folder: Path) -> Any:
 
     (folder / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(folder),
+        attn_implementation="eager",  # the only one that caps scores
+    )
     for parameter in model.float().parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     # Whatever the rank: under torch.distributed transformers saves on rank 0 alone.
@@ -49,7 +52,10 @@ def logits_under(config: dict[str, Any], folder: Path, seqs: list[Sequence]) -> 
     with tempfile.TemporaryDirectory() as other, no_init_weights(), torch.no_grad():
         (Path(other) / "config.json").write_text(json.dumps(config))
         model = AutoModelForCausalLM.from_pretrained(
-            folder, config=AutoConfig.from_pretrained(other), dtype=torch.float32
+            folder,
+            config=AutoConfig.from_pretrained(other),
+            dtype=torch.float32,
+            attn_implementation="eager",
         )
         return logits_of(model.eval(), seqs)
 

@@ -277,7 +277,7 @@ def test_gemma2_may_choose_its_windows_and_drop_its_caps() -> None:
     [
         (
             {"hidden_activation": "gelu"},
-            "hidden_activation = 'gelu', which is not supported for 'gemma2'",
+            "hidden_activation = 'gelu', which is not supported for",
         ),
         ({"layer_types": ["full_attention"]}, "layer_types = .* a list of 3 names"),
         ({"layer_types": ["chunked_attention"] * 3}, "layer_types = .* a list of 3 names"),
