@@ -21,6 +21,7 @@ from passk_fast.model.shape import ModelShape
 from passk_fast.tasks.dataset import load_prompts
 from passk_fast.tasks.puzzles import check_puzzles
 from passk_fast.tasks.registry import check_binary, find_task
+from passk_fast.weights.folder_check import check_tensors
 
 _GPU_FILES = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
 """One of them is there where a driver is loaded; the last one is WSL's."""
@@ -112,7 +113,7 @@ def _read_model_folder(folder: Path) -> ModelShape:
         for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     )
     require(has_tokenizer, f"model.path: {folder} has no tokenizer (tokenizer.json).")
-    require(any(folder.glob("*.safetensors")), f"model.path: {folder} holds no *.safetensors file.")
+    check_tensors(folder, shape)
     _check_vocabulary(folder, shape)
     return shape
 

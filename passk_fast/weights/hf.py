@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from passk_fast.errors import ConfigError, DiskError
-
-_INDEX = "model.safetensors.index.json"
+from passk_fast.weights.folder_check import INDEX
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Dtypes that a folder can be written in, by their names in config.json."""
@@ -51,7 +50,7 @@ class HFReader:
     def __init__(self, folder: str | Path) -> None:
         """ConfigError when the folder holds no readable safetensors."""
         self.folder = Path(folder)
-        index = self.folder / _INDEX
+        index = self.folder / INDEX
         self._files: dict[str, str] = {}
         self._handles: dict[str, _File] = {}
         if index.is_file():
@@ -139,7 +138,7 @@ def write_folder(
     """
     out.mkdir(parents=True, exist_ok=True)
     for file in like.iterdir():
-        if file.suffix in (".json", ".txt", ".model", ".jinja") and file.name != _INDEX:
+        if file.suffix in (".json", ".txt", ".model", ".jinja") and file.name != INDEX:
             shutil.copyfile(file, out / file.name)
     _name_dtype(out / "config.json", dtype)
     pending: dict[str, Tensor] = {}
@@ -183,7 +182,7 @@ def _name_dtype(file: Path, dtype: torch.dtype) -> None:
 def _name_parts(out: Path, parts: list[list[str]], total: int) -> None:
     if len(parts) == 1:
         (out / "part-00000.tmp").rename(out / "model.safetensors")
-        (out / _INDEX).unlink(missing_ok=True)
+        (out / INDEX).unlink(missing_ok=True)
         return
     weight_map = {}
     for i, names in enumerate(parts):
@@ -191,4 +190,4 @@ def _name_parts(out: Path, parts: list[list[str]], total: int) -> None:
         (out / f"part-{i:05d}.tmp").rename(out / file)
         weight_map.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (out / _INDEX).write_text(json.dumps(index, indent=2))
+    (out / INDEX).write_text(json.dumps(index, indent=2))

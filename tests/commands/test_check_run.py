@@ -25,6 +25,7 @@ from passk_fast.config import (
 )
 from passk_fast.config.file import dump_toml
 from passk_fast.errors import ConfigError, DataError, DiskError, PasskError
+from tests.empty_weights import write_empty_weights
 
 
 def make(tmp_path: Path, **changes: Any) -> RunConfig:
@@ -53,7 +54,7 @@ def model_folder(tmp_path: Path, **changes: Any) -> str:
     }
     (folder / "config.json").write_text(json.dumps(config | changes))
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 15}}}))
-    (folder / "model.safetensors").write_bytes(b"")
+    write_empty_weights(folder)
     return str(folder)
 
 
