@@ -15,8 +15,9 @@ from passk_fast.checkpoint.store import CheckpointStore
 from passk_fast.run.loop import Trainer
 from passk_fast.run.parts import RunState
 
-_BYTES_PER_PARAMETER = 16
-"""Of a checkpoint: weights, main weights and two Adam moments in float32."""
+_BYTES_PER_PARAMETER = {"float32": 12, "bfloat16": 14}
+"""Of a checkpoint, by data type: weights, their main weights in float32 where these are others, and
+two Adam moments in float32."""
 
 
 class Checkpoints:
@@ -33,7 +34,7 @@ class Checkpoints:
             return
         staging = ""
         if rank == 0:
-            weights = self._actor.num_weights * _BYTES_PER_PARAMETER
+            weights = self._actor.num_weights * _BYTES_PER_PARAMETER[self._actor.config.model.dtype]
             self._store.check_space(max(weights, self._store.newest_bytes()))
             staging = str(self._store.begin(step))
         state: RunState = {
