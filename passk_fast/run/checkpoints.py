@@ -12,6 +12,7 @@ from passk_fast.actor.actor import Actor
 from passk_fast.actor.mesh import Mesh
 from passk_fast.checkpoint import megatron
 from passk_fast.checkpoint.store import CheckpointStore
+from passk_fast.run.inputs import Inputs
 from passk_fast.run.loop import Trainer
 from passk_fast.run.parts import RunState
 
@@ -23,8 +24,10 @@ two Adam moments in float32."""
 class Checkpoints:
     """Saves the parts of a run. All ranks call everything together."""
 
-    def __init__(self, store: CheckpointStore, actor: Actor, trainer: Trainer) -> None:
-        self._store, self._actor, self._trainer = store, actor, trainer
+    def __init__(
+        self, store: CheckpointStore, actor: Actor, trainer: Trainer, inputs: Inputs
+    ) -> None:
+        self._store, self._actor, self._trainer, self._inputs = store, actor, trainer, inputs
 
     def save(self) -> None:
         """Write a checkpoint of the step, unless there is one. DiskError where it has no room."""
@@ -41,6 +44,7 @@ class Checkpoints:
             "progress": asdict(trainer.progress),
             "sampling": trainer.sampling.state_dict(),
             "schedule": trainer.schedule.state_dict(),
+            "inputs": self._inputs,
         }
         megatron.write(self._actor, Path(_from_rank_0(staging)), dict(state))
         if rank == 0:

@@ -78,7 +78,7 @@ def resumed_differs(kind: str, folder: str, dtype: str, save: str, *, old: bool)
     actor = typed_actor(kind, folder, dtype)
     with ExitStack() as stack:
         if old:
-            stack.enter_context(mock.patch.object(megatron, "_distributed_parts", lambda _: []))
+            stack.enter_context(mock.patch.object(megatron, "_distributed_parts", return_value=[]))
             stack.enter_context(
                 mock.patch.object(megatron, "StreamingStrategy", get_default_save_sharded_strategy)
             )
