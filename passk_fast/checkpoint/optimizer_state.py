@@ -20,7 +20,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer, Range
 
     _Sharded: TypeAlias = ShardedTensor | ShardedTensorFactory
     _State: TypeAlias = dict[int, dict[str, _Sharded]]
@@ -92,7 +92,7 @@ def _whole(
     part: DistributedOptimizer,
     parameter: torch.nn.Parameter,
     state: dict[str, Tensor],
-    place: slice | None,
+    place: Range | None,
     owner: int,
     is_loading: bool,
 ) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ def _whole(
             continue
         flat = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
         if place is not None:
-            flat[place.start : place.stop] = state[key]
+            flat[place.start : place.end] = state[key]
         # Every element comes from one rank: the sum of its bits with zeros is exact.
         dist.reduce(flat.view(torch.int32), dist.get_global_rank(group, owner), group=group)
         is_mine = group.rank() == owner
