@@ -94,12 +94,14 @@ def _settle(
     checkpoint: Path | None,
 ) -> Inputs:
     record = Path(config.output_dir) / INPUTS
-    seen = json.loads(record.read_text()).get("seen", {}) if record.is_file() else {}
-    model, seen = folder_digests(model_dir, seen)
+    recorded = json.loads(record.read_text()) if record.is_file() else {}
+    model, seen = folder_digests(model_dir, recorded.get("seen", {}))
     found = Inputs(train=row_digests(prompts), test=row_digests(held_out), model=model)
-    before = json.loads((checkpoint / "state.json").read_text()) if checkpoint else {}
-    if "inputs" in before:  # checkpoints of earlier versions say nothing
-        refuse_other_inputs(before["inputs"], found, config, model_dir)
+    if checkpoint:
+        state = json.loads((checkpoint / "state.json").read_text())
+        before = state.get("inputs", recorded)  # checkpoints of earlier versions say nothing
+        if before:
+            refuse_other_inputs(before, found, config, model_dir)
     record.write_text(json.dumps({**found, "seen": seen}, indent=1) + "\n")
     return found
 
