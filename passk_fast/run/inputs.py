@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypedDict, cast
 
@@ -136,21 +135,14 @@ def row_digests(prompts: Sequence[Prompt]) -> Rows:
     """Of every row: text, answer, task, id and further columns."""
     ordered, total, count = hashlib.sha256(), 0, 0
     for prompt in prompts:
-        row = json.dumps(asdict(prompt), sort_keys=True, default=str).encode()
-        digest = hashlib.sha256(row).digest()
-        ordered.update(digest)
-        unnumbered = hashlib.sha256(_without_number(prompt, count)).digest()
-        total = (total + int.from_bytes(unnumbered)) % (1 << 256)
+        content = [prompt.text, prompt.answer, prompt.task, prompt.columns]
+        body = json.dumps(content, sort_keys=True, default=str)
+        ordered.update(hashlib.sha256(f"{prompt.id}\n{body}".encode()).digest())
+        name = "" if prompt.id == str(count) else prompt.id  # the number of a row is no name
+        in_any_order = hashlib.sha256(f"{name}\n{body}".encode()).digest()
+        total = (total + int.from_bytes(in_any_order)) % (1 << 256)
         count += 1
     return Rows(count=count, in_order=ordered.hexdigest(), in_any_order=f"{total:064x}")
-
-
-def _without_number(prompt: Prompt, number: int) -> bytes:
-    """The row, without an id that only counts rows."""
-    row = asdict(prompt)
-    if prompt.id == str(number):
-        del row["id"]
-    return json.dumps(row, sort_keys=True, default=str).encode()
 
 
 Seen = dict[str, list[object]]
