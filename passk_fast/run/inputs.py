@@ -137,9 +137,11 @@ def row_digests(prompts: Sequence[Prompt]) -> Rows:
     for prompt in prompts:
         content = [prompt.text, prompt.answer, prompt.task, prompt.columns]
         body = json.dumps(content, sort_keys=True, default=str)
-        ordered.update(hashlib.sha256(f"{prompt.id}\n{body}".encode()).digest())
+        ordered.update(
+            hashlib.sha256(f"{prompt.id}\n{body}".encode("utf-8", "surrogatepass")).digest()
+        )
         name = "" if prompt.id == str(count) else prompt.id  # the number of a row is no name
-        in_any_order = hashlib.sha256(f"{name}\n{body}".encode()).digest()
+        in_any_order = hashlib.sha256(f"{name}\n{body}".encode("utf-8", "surrogatepass")).digest()
         total = (total + int.from_bytes(in_any_order)) % (1 << 256)
         count += 1
     return Rows(count=count, in_order=ordered.hexdigest(), in_any_order=f"{total:064x}")
