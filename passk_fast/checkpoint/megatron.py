@@ -57,7 +57,7 @@ def _torch_adams(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
 
 
 def _materialize_adam(optimizer: MegatronOptimizer) -> None:
-    """Give torch's Adam its state before the first step: Megatron's loading reads its `step`."""
+    """Give torch's Adam its state before the first step: Megatron reads its `step`."""
     for part in _torch_adams(optimizer):
         inner = part.optimizer
         for group in inner.param_groups:
@@ -170,6 +170,7 @@ def write(actor: Actor, folder: Path, extra: Mapping[str, object]) -> None:
         disk_errors_of_ranks(folder),
     ):
         warnings.simplefilter("ignore")
+        _materialize_adam(actor.optimizer)  # where no step has had anything to train
         state = _sharded_state(actor, is_loading=False)
         dist_checkpointing.save(state, str(folder), validate_access_integrity=False)
     if actor.mesh.rank == 0:

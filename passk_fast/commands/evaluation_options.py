@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from passk_fast.config import RunConfig
-from passk_fast.config.file import flatten
+from passk_fast.config.fields import field_types, parse_overrides
 from passk_fast.errors import ConfigError
 
 OBEYED = frozenset(
@@ -61,6 +60,7 @@ REFUSED = {
     "data.train": "it reads data.test alone",
     "eval.every": "it evaluates once",
     "lm_head_loss": "it trains nothing",
+    "logprob_gap.": "it trains nothing",
     "loss.": "it trains nothing",
     "micro_batch_tokens": "it trains nothing",
     "model.": "the model is that of the run folder, or --model FOLDER",
@@ -91,23 +91,31 @@ def refusal(field: str) -> str | None:
     return REFUSED[max(fits, key=len)] if fits else None
 
 
-def given_fields(overrides: Sequence[str]) -> dict[str, str]:
-    """Field -> flag, of all fields that `--key value` arguments set."""
-    known = {name for name, _ in flatten(RunConfig())}
-    given: dict[str, str] = {}
-    for flag in (argument.split("=")[0] for argument in overrides if argument.startswith("--")):
-        name = flag[2:].replace("-", "_")
-        for field in (name, name.replace(".no_", "."), name.removeprefix("no_")):
-            if field in known:
-                given[field] = flag
-    return given
+def given_fields(overrides: Sequence[str]) -> list[str]:
+    """All fields that `--key value` arguments set; ConfigError for a bad argument."""
+    return list(_fields_in(parse_overrides(overrides), ""))
+
+
+def _fields_in(table: Mapping[str, object], prefix: str) -> Iterator[str]:
+    for key, value in table.items():
+        name = prefix + key
+        if name not in field_types() and isinstance(value, dict):
+            yield from _fields_in(value, name + ".")
+        else:
+            yield name
+
+
+def flag_of(field: str) -> str:
+    """How the command line names a field."""
+    return "--" + field.replace("_", "-")
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
     """ConfigError for an option on the command line that could change nothing."""
-    for field, flag in given_fields(overrides).items():
+    for field in given_fields(overrides):
         why = refusal(field)
         if why is not None:
+            flag = flag_of(field)
             raise ConfigError(
                 f"command line: {flag} has no effect on `passk-fast eval`: {why}. Leave it out."
             )

@@ -17,6 +17,7 @@ COMMANDS = {
     "curves": "passk_fast.commands.curves",
     "convert": "passk_fast.commands.convert",
     "import-gguf": "passk_fast.commands.import_gguf",
+    "data": "passk_fast.commands.data",
     "check-reward": "passk_fast.commands.check_reward",
     "preflight": "passk_fast.commands.preflight",
     "launch": "passk_fast.commands.launch",
@@ -47,6 +48,9 @@ passk-fast {__version__}: train language models with Pass@k advantages
       Write a run's newest checkpoint (or the checkpoint folder RUN) as a Hugging Face folder.
   passk-fast import-gguf FILE OUT [--dtype float32|bfloat16|float16]
       Write a GGUF file (llama.cpp) as a Hugging Face folder, for model.path (docs/real_model.md).
+  passk-fast data SET FOLDER [--key value ...] [--train FILE,...] [--test FILE,...]
+      The prompts of a published set-up (maze, maxrl_maze, enigmata, maths, math) as JSONL files for
+      data.train and data.test.
   passk-fast check-reward FILE:FUNCTION [--data ROWS.jsonl]
       Try a reward function of your own on ordinary and hostile outputs: what raised, was no reward,
       took long, was executed, or was rewarded wrongly (docs/rewards.md).

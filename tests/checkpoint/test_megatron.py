@@ -49,6 +49,19 @@ def test_another_mesh_resumes(
         assert (got[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
 
 
+def test_a_checkpoint_before_the_first_optimizer_step_is_resumed_exactly(
+    one_rank: RankPool,
+    folders: dict[str, str],
+    saved: tuple[str, dict[str, torch.Tensor]],
+    tmp_path: Path,
+) -> None:
+    run = (f"{W}:train_steps", "qwen3", folders["qwen3"], {})
+    one_rank.run(*run, 0, save=str(tmp_path))
+    got = one_rank.run(*run, 4, load=str(tmp_path))[0]
+    for name, tensor in saved[1].items():
+        assert torch.equal(got[name], tensor), name
+
+
 def test_one_rank_reads_what_two_wrote(
     one_rank: RankPool, two_ranks: RankPool, folders: dict[str, str], tmp_path: Path
 ) -> None:

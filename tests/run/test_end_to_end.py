@@ -194,7 +194,7 @@ def test_evaluating_a_run(whole: tuple[Path, Path, str]) -> None:
     assert (record["checkpoint"], record["step"]) == (str(newest), 4)
     maze = record["tasks"]["maze"]
     assert sum(maze["correct_histogram"]) == 5
-    assert maze["parts"]["5x5"]["pass@1"] == maze["pass@1"]
+    assert maze["parts"]["7x7"]["pass@1"] == maze["pass@1"]
     assert {"pass@1", "pass@1_se", "pass@2", "pass@4", "pass@4_se"} <= maze.keys()
     assert maze["pass@1"] <= maze["pass@2"] <= maze["pass@4"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -121,14 +122,44 @@ def test_a_function_that_raises_ends_the_run_with_its_words(model: Path, tmp_pat
     "row",
     [
         {"question": "1 + 1?", "answer": "It is\n#### 2"},
-        {"prompt": "x = 1", "answer": json.dumps(["assert 1"]), "task": "code"},
+        {"problem": "1 + 1?", "solution": "It is \\boxed{2}."},
+        {"problem": "1 + 1?", "answer": 2},
     ],
 )
-def test_maths_and_code(model: Path, tmp_path: Path, row: dict[str, object]) -> None:
+def test_maths(model: Path, tmp_path: Path, row: dict[str, object]) -> None:
     code, output, records = _train(tmp_path, model, row)
     assert code == 0, output
     assert [record["step"] for record in records] == [0, 1, 2]
     assert all(record["verifier_failures"] == 0 for record in records[1:])
+
+
+@pytest.mark.sample
+def test_code_earns_the_share_of_tests_that_pass(tmp_path: Path) -> None:
+    """Any row of this model's tokens is a program; it passes the tests of the names it sets."""
+    statements = [f"{name} = {value}\n" for name in "abcd" for value in range(1, 10)]
+    tokenizer = character_tokenizer("#")
+    tokenizer.add_tokens(statements)
+    shape = ShapeConfig(
+        num_layers=2, hidden_size=64, intermediate_size=128, num_heads=2, num_kv_heads=1,
+        head_dim=32, max_positions=256,
+    )  # fmt: skip
+    model = make_tiny_model(shape, tokenizer, 0, tmp_path / "model")
+    row = {"prompt": "a = 1\n", "task": "code", "tests": [f"assert {name}" for name in "abcd"]}
+    code, output, records = _train(tmp_path, model, row | {"answer": ""})
+    assert code == 0, output
+    assert all(record["verifier_failures"] == 0 for record in records[1:])
+    samples = [
+        json.loads(line)
+        for file in sorted((tmp_path / "run" / "samples").glob("*.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+    assert any(0.0 < sample["reward"] < 1.0 for sample in samples)
+    for sample in samples:
+        response = sample["response"]
+        broken = "<pad>" in response or "<unk>" in response
+        names = set(re.findall(r"^([a-d]) = \d$", response, re.MULTILINE))
+        assert sample["reward"] == (0.0 if broken else len(names) / 4), response
+    assert any(record["effective_batch"] for record in records[1:])
 
 
 def test_early_stop_is_refused_at_the_dry_run(model: Path, tmp_path: Path) -> None:

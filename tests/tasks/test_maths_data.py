@@ -9,6 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from passk_fast import tasks
+from passk_fast.config.file import load_config
 from passk_fast.errors import DataError
 from passk_fast.tasks import load_prompts
 from passk_fast.tasks.maths_data import INSTRUCTION, load_maths, published_row, write_prompts
@@ -133,6 +135,25 @@ def test_a_published_file_is_a_prompt_file(tmp_path: Path) -> None:
     prompts = load_prompts(path)
     assert [(p.id, p.task, p.answer) for p in prompts] == [("0", "maths", "2"), ("1", "maths", "3")]
     assert prompts[0].text.startswith("1 + 1?\n\nReason step by step")
+
+
+@pytest.mark.parametrize(
+    "name", ["aime2024", "aime2025", "dapo", "gsm8k", "math", "math500", "olymmath"]
+)
+def test_each_published_layout_is_reached_from_the_configuration_of_a_run(
+    tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "run.toml"
+    rows = SAMPLES / f"{name}.jsonl"
+    file.write_text(f"model.path = 'm'\ndata.train = '{rows}'\ndata.test = '{rows}'\n")
+    data = load_config(file).data
+    prompts = tasks.train_prompts(data)
+    assert prompts
+    assert tasks.test_prompts(data) == prompts
+    for prompt in prompts:
+        assert prompt.task == "maths"
+        assert tasks.verify(prompt, f"So it is \\boxed{{{prompt.answer}}}.", config=data) == 1.0
+        assert tasks.verify(prompt, "So it is \\boxed{-12345}.", config=data) == 0.0
 
 
 @pytest.mark.parametrize(
