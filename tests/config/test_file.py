@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from passk_fast.config import RunConfig
+from passk_fast.config import ChatConfig, DataConfig, RunConfig
 from passk_fast.config.fields import field_types, parse_overrides
 from passk_fast.config.file import (
     config_digest,
@@ -283,7 +283,18 @@ def test_the_place_of_a_rule_is_where_the_field_was_written(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["größe", "模型", "\U0001f680", "\U0001d53c", 'a"b', "a\\b", "a\tb", "a\x7fb", "a\nb", "a\u2028b"],
+    [
+        "größe",
+        "模型",
+        "\U0001f680",
+        "\U0001d53c",
+        'a"b',
+        "a\\b",
+        "a\tb",
+        "a\x7fb",
+        "a\nb",
+        "a\u2028b",
+    ],
 )
 def test_a_written_configuration_reads_back_whatever_characters_it_holds(
     tmp_path: Path, text: str
