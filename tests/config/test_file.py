@@ -299,7 +299,7 @@ def test_the_place_of_a_rule_is_where_the_field_was_written(tmp_path: Path) -> N
 def test_a_written_configuration_reads_back_whatever_characters_it_holds(
     tmp_path: Path, text: str
 ) -> None:
-    config = RunConfig(output_dir=text, data=DataConfig(train=text, chat=ChatConfig(system=text)))
+    config = RunConfig(data=DataConfig(chat=ChatConfig(system=text)))
     (tmp_path / "config.toml").write_text(dump_toml(config), encoding="utf-8")
     assert load_config(tmp_path / "config.toml") == config
 
