@@ -79,7 +79,7 @@ class Actor:
         self.mesh = mesh
         self.shape = shape
         self.optim = optim or config.optim
-        self.transformer_engine = uses_transformer_engine(config, mesh.device)
+        self.transformer_engine = uses_transformer_engine(config, shape, mesh.device)
         self.layout = Layout.of(
             shape,
             TrainerMesh.of(config.parallel, mesh.world_size),
@@ -93,6 +93,7 @@ class Actor:
             vocab=shape.vocab,
             tensor_group=mesh.tensor_group,
             memory_gib=config.lm_head_loss_memory_gib,
+            soft_cap=shape.logit_soft_cap,
         )
         self.fused_head = uses_fused_head(config, mesh.device)
         with warnings.catch_warnings():

@@ -8,15 +8,12 @@ gathers the keys and values of the others.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -27,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from passk_fast.actor.autograd import Context, call
+from passk_fast.actor.scores import Scores, attend, attend_varlen
 from passk_fast.data.types import PackedBatch, RoutedRows
 
 
@@ -53,8 +51,20 @@ class Slots:
     """(A, a)"""
     responses: tuple[int, int, int]
     """(G, N, r); G = 0 when nothing is shared"""
+    prompts: Int[Tensor, " pairs"] | None
+    """Length of each response's prompt; pairs is G * N, or 1 where all are alike."""
     visible: Bool[Tensor, "pairs 1 r keys"] | None
-    """The a + r keys that each response token sees; pairs is G * N, or 1 where all are alike."""
+    """The a + r keys that each response token sees."""
+
+    def within(self, window: int) -> Tensor | None:
+        """`visible`, but of keys further back than a window of this size (0: none) nothing."""
+        if self.visible is None or self.prompts is None or not window:
+            return self.visible
+        at = torch.arange(self.responses[2], device=self.visible.device)
+        query = (self.prompts[:, None] + at)[:, None, :, None]
+        before = torch.arange(self.whole[1], device=at.device).expand(len(self.prompts), -1)
+        key = torch.cat((before, self.prompts[:, None] + at), dim=1)[:, None, None, :]
+        return self.visible & (query - key < window)
 
 
 class PackedParams(PackedSeqParams):
@@ -150,7 +160,10 @@ def _slots(batch: PackedBatch) -> Slots:
         slots, rows = np.arange(starts[b], starts[b] + length), np.arange(*borders[b : b + 2])
         row_of_slot[slots] = rows
         slot_of_row[rows] = slots
-    visible = _visible(lengths[list(members)], longest, count, response) if members else None
+    prompts = lengths[list(members)].repeat(count)
+    if members and (prompts == prompts[0]).all():
+        prompts = prompts[:1]
+    visible = _visible(prompts, longest, response) if members else None
     device = batch.tokens_T.device
     return Slots(
         row_of_slot=torch.from_numpy(np.maximum(row_of_slot, 0)).to(device),
@@ -158,16 +171,15 @@ def _slots(batch: PackedBatch) -> Slots:
         padding=torch.from_numpy(np.flatnonzero(row_of_slot < 0)).to(device),
         whole=(len(whole), longest),
         responses=(len(members), count, response),
+        prompts=torch.from_numpy(prompts).to(device) if members else None,
         visible=None if visible is None else visible.to(device),
     )
 
 
-def _visible(prompts_G: NDArray[np.int32], longest: int, count: int, response: int) -> Tensor:
-    """bool [G * N, 1, r, a + r], or [1, 1, r, a + r] where all prompts are of one length."""
-    if (prompts_G == prompts_G[0]).all():
-        prompts_G, count = prompts_G[:1], 1
-    before = torch.arange(longest) < torch.from_numpy(prompts_G)[:, None]  # [G, a]
-    before = before.repeat_interleave(count, 0)[:, None, None, :].expand(-1, 1, response, -1)
+def _visible(prompts: NDArray[np.int32], longest: int, response: int) -> Tensor:
+    """bool [pairs, 1, r, a + r]: all of a response's prompt, and its own tokens so far."""
+    before = torch.arange(longest) < torch.from_numpy(prompts)[:, None]  # [pairs, a]
+    before = before[:, None, None, :].expand(-1, 1, response, -1)
     own = torch.ones(response, response, dtype=torch.bool).tril()
     return torch.cat((before, own.expand(len(before), 1, -1, -1)), dim=-1)
 
@@ -243,17 +255,18 @@ def _rotation(params: PackedParams, inv_freq: Tensor, dtype: torch.dtype) -> tup
     return params.rotation
 
 
-def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots) -> Tensor:
-    """Causal attention of packed q, k, v [T, heads, d] through padded SDPA calls.
+def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots, scores: Scores) -> Tensor:
+    """Causal attention of packed q, k, v [T, heads, d] through padded calls.
 
     Segments are padded on the right, so causality hides padding from every real query.
     """
     sizes = slots.whole
     split = sizes[0] * sizes[1]
     padded = [call(_Pad, x, slots) for x in (q, k, v)]
-    if slots.visible is None:
+    visible = slots.within(scores.window)
+    if visible is None:
         whole = [x.view(*sizes, *x.shape[1:]) for x in padded]
-        return call(_Unpad, _attend(*whole), slots)
+        return call(_Unpad, attend(whole[0], whole[1], whole[2], scores), slots)
     halves = [x.tensor_split([split]) for x in padded]
     whole = [half[0].view(*sizes, *half[0].shape[1:]) for half in halves]
     groups, count, _ = slots.responses
@@ -265,13 +278,14 @@ def _padded_attention(q: Tensor, k: Tensor, v: Tensor, slots: Slots) -> Tensor:
         return torch.cat((before, own), dim=2).flatten(0, 1)
 
     queries = halves[0][1].view(groups * count, -1, *q.shape[1:])
-    responses = _attend(
+    responses = attend(
         queries,
         keys(whole[1], halves[1][1]),
         keys(whole[2], halves[2][1]),
-        slots.visible,
+        scores,
+        visible,
     )
-    return call(_Unpad, torch.cat((_attend(*whole), responses)), slots)
+    return call(_Unpad, torch.cat((attend(whole[0], whole[1], whole[2], scores), responses)), slots)
 
 
 def _gathered(x: Tensor, params: PackedParams) -> Tensor:
@@ -280,7 +294,9 @@ def _gathered(x: Tensor, params: PackedParams) -> Tensor:
     return parts[params.gathered_T]
 
 
-def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> Tensor:
+def _masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, params: PackedParams, scores: Scores
+) -> Tensor:
     """Attention of segments q [T / size, heads, d] to their own lists of keys, one padded call.
 
     A segment's own rows are the last of its keys.
@@ -293,50 +309,23 @@ def _masked_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> 
     q_rows = (cu_q[:-1, None] + q_at).clamp(max=len(q) - 1)
     k_rows = params.kv_rows[(cu_k[:-1, None] + k_at).clamp(max=len(params.kv_rows) - 1)]
     last = (k_lengths - q_lengths)[:, None] + q_at  # [B, a]: the last key that a query sees
-    visible = k_at <= last.clamp(max=k_lengths[:, None] - 1)[..., None]
-    out = _attend(q[q_rows], k[k_rows], v[k_rows], visible[:, None])
+    last = last.clamp(max=k_lengths[:, None] - 1)[..., None]
+    visible = k_at <= last
+    if scores.window:
+        visible &= last - k_at < scores.window
+    out = attend(q[q_rows], k[k_rows], v[k_rows], scores, visible[:, None])
     return out[(q_at < q_lengths[:, None]).flatten()]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
-    """SDPA of q [B, a, heads, d] and k, v [B, b, kv_heads, d]; [B * a, heads, d].
-
-    Causal, unless the keys that each query sees are given: bool [B or 1, 1, a, b].
-    """
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=visible,
-        is_causal=visible is None,
-        enable_gqa=True,
-    )
-    return out.transpose(1, 2).flatten(0, 1)
-
-
-def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, params: PackedParams) -> Tensor:
-    """Causal attention of packed q, k, v [T, heads, d] by flash-attn, or torch's varlen kernel.
-
-    Both align the causal mask to the last key, which is what a response behind its prompt needs.
-    """
-    cu, cu_kv = params.cu_seqlens_q, params.cu_seqlens_kv
-    longest, longest_kv = int(params.max_seqlen_q), int(params.max_seqlen_kv)
+def _varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, params: PackedParams, scores: Scores
+) -> Tensor:
+    """Causal attention of packed q, k, v [T, heads, d] by a varlen kernel."""
+    borders = (params.cu_seqlens_q, params.cu_seqlens_kv)
+    longest = (int(params.max_seqlen_q), int(params.max_seqlen_kv))
     if params.kv_rows is not None:
         k, v = k[params.kv_rows], v[params.kv_rows]
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        from torch.nn.attention.varlen import varlen_attn
-
-        repeat = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        # torch 2.11 has is_causal, later versions have window_size.
-        windowed = "window_size" in inspect.signature(varlen_attn).parameters
-        causal = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
-        attend = cast(Callable[..., Tensor], varlen_attn)
-        return attend(q, k, v, cu, cu_kv, longest, longest_kv, **causal)
-    out: Tensor = flash_attn_varlen_func(q, k, v, cu, cu_kv, longest, longest_kv, causal=True)
-    return out
+    return attend_varlen(q, k, v, borders, longest, scores)
 
 
 class PackedAttention(MegatronModule):
@@ -345,8 +334,17 @@ class PackedAttention(MegatronModule):
     inv_freq: Tensor
     """Rotary frequencies [d / 2]; the model's builder sets them."""
 
-    def __init__(self, config: TransformerConfig, *args: object, **kwargs: object) -> None:
+    layer: int
+    """Index in the whole model."""
+    scores: Scores
+    """The model's builder may set other ones than the plain."""
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int = 1, *args: object, **kwargs: object
+    ) -> None:
         super().__init__(config)
+        self.layer = layer_number - 1
+        self.scores = Scores()
 
     def forward(
         self,
@@ -370,9 +368,9 @@ class PackedAttention(MegatronModule):
         if params.gathered_T is not None:
             k, v = (_gathered(x, params) for x in (k, v))
         if params.slots is not None:
-            out = _padded_attention(q, k, v, params.slots)
+            out = _padded_attention(q, k, v, params.slots, self.scores)
         elif params.padded:
-            out = _masked_attention(q, k, v, params)
+            out = _masked_attention(q, k, v, params, self.scores)
         else:
-            out = _varlen_attention(q, k, v, params)
+            out = _varlen_attention(q, k, v, params, self.scores)
         return out.reshape(q.shape[0], 1, -1)

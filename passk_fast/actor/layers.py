@@ -1,34 +1,51 @@
-"""RMSNorm for Megatron's local layer spec, and rotary angles of packed positions."""
+"""RMSNorm and a layer with output norms for Megatron's local spec, and packed rotary angles."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from passk_fast.actor.attention import PackedParams
 from passk_fast.actor.autograd import Context, call
 
+_Add = Callable[[tuple[Tensor, "Tensor | None"], Tensor, float], Tensor]
+"""((output, bias), residual, dropout) -> their sum."""
+_MakeAdd = Callable[[bool, bool], _Add]
+"""Megatron's bias-dropout-add: (training, fused) -> the sum."""
+
 
 class RMSNorm(torch.nn.Module):
-    """Root mean square norm; marks its weight for sequence parallelism (torch's cannot)."""
+    """Root mean square norm; marks its weight for sequence parallelism (torch's cannot).
+
+    With Megatron's `layernorm_zero_centered_gamma` the weight is what is added to 1.
+    """
 
     def __init__(
         self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **kwargs: object
     ) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.offset = 1.0 if config.layernorm_zero_centered_gamma else 0.0
+        start = torch.full((hidden_size,), 1.0 - self.offset, dtype=config.params_dtype)
+        self.weight = torch.nn.Parameter(start)
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
         self.eps: float = config.layernorm_epsilon
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         """w x / rms(x), computed in float32, in the type of x."""
+        weight = self.weight.float()
+        if self.offset:
+            weight = weight + self.offset
         if x.device.type == "cpu":
-            return call(_CpuNorm, x.float(), self.weight.float(), self.eps).to(x.dtype)
-        out: Tensor = F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps)
+            return call(_CpuNorm, x.float(), weight, self.eps).to(x.dtype)
+        out: Tensor = F.rms_norm(x.float(), (x.shape[-1],), weight, self.eps)
         return out.to(x.dtype)
 
 
@@ -52,6 +69,37 @@ class _CpuNorm(torch.autograd.Function):
         mean = torch.mv(product, weight / x.shape[-1]).view(scale.shape)
         grad_x = (grad * weight).addcmul_(unit, mean, value=-1.0).mul_(scale)
         return grad_x, product.sum(dim=0), None
+
+
+class OutputNormLayer(TransformerLayer):
+    """A layer that normalises what attention and MLP put out before it is added (Gemma 2)."""
+
+    self_attn_bda: _MakeAdd
+    mlp_bda: _MakeAdd
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.attention_output_norm = RMSNorm(config, config.hidden_size)
+        self.mlp_output_norm = RMSNorm(config, config.hidden_size)
+        self.self_attn_bda = _normed(self.attention_output_norm, self.self_attn_bda)
+        self.mlp_bda = _normed(self.mlp_output_norm, self.mlp_bda)
+
+
+def _normed(norm: RMSNorm, add: _MakeAdd) -> _MakeAdd:
+    """Megatron's residual sum with `norm` before it."""
+
+    def make(training: bool, fused: bool) -> _Add:
+        plain = add(training, fused)
+
+        def normed_add(
+            output: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float
+        ) -> Tensor:
+            assert output[1] is None, "a bias would have to be added before the norm"
+            return plain((norm(output[0]), None), residual, dropout)
+
+        return normed_add
+
+    return make
 
 
 class PackedRotary(torch.nn.Module):

@@ -41,6 +41,8 @@ class LossSettings:
     tensor_group: ProcessGroup
     memory_gib: float = 2.6
     """Temporary memory of the loss from hidden states."""
+    soft_cap: float = 0.0
+    """Of the logits; 0 is off."""
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -57,6 +59,7 @@ class LossSettings:
             vocab=self.vocab,
             sequence_parallel=self.group is not None,
             memory_gib=self.memory_gib,
+            soft_cap=self.soft_cap,
         )
 
 
@@ -109,6 +112,7 @@ def _logprobs(
         temperature=settings.temperature,
         group=settings.group,
         vocab=settings.vocab,
+        soft_cap=settings.soft_cap,
     )
 
 

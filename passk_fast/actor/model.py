@@ -1,13 +1,16 @@
 """The actor's Megatron-core GPTModel, built from a `ModelShape`.
 
-Grouped-query attention, QKV bias, QK norm, tied embeddings, rope scaling and experts, as the shape
-says. Transformer Engine's layers where it is installed on a GPU, else Megatron's local spec.
+Grouped-query attention, QKV bias, QK norm, tied embeddings, rope scaling, soft caps, output norms
+and experts, as the shape says. Transformer Engine's layers where it is installed on a GPU and knows
+the model, else Megatron's local spec.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -28,7 +31,7 @@ from torch import Tensor
 from passk_fast.actor.attention import PackedAttention
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
 from passk_fast.actor.cpu.swiglu import Swiglu
-from passk_fast.actor.layers import PackedRotary, RMSNorm
+from passk_fast.actor.layers import OutputNormLayer, PackedRotary, RMSNorm
 from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.moe.experts import (
     connect_routers,
@@ -37,19 +40,21 @@ from passk_fast.actor.moe.experts import (
     mlp_parts,
     use_our_parts,
 )
+from passk_fast.actor.scores import Scores
 from passk_fast.config import ParallelConfig, RunConfig
 from passk_fast.model.divisibility import Cuts, check_divisible
+from passk_fast.model.families import Activation
 from passk_fast.model.shape import ModelShape, Rope
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def uses_transformer_engine(config: RunConfig, device: str) -> bool:
+def uses_transformer_engine(config: RunConfig, shape: ModelShape, device: str) -> bool:
     """True where Transformer Engine's layers are used: installed, and on a GPU.
 
-    Shared prompts and context parallelism take our attention, which knows both.
+    Shared prompts, context parallelism and soft caps take our attention, which knows them.
     """
-    ours = config.share_prompts or config.parallel.context > 1
+    ours = config.share_prompts or config.parallel.context > 1 or shape.needs_our_layers
     found = importlib.util.find_spec("transformer_engine") is not None
     return device == "cuda" and found and not ours
 
@@ -75,6 +80,11 @@ def _llama3_frequencies(frequencies: Tensor, rope: Rope) -> Tensor:
     is_between = ~(wavelength < positions / high) * ~(wavelength > positions / low)
     return torch.where(is_between, between, scaled)
 
+
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu_pytorch_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
+}
 
 _RECOMPUTE: dict[str, dict[str, object]] = {
     "none": {},
@@ -112,8 +122,12 @@ def transformer_config(
         add_bias_linear=False,
         add_qkv_bias=shape.qkv_bias,
         gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        use_te_activation_func=device == "cpu" and not experts,  # our `Swiglu`, not TE's
+        layernorm_zero_centered_gamma=shape.family.centered_norms,
+        activation_func=ACTIVATIONS[shape.family.activation],
+        # Our `Swiglu`, not TE's.
+        use_te_activation_func=(
+            device == "cpu" and not experts and shape.family.activation == "silu"
+        ),
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=(
@@ -142,7 +156,7 @@ def transformer_config(
     return TransformerConfig(**{**fields, **more})
 
 
-def layer_spec(config: TransformerConfig) -> ModuleSpec:
+def layer_spec(shape: ModelShape, config: TransformerConfig) -> ModuleSpec:
     """Megatron's local layer with our norms and attention, and on a CPU our activation."""
     layer = get_gpt_layer_local_spec(
         normalization="RMSNorm",
@@ -154,6 +168,8 @@ def layer_spec(config: TransformerConfig) -> ModuleSpec:
         use_our_parts(layer, grouped=True)
     if config.use_te_activation_func:
         mlp_parts(layer).activation_func = Swiglu
+    if shape.family.output_norms:
+        layer.module = OutputNormLayer
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention = layer.submodules.self_attention.submodules
@@ -165,7 +181,7 @@ def layer_spec(config: TransformerConfig) -> ModuleSpec:
 
 
 def _block_spec(
-    config: TransformerConfig, transformer_engine: bool, vp_stage: int | None
+    shape: ModelShape, config: TransformerConfig, transformer_engine: bool, vp_stage: int | None
 ) -> ModuleSpec | TransformerBlockSubmodules:
     if transformer_engine:
         layer = get_gpt_layer_with_transformer_engine_spec(
@@ -176,7 +192,7 @@ def _block_spec(
         if config.num_moe_experts:
             use_our_parts(layer, grouped=False)
         return layer
-    layer = layer_spec(config)
+    layer = layer_spec(shape, config)
     count = get_num_layers_to_build(config, vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
 
@@ -186,7 +202,9 @@ def build_chunks(shape: ModelShape, config: RunConfig, mesh: Mesh) -> list[GPTMo
     parallel = config.parallel
     with megatron_scope(mesh.device):
         model_parallel_cuda_manual_seed(config.seed)
-        transformer_engine = uses_transformer_engine(config, mesh.device)
+        transformer_engine = uses_transformer_engine(config, shape, mesh.device)
+        for layer in range(shape.num_layers):
+            layer_scores(shape, layer).check(mesh.device, DTYPES[config.model.dtype])
         grouped = {"moe_grouped_gemm": True} if transformer_engine and shape.num_experts else {}
         layers = transformer_config(shape, parallel, config.model.dtype, mesh.device, **grouped)
         chunks = []
@@ -195,7 +213,7 @@ def build_chunks(shape: ModelShape, config: RunConfig, mesh: Mesh) -> list[GPTMo
             chunk = make_chunk(
                 shape,
                 layers,
-                _block_spec(layers, transformer_engine, vp_stage),
+                _block_spec(shape, layers, transformer_engine, vp_stage),
                 first=mesh.pipeline_rank == 0 and virtual == 0,
                 last=mesh.is_last_stage and virtual == parallel.virtual_pipeline - 1,
                 vp_stage=vp_stage,
@@ -235,4 +253,18 @@ def make_chunk(
     for module in chunk.modules():
         if isinstance(module, PackedAttention):
             module.inv_freq = frequencies
+            module.scores = layer_scores(shape, module.layer)
+    if first and shape.embedding_scale != 1.0:
+        # transformers' and vLLM's rounding: 55.5 in bfloat16 for a hidden size of 3,072.
+        scale = float(torch.tensor(shape.embedding_scale, device="cpu").to(layers.params_dtype))
+        chunk.embedding.register_forward_hook(lambda module, inputs, out: out * scale)
     return chunk
+
+
+def layer_scores(shape: ModelShape, layer: int) -> Scores:
+    """The attention scores of a layer (0, 1, ...) of the whole model."""
+    return Scores(
+        scale=shape.softmax_scale,
+        soft_cap=shape.attention_soft_cap,
+        window=shape.windows[layer] if shape.windows else 0,
+    )

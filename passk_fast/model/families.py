@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,10 @@ class Mixture:
     """vLLM's module that stacks all experts, under model.layers.N."""
 
 
+Activation = Literal["silu", "gelu_pytorch_tanh"]
+"""Activations of a gated MLP, by transformers' names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A decoder with grouped-query attention, RMS norms and gated MLPs or mixtures of them."""
@@ -42,6 +47,20 @@ class Family:
     """Queries and keys are normalised per head."""
     mixture: Mixture | None = None
     """None for a dense model."""
+    output_norms: bool = False
+    """The outputs of attention and MLP are normalised before they are added (Gemma 2)."""
+    centered_norms: bool = False
+    """Norms multiply by 1 + weight."""
+    scaled_embedding: bool = False
+    """Embeddings are multiplied by hidden_size ** 0.5, rounded to the weights' type."""
+    soft_caps: bool = False
+    """config.json has attn_logit_softcapping, final_logit_softcapping, query_pre_attn_scalar."""
+    alternating_windows: bool = False
+    """Every other layer, the first included, has a sliding window, unless `layer_types` differs."""
+    activation: Activation = "silu"
+    """Of the MLP's gate, the only one that is known for the family."""
+    activation_field: str = "hidden_act"
+    """Field of config.json that names the activation."""
     defaults: Mapping[str, object] = field(default_factory=dict, hash=False)
     """What transformers takes where config.json leaves a field out."""
 
@@ -72,6 +91,30 @@ FAMILIES: Mapping[str, Family] = {
             name="llama",
             architecture="LlamaForCausalLM",
             defaults={**_DEFAULTS, "num_key_value_heads": None},
+        ),
+        Family(
+            name="gemma2",
+            architecture="Gemma2ForCausalLM",
+            output_norms=True,
+            centered_norms=True,
+            scaled_embedding=True,
+            soft_caps=True,
+            alternating_windows=True,
+            activation="gelu_pytorch_tanh",
+            activation_field="hidden_activation",
+            defaults={
+                **_DEFAULTS,
+                "num_key_value_heads": 4,
+                "head_dim": 256,
+                "max_position_embeddings": 8192,
+                "tie_word_embeddings": True,
+                "query_pre_attn_scalar": 256,
+                "attn_logit_softcapping": 50.0,
+                "final_logit_softcapping": 30.0,
+                "hidden_activation": "gelu_pytorch_tanh",
+                "sliding_window": 4096,
+                "layer_types": None,
+            },
         ),
         Family(
             name="qwen3_moe",

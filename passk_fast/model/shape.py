@@ -68,6 +68,14 @@ class ModelShape:
     max_positions: int
     qkv_bias: bool
     qk_norm: bool
+    softmax_scale: float | None = None
+    """What products of queries and keys are multiplied by; None: head_dim ** -0.5."""
+    attention_soft_cap: float = 0.0
+    """Attention scores s become cap tanh(s / cap); 0: they stay."""
+    logit_soft_cap: float = 0.0
+    """The same of the output layer's logits, before the temperature."""
+    windows: tuple[int, ...] = ()
+    """By layer, how many keys a query sees, itself included (0: all before it); empty: all do."""
     num_experts: int = 0
     """Experts per layer; 0 for a dense model."""
     experts_per_token: int = 0
@@ -109,6 +117,8 @@ class ModelShape:
             max_positions=fields.count("max_position_embeddings"),
             qkv_bias=family.qkv_bias,
             qk_norm=family.qk_norm,
+            **_soft_caps(fields, family),
+            windows=_windows(fields, family),
             num_experts=count,
             experts_per_token=chosen,
             expert_width=width,
@@ -125,6 +135,16 @@ class ModelShape:
     def mlp_width(self) -> int:
         """Width of one gated MLP: an expert's in a mixture, else the layer's."""
         return self.expert_width if self.num_experts else self.ffn_width
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by, before it is rounded to the weights' type."""
+        return self.hidden**0.5 if self.family.scaled_embedding else 1.0
+
+    @property
+    def needs_our_layers(self) -> bool:
+        """Whether only Megatron's local layers with our attention compute the model."""
+        return self.family.output_norms or bool(self.attention_soft_cap) or any(self.windows)
 
     @property
     def expert_index_dtype(self) -> np.dtype[np.uint8] | np.dtype[np.int16]:
@@ -205,10 +225,37 @@ def _refuse_unsupported(fields: Fields, family: Family) -> None:
             f"{fields.source}: dense layers among mixture-of-experts layers (mlp_only_layers, "
             "decoder_sparse_step) are not supported."
         )
+    name, wanted = family.activation_field, family.activation
+    if fields.values.get(name, wanted) != wanted:
+        raise fields.fail(name, f"{wanted!r}, the only one supported for {family.name!r}")
     if fields.values.get("attention_bias") and not family.qkv_bias:
         raise ConfigError(
             f"{fields.source}: attention_bias = true is not supported for {family.name!r}."
         )
+
+
+def _soft_caps(fields: Fields, family: Family) -> dict[str, float]:
+    """Fields of the shape for a family with soft caps; null turns a cap off."""
+    if not family.soft_caps:
+        return {}
+    caps = {
+        "attention_soft_cap": "attn_logit_softcapping",
+        "logit_soft_cap": "final_logit_softcapping",
+    }
+    found = {mine: fields.number(name) for mine, name in caps.items() if fields.has(name)}
+    return found | {"softmax_scale": fields.number("query_pre_attn_scalar") ** -0.5}
+
+
+def _windows(fields: Fields, family: Family) -> tuple[int, ...]:
+    """By layer, for a family with `alternating_windows`: those of even index, or `layer_types`."""
+    if not family.alternating_windows or not fields.has("sliding_window"):
+        return ()
+    count, size = fields.count("num_hidden_layers"), fields.count("sliding_window")
+    kinds = fields.values.get("layer_types") or ["sliding_attention", "full_attention"] * count
+    known = {"sliding_attention": size, "full_attention": 0}
+    if not isinstance(kinds, list) or len(kinds) < count or not set(kinds) <= set(known):
+        raise fields.fail("layer_types", f"a list of {count} names out of {', '.join(known)}")
+    return tuple(known[kind] for kind in kinds[:count])
 
 
 def _experts(fields: Fields, family: Family) -> tuple[int, int, int, bool]:

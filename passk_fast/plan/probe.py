@@ -75,7 +75,7 @@ def build(
             vp = v if virtual > 1 else None
             first = mesh.pipeline_rank == 0 and v == 0
             last = mesh.is_last_stage and v == virtual - 1
-            spec = _spec(layers, get_num_layers_to_build(layers, vp))
+            spec = _spec(shape, layers, get_num_layers_to_build(layers, vp))
             chunk = make_chunk(shape, layers, spec, first=first, last=last, vp_stage=vp)
             chunks.append(chunk.to(mesh.torch_device))
         wrapped = wrap(chunks, config, mesh.device)
@@ -86,9 +86,10 @@ def _layers(shape: ModelShape, config: RunConfig, device: str) -> TransformerCon
     return transformer_config(shape, config.parallel, config.model.dtype, device)
 
 
-def _spec(layers: TransformerConfig, count: int) -> TransformerBlockSubmodules:
+def _spec(shape: ModelShape, layers: TransformerConfig, count: int) -> TransformerBlockSubmodules:
     """`count` layers of Megatron's local spec."""
-    return TransformerBlockSubmodules(layer_specs=[layer_spec(layers)] * count, layer_norm=RMSNorm)
+    layer = layer_spec(shape, layers)
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
 
 
 def held_bytes(wrapped: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> StageBytes:
@@ -154,7 +155,9 @@ def _cost(
     whole = replace(config, parallel=replace(config.parallel, virtual_pipeline=1))
     layers = _layers(shape, whole, "meta")
     untied = replace(shape, tied=False)  # a tied head wants the first stage's embedding
-    chunk = make_chunk(untied, layers, _spec(layers, count), first=first, last=last).to("meta")
+    chunk = make_chunk(untied, layers, _spec(shape, layers, count), first=first, last=last).to(
+        "meta"
+    )
     balance_experts(chunk, config.parallel)
     fuse_norms(chunk)
     chunk.train()
@@ -226,6 +229,7 @@ def logits_head(shape: ModelShape, config: RunConfig, mesh: Mesh, tokens: int) -
             temperature=1.0,
             group=mesh.tensor_group if mesh.tensor_size > 1 else None,
             vocab=shape.vocab,
+            soft_cap=shape.logit_soft_cap,
         )
         logp.sum().backward()
     return ledger.peak

@@ -115,7 +115,12 @@ def _norms(shape: ModelShape, spec: Spec) -> Iterator[Row]:
     dense = te and not shape.num_experts
     second = "mlp.linear_fc1.layer_norm_weight" if dense else "pre_mlp_layernorm.weight"
     yield _same("input_layernorm", shape.hidden, first)
-    yield _same("post_attention_layernorm", shape.hidden, second)
+    if shape.family.output_norms:
+        yield _same("post_attention_layernorm", shape.hidden, "attention_output_norm.weight")
+        yield _same("pre_feedforward_layernorm", shape.hidden, second)
+        yield _same("post_feedforward_layernorm", shape.hidden, "mlp_output_norm.weight")
+    else:
+        yield _same("post_attention_layernorm", shape.hidden, second)
     if shape.qk_norm:
         yield _same("self_attn.q_norm", shape.head_dim, "self_attention.q_layernorm.weight")
         yield _same("self_attn.k_norm", shape.head_dim, "self_attention.k_layernorm.weight")

@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny random model folder of every architecture."""
     root: Path = tmp_path_factory.mktemp("models")
     made = {}
-    for kind in ("qwen2", "qwen3", "llama", "qwen3_moe", "qwen3_moe_raw", "mixtral"):
+    for kind in ("qwen2", "qwen3", "llama", "gemma2", "qwen3_moe", "qwen3_moe_raw", "mixtral"):
         made[kind] = str(root / kind)
         make_folder(kind, made[kind])
     return made

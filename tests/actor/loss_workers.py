@@ -40,7 +40,10 @@ def model_of(folder: str) -> Any:
     """The folder's model by transformers, in float64 (its norms compute in float32)."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    # transformers' SDPA leaves out soft caps.
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, attn_implementation="eager"
+    ).eval()
 
 
 def response_logprobs(model: Any, sequence: types.Sequence) -> Tensor:

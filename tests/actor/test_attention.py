@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor
 
 from passk_fast.data.packing import pack_shared
 from passk_fast.data.types import PackedBatch, Sequence
+from passk_fast.errors import ConfigError
 
 pytestmark = pytest.mark.megatron
 
 HEADS, KV_HEADS, CHANNELS = 4, 2, 8
+SCALE = 3.0
+"""Scores are divided by it; not the square root of the channels, which is the default."""
 FREQUENCIES = 10000.0 ** -(torch.arange(0, CHANNELS, 2) / CHANNELS)
 
 GROUPS: dict[str, list[tuple[int, list[int]]]] = {
@@ -48,7 +54,9 @@ def turned(x: Tensor, positions: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, cap: float, window: int
+) -> Tensor:
     """[T, heads * d]: each segment behind its prefix, one softmax a token."""
     q, k = turned(q, batch.positions_T), turned(k, batch.positions_T)
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
@@ -58,8 +66,10 @@ def reference(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
     for b, prefix in enumerate(batch.prefix_B):
         before = range(borders[prefix], borders[prefix + 1]) if prefix >= 0 else range(0)
         for row in range(borders[b], borders[b + 1]):
-            keys = [*before, *range(borders[b], row + 1)]
-            scores = torch.einsum("hd,khd->hk", q[row], k[keys]) / CHANNELS**0.5
+            keys = [*before, *range(borders[b], row + 1)][-window:]
+            scores = torch.einsum("hd,khd->hk", q[row], k[keys]) / SCALE
+            if cap:
+                scores = cap * torch.tanh(scores / cap)
             out.append(torch.einsum("hk,khd->hd", scores.softmax(dim=-1), v[keys]).flatten())
     return torch.stack(out)
 
@@ -69,9 +79,11 @@ def values_and_gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return [out, *torch.autograd.grad(out, inputs, weights)]
 
 
+@pytest.mark.parametrize(("cap", "window"), [(0.0, 0), (1.5, 0), (0.0, 4), (1.5, 4), (0.0, 100)])
 @pytest.mark.parametrize("kind", GROUPS)
-def test_equals_a_softmax_a_token(kind: str) -> None:
+def test_equals_a_softmax_a_token(kind: str, cap: float, window: int) -> None:
     from passk_fast.actor.attention import PackedAttention, packed_params
+    from passk_fast.actor.scores import Scores
 
     batch = packed(GROUPS[kind])
     generator = torch.Generator().manual_seed(0)
@@ -82,13 +94,41 @@ def test_equals_a_softmax_a_token(kind: str) -> None:
     ]
     layer = PackedAttention(None)
     layer.inv_freq = FREQUENCIES
+    layer.scores = Scores(scale=1 / SCALE, soft_cap=cap, window=window)
     params = packed_params(batch, thd=False, padded=True)
     got = values_and_gradients(layer(*inputs, packed_seq_params=params)[:, 0], inputs)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     rows = [x[:, 0] for x in exact]
-    want = values_and_gradients(reference(*rows, batch), exact)
+    want = values_and_gradients(reference(*rows, batch, cap, window), exact)
     for name, a, b in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
         # Sums of up to twenty products of order one, in float32.
         torch.testing.assert_close(
             a.double(), b, rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+def test_a_kernel_without_soft_cap_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from passk_fast.actor.scores import Scores
+
+    capped = Scores(soft_cap=50.0)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(ConfigError, match=r"attn_logit_softcapping = 50.0 .* flash-attn 2.6"):
+        capped.check("cuda", torch.bfloat16)
+    old = ModuleType("flash_attn")
+    old.__dict__["flash_attn_varlen_func"] = lambda q, k, v, causal: q
+    monkeypatch.setitem(sys.modules, "flash_attn", old)
+    with pytest.raises(ConfigError, match=r"attn_logit_softcapping = 50.0 .* flash-attn 2.6"):
+        capped.check("cuda", torch.bfloat16)
+    old.__dict__["flash_attn_varlen_func"] = lambda q, k, v, causal, softcap: q
+    capped.check("cuda", torch.bfloat16)
+
+
+@pytest.mark.parametrize(("cap", "device"), [(0.0, "cuda"), (50.0, "cpu")])
+def test_what_can_cap_is_not_refused(
+    cap: float, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from passk_fast.actor.scores import Scores
+
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    Scores(soft_cap=cap).check(device, torch.bfloat16)
+    Scores(soft_cap=50.0).check("cuda", torch.float32)

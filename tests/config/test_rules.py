@@ -124,6 +124,7 @@ SECTION_RULES: list[tuple[type, Options, str, Options]] = [
         {"architecture": "qwen3_moe", "num_experts": 4, "experts_per_token": 4},
     ),
     (WarmStartConfig, {"steps": -1}, "warm_start.steps", {"steps": 0}),
+    (WarmStartConfig, {"data": "x"}, "warm_start.data = 'x'", {"data": "x", "steps": 1}),
     (WarmStartConfig, {"batch_size": 0}, "warm_start.batch_size", {"batch_size": 1}),
     (MazeConfig, {"train_sizes": ()}, "train_sizes must name at least one", {"train_sizes": (5,)}),
     (MazeConfig, {"train_sizes": (8,)}, "odd sizes from 5 to 21, got 8", {"train_sizes": (7,)}),

@@ -20,7 +20,7 @@ from passk_fast.model.shape import ModelShape
 from tests.actor.workers import hf_config
 
 PUBLISHED = sorted((Path(__file__).parents[2] / "configs" / "models").iterdir())
-KINDS = ["qwen2", "qwen3", "llama", "qwen3_moe", "mixtral"]
+KINDS = ["qwen2", "qwen3", "llama", "gemma2", "qwen3_moe", "mixtral"]
 
 
 def smallest(family: str, **changes: object) -> dict[str, object]:
@@ -64,6 +64,13 @@ def check_against(hf: PretrainedConfig, shape: ModelShape) -> None:
     assert shape.rope.kind == hf.rope_parameters["rope_type"]
     assert shape.num_experts == getattr(hf, "num_local_experts", 0)
     assert shape.experts_per_token == getattr(hf, "num_experts_per_tok", 0)
+    caps = [getattr(hf, f"{name}_logit_softcapping", None) or 0.0 for name in ("attn", "final")]
+    assert [shape.attention_soft_cap, shape.logit_soft_cap] == caps
+    scale = getattr(hf, "query_pre_attn_scalar", None)
+    assert shape.softmax_scale == (scale and scale**-0.5)
+    if shape.windows:
+        sliding = [kind == "sliding_attention" for kind in hf.layer_types]
+        assert shape.windows == tuple(hf.sliding_window if slides else 0 for slides in sliding)
     if shape.num_experts:
         assert shape.mlp_width == getattr(hf, "moe_intermediate_size", hf.intermediate_size)
         assert shape.normalized_experts == getattr(hf, "norm_topk_prob", True)
@@ -106,6 +113,8 @@ def test_biases_and_norms_are_the_familys(family: str, tmp_path: Path) -> None:
     assert type(model).__name__ == shape.family.architecture
     assert ("model.layers.0.self_attn.q_proj.bias" in names) == shape.qkv_bias
     assert ("model.layers.0.self_attn.q_norm.weight" in names) == shape.qk_norm
+    after = "model.layers.0.post_feedforward_layernorm.weight"
+    assert (after in names) == shape.family.output_norms
 
 
 LLAMA3 = {
@@ -227,3 +236,28 @@ def test_vocabularies_are_padded_for_each_side() -> None:
     shape = ModelShape.parse(smallest("qwen3"))
     assert [shape.trainer_vocab(tensor) for tensor in (1, 2, 4)] == [56, 64, 64]
     assert shape.engine_vocab == 64
+
+
+def test_gemma2_may_choose_its_windows_and_drop_its_caps() -> None:
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    fields = smallest("gemma2", layer_types=kinds, sliding_window=7)
+    shape = ModelShape.parse(fields | {"attn_logit_softcapping": None})
+    assert shape.windows == (0, 7, 7)
+    assert shape.attention_soft_cap == 0.0
+    assert shape.logit_soft_cap == 30.0
+    assert shape.needs_our_layers
+    assert ModelShape.parse(smallest("gemma2", sliding_window=None)).windows == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_activation": "gelu"}, "hidden_activation = 'gelu'; it must be 'gelu_pytorch"),
+        ({"layer_types": ["full_attention"]}, "layer_types = .* a list of 3 names"),
+        ({"layer_types": ["chunked_attention"] * 3}, "layer_types = .* a list of 3 names"),
+        ({"final_logit_softcapping": -1}, "final_logit_softcapping = -1; it must be a positive"),
+    ],
+)
+def test_gemma2_fields_of_a_wrong_value_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModelShape.parse(smallest("gemma2", **changes))

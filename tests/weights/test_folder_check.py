@@ -15,7 +15,7 @@ from passk_fast.weights.folder_check import INDEX, check_tensors
 from tests.actor.workers import make_folder
 from tests.empty_weights import write_safetensors
 
-KINDS = ["qwen2", "qwen3", "llama", "qwen3_moe", "mixtral"]
+KINDS = ["qwen2", "qwen3", "llama", "gemma2", "qwen3_moe", "mixtral"]
 
 
 @pytest.fixture(scope="module", params=KINDS)

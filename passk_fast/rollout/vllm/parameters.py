@@ -73,10 +73,13 @@ class OpenParameters:
             _process(module, on_cpu=self._on_cpu)
             if kept is not None:
                 _compare(name, module, kept, bias)
-        head = getattr(self._model, "lm_head", None)
-        if self._on_cpu and self._tied and head is not None:
-            # A tied output layer has a packed copy of the embedding.
-            head.tie_weights(self._model.model.embed_tokens)
+        if self._on_cpu and self._tied:
+            # A tied output layer has a packed copy of the embedding. Gemma 2 has no other output
+            # layer than the embedding, which packs the copy itself.
+            embedding = self._model.model.embed_tokens
+            head = getattr(self._model, "lm_head", embedding)
+            if head is not embedding:
+                head.tie_weights(embedding)
             head.quant_method.process_weights_after_loading(head)
         self._staged = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -142,3 +144,13 @@ def _halves_and_masters(actor: Any) -> tuple[list[torch.Tensor], list[torch.Tens
         ):
             out.extend(tensor for group in groups for tensor in group)
     return found
+
+
+def is_freed(kind: str, folder: str) -> bool:
+    """Whether a model goes with its actor, after a step of training."""
+    actor = build(kind, folder, {})
+    actor.policy_step(actor.prepare(actor.pack(make_sequences())), denominator=100.0, lr=1e-3)
+    model = weakref.ref(actor.chunks[0])
+    del actor
+    gc.collect()
+    return model() is None

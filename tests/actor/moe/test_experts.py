@@ -80,7 +80,7 @@ def test_a_model_goes_with_its_actor(
     one_rank: RankPool, folders: dict[str, str], kind: str
 ) -> None:
     """With it go its process groups, each of which has threads."""
-    assert one_rank.run(f"{W}:is_freed", kind, folders[kind]) == [True]
+    assert one_rank.run(f"{E}:is_freed", kind, folders[kind]) == [True]
 
 
 @pytest.fixture(scope="module")
