@@ -4,7 +4,7 @@ PY := $(PASSK_VENV)/bin/python
 CONFIG ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo configs/maze_gpu.toml || echo configs/maze_cpu.toml)
 export PASSK_VENV
 
-.PHONY: setup train test test-all check python clean
+.PHONY: setup train real test test-all check python clean
 
 setup:
 	@scripts/setup.sh
@@ -13,6 +13,9 @@ python: ; @echo "$(abspath $(PY))"
 
 train: setup
 	@$(PASSK_VENV)/bin/passk-fast train $(CONFIG) $(ARGS)
+
+real: setup
+	@scripts/real.sh $(ARGS)
 
 test: setup
 	@$(PY) -m pytest -m "(not slow or sample) and not gpu" $(ARGS)

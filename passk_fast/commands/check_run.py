@@ -19,6 +19,7 @@ from passk_fast.model.config_json import read_config, read_json
 from passk_fast.model.divisibility import check_engine_ranks, check_fits
 from passk_fast.model.shape import ModelShape
 from passk_fast.tasks.dataset import load_prompts
+from passk_fast.tasks.demonstrations import load_demonstrations
 from passk_fast.tasks.puzzles import check_puzzles
 from passk_fast.tasks.registry import check_binary, find_task
 from passk_fast.weights.folder_check import check_tensors
@@ -158,11 +159,19 @@ def _check_data(config: RunConfig) -> None:
         names = {prompt.task: None for prompt in rows} or [data.verifier or data.generate]
         check_binary(names, data)
     check_puzzles(data)
+    warm_start = config.warm_start
     require(
-        not (data.train and config.warm_start.steps),
-        f"warm_start.steps = {config.warm_start.steps} needs generated mazes, whose solutions are "
-        "known; with data.train, set it to 0.",
+        not (data.train and warm_start.steps and not warm_start.data),
+        f"warm_start.steps = {warm_start.steps} needs responses to learn from: with data.train, "
+        "set warm_start.data to a file of them, or warm_start.steps to 0.",
     )
+    require(
+        not warm_start.data or bool(config.model.path),
+        "warm_start.data needs model.path: a model made from scratch has a tokenizer for generated "
+        "prompts only.",
+    )
+    if warm_start.data:
+        load_demonstrations(warm_start.data)
     require(
         not data.train or bool(config.model.path),
         "data.train needs model.path: a model made from scratch has a tokenizer for mazes only.",

@@ -35,6 +35,8 @@ OBEYED = frozenset(
         "rollout.tensor",
         "rollout.max_prompt_tokens",
         "rollout.max_response_tokens",
+        "rollout.stop",
+        "rollout.stop_token_ids",
         "rollout.truncated",
         "rollout.max_num_seqs",
         "rollout.prefix_caching",

@@ -89,12 +89,18 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStartConfig:
-    """Supervised steps on solutions before reinforcement learning (tasks that can make them)."""
+    """Supervised steps on responses before reinforcement learning: of a file, or solutions of
+    generated tasks."""
 
     steps: int = 0
     """Number of supervised optimizer steps. 0 turns the warm start off."""
+    data: str = ""
+    """Responses to learn from: a JSONL or Parquet file, or a folder saved by `datasets`, with
+    `prompt` (text, or chat messages for the model's template) and `response` (text; the end token
+    is added). Only responses are trained. Empty takes solutions of the generated task."""
     batch_size: int = 128
-    """Number of problems per step, freshly generated and disjoint from the evaluation split."""
+    """Number of problems per step: rows of `data`, in another order every epoch, or freshly
+    generated ones, disjoint from the evaluation split."""
     lr: float = 2e-3
     """Peak learning rate, constant after the warm-up."""
     lr_warmup_steps: int = 30
@@ -106,6 +112,11 @@ class WarmStartConfig:
         require_finite("warm_start", self)
         require_not_negative("warm_start", steps=self.steps, lr_warmup_steps=self.lr_warmup_steps)
         require_positive("warm_start", batch_size=self.batch_size, lr=self.lr)
+        require(
+            not self.data or self.steps > 0,
+            f"warm_start.data = {self.data!r} has no effect with warm_start.steps = 0: set the "
+            "number of supervised steps, or remove the file.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

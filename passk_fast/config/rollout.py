@@ -27,6 +27,13 @@ class RolloutConfig:
     it. "zero": its reward is 0, no verifier sees it. "mask": as "zero" in what is reported, but it
     is not trained on, and the advantages of its group are those of the n' responses that ended;
     where the estimator cannot do with n' (k above n'), the group has none (docs/operations.md)."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a response, beside end tokens, such as "</answer>". The response includes
+    the string: it is judged and trained up to the token that completes it. Sampling with them is
+    slower on CPU, where every token must become text (docs/operations.md)."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a response, beside the model's own: the tokenizer's end token and every
+    `eos_token_id` of generation_config.json. As end tokens they are trained, but not judged."""
     temperature: float = 1.0
     """Sampling temperature. The trainer's log-probs use the same one."""
     max_num_seqs: int = 256
@@ -75,6 +82,7 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         require_finite("rollout", self)
+        self._check_stop()
         require_positive(
             "rollout",
             tensor=self.tensor,
@@ -126,3 +134,13 @@ class RolloutConfig:
             0 < self.gpu_memory_utilization <= 1,
             f"rollout.gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}.",
         )
+
+    def _check_stop(self) -> None:
+        for text in self.stop:
+            require(bool(text), "rollout.stop must hold strings of at least one character, got ''.")
+        for name in ("stop", "stop_token_ids"):
+            given = getattr(self, name)
+            twice = next((one for i, one in enumerate(given) if one in given[:i]), None)
+            require(twice is None, f"rollout.{name} names {twice!r} twice; leave one out.")
+        for token in self.stop_token_ids:
+            require(token >= 0, f"rollout.stop_token_ids must be 0 or more, got {token}.")

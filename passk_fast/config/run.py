@@ -108,6 +108,12 @@ class RunConfig:
         self._check_early_stop()
         self._check_off_policy()
         require(
+            not self.rollout.stop or self.algorithm.routing_replay == "off",
+            f"rollout.stop with algorithm.routing_replay = {self.algorithm.routing_replay!r}: vLLM "
+            "returns no experts of a response that a string ended. End responses by tokens "
+            "(rollout.stop_token_ids), or set algorithm.routing_replay = 'off'.",
+        )
+        require(
             self.bench.decode or self.algorithm.routing_replay == "off",
             f"algorithm.routing_replay = {self.algorithm.routing_replay!r} with bench.decode = "
             "false: random tokens have no experts. Set algorithm.routing_replay = 'off'.",

@@ -94,7 +94,7 @@ def check_fits(shape: ModelShape, config: RunConfig, source: str = "model") -> N
     """ConfigError unless the model can be trained and sampled from as configured.
 
     The meshes must divide it, it must hold the longest sequence, and no option may ask for experts
-    that it does not have.
+    or end tokens that it does not have.
     """
     parallel, rollout = config.parallel, config.rollout
     check_divisible(shape, Cuts.of(parallel, rollout.tensor), source)
@@ -103,6 +103,12 @@ def check_fits(shape: ModelShape, config: RunConfig, source: str = "model") -> N
         longest <= shape.max_positions,
         f"{source}: the model holds {shape.max_positions} positions, fewer than "
         f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}.",
+    )
+    beyond = next((i for i in rollout.stop_token_ids if i >= shape.vocab), None)
+    require(
+        beyond is None,
+        f"{source}: rollout.stop_token_ids names token {beyond}, but the model's vocabulary has "
+        f"{shape.vocab} tokens, 0 to {shape.vocab - 1}.",
     )
     if shape.num_experts:
         return

@@ -1,4 +1,7 @@
-"""Supervised steps on task solutions before reinforcement learning; the result is cached."""
+"""Supervised steps on responses before reinforcement learning; the result is cached.
+
+Responses are rows of a file (warm_start.data) or solutions of generated tasks.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +29,10 @@ from passk_fast.data.types import Sequence
 from passk_fast.errors import DivergedError
 from passk_fast.model.shape import ModelShape
 from passk_fast.model.tokenizer import encode_checked
+from passk_fast.run.warm_start_rows import encode_demonstrations
+from passk_fast.seeding import seed_for
 from passk_fast.tasks import fresh_solutions
+from passk_fast.tasks.demonstrations import content_digest, load_demonstrations
 from passk_fast.weights.hf import write_folder
 
 if TYPE_CHECKING:
@@ -41,6 +49,7 @@ def cache_folder(config: RunConfig) -> Path:
         "warm_start": {**dataclasses.asdict(config.warm_start), "cache_dir": ""},
         "data": dataclasses.asdict(config.data),
         "seed": config.seed,
+        "rows": content_digest(config.warm_start.data) if config.warm_start.data else "",
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.warm_start.cache_dir) / f"warm-{digest}"
@@ -54,9 +63,13 @@ def warm_start(
     folder: str,
     say: Callable[[str], None],
 ) -> str:
-    """Train `folder`'s model on solutions and return the folder of the result.
+    """Train `folder`'s model on responses and return the folder of the result.
 
     A cached result is used when there is one. A collective.
+
+    Raises:
+        DataError: a row of warm_start.data cannot be written as tokens, or is too long.
+        DivergedError: a gradient was not finite.
     """
     target = cache_folder(config)
     found = [target.is_dir()]
@@ -71,7 +84,7 @@ def warm_start(
     actor = Actor(config, shape, mesh, optim=optim)
     actor.load_folder(folder)
     start = time.monotonic()
-    for step, sequences in enumerate(_batches(config, tokenizer)):
+    for step, sequences in enumerate(_batches(config, tokenizer, shape.max_positions)):
         batches = actor.pack(sequences)
         denominator = float(sum(s.response_length for s in sequences))
         lr = learning_rate(optim, step, settings.steps)
@@ -89,25 +102,41 @@ def warm_start(
     return str(target)
 
 
-def _batches(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[Sequence]]:
-    """Batches of fresh problems with their solutions as responses."""
-    solutions = fresh_solutions(config.data, config.seed)
-    end = tokenizer.eos_token_id
+def _batches(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, max_positions: int
+) -> Iterator[list[Sequence]]:
+    """As many batches as there are steps: of the file's rows, or of fresh problems."""
+    if config.warm_start.data:
+        longest = min(config.micro_batch_tokens, max_positions)
+        rows = encode_demonstrations(
+            load_demonstrations(config.warm_start.data), tokenizer, longest
+        )
+        order = _epochs(len(rows), config.seed)
+        examples = (rows[i] for i in order)
+    else:
+        end = tokenizer.eos_token_id
+        examples = (
+            (encode_checked(tokenizer, prompt), [*encode_checked(tokenizer, solution), end])
+            for prompt, solution in fresh_solutions(config.data, config.seed)
+        )
     for _ in range(config.warm_start.steps):
-        batch = []
-        for _ in range(config.warm_start.batch_size):
-            prompt, solution = next(solutions)
-            prompt_ids = encode_checked(tokenizer, prompt)
-            response = [*encode_checked(tokenizer, solution), end]
-            batch.append(
-                Sequence(
-                    token_ids=(*prompt_ids, *response),
-                    prompt_length=len(prompt_ids),
-                    rollout_logprobs=(0.0,) * len(response),
-                    advantage=1.0,
-                )
+        yield [
+            Sequence(
+                token_ids=(*prompt_ids, *response_ids),
+                prompt_length=len(prompt_ids),
+                rollout_logprobs=(0.0,) * len(response_ids),
+                advantage=1.0,
             )
-        yield batch
+            for prompt_ids, response_ids in islice(examples, config.warm_start.batch_size)
+        ]
+
+
+def _epochs(num_rows: int, seed: int) -> Iterator[int]:
+    """Indices of all rows in another order every epoch, without end."""
+    for epoch in count():
+        order = list(range(num_rows))
+        random.Random(seed_for(seed, "warm-start-order", epoch)).shuffle(order)
+        yield from order
 
 
 def _keep(actor: Actor, target: Path, like: Path, config: RunConfig) -> None:

@@ -30,18 +30,7 @@ def load_prompts(path: str | Path, config: DataConfig | None = None) -> list[Pro
             `task` is neither built in nor the dotted path to one, or cannot judge a prompt.
     """
     source = Path(path)
-    if not source.exists():
-        raise DataError(f"{source}: no such file or folder.")
-    if source.is_dir():
-        rows = _folder_rows(source)
-    elif source.suffix == ".parquet":
-        rows = _parquet_rows(source)
-    elif source.suffix in (".jsonl", ".json"):
-        rows = _jsonl_rows(source)
-    else:
-        raise DataError(
-            f"{source}: must be a .jsonl or .parquet file, or a folder saved by `datasets`."
-        )
+    rows = read_rows(source)
     settings = DataConfig() if config is None else config
     rows = [(where, published_row(where, row)) for where, row in rows]
     prompts = [_prompt(where, row, i, settings) for i, (where, row) in enumerate(rows)]
@@ -57,11 +46,30 @@ def load_prompts(path: str | Path, config: DataConfig | None = None) -> list[Pro
     return prompts
 
 
+def read_rows(source: Path) -> list[Row]:
+    """Every row of a JSONL or Parquet file or of a folder saved by `datasets`, with its place.
+
+    Raises:
+        DataError: there is no such file, it is of another kind, or it cannot be read.
+    """
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder.")
+    if source.is_dir():
+        return _folder_rows(source)
+    if source.suffix == ".parquet":
+        return _parquet_rows(source)
+    if source.suffix in (".jsonl", ".json"):
+        return _jsonl_rows(source)
+    raise DataError(
+        f"{source}: must be a .jsonl or .parquet file, or a folder saved by `datasets`."
+    )
+
+
 def _jsonl_rows(source: Path) -> list[Row]:
     """(place, row) of each non-empty line; parsed here, so that an error can name its line."""
     rows: list[Row] = []
     try:
-        text = source.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
@@ -71,8 +79,9 @@ def _jsonl_rows(source: Path) -> list[Row]:
             continue
         try:
             rows.append((f"{source}:{number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{source}:{number}: not JSON: {error.msg}.") from None
+        except (ValueError, RecursionError) as error:  # endless digits, endless nesting
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise DataError(f"{source}:{number}: not JSON: {reason}.") from None
     return rows
 
 

@@ -181,17 +181,21 @@ def test_dense_models_have_no_experts(tmp_path: Path, changes: dict[str, Any]) -
         check_run(make(tmp_path, **changes), 2)
 
 
-def test_warm_start_needs_generated_mazes(tmp_path: Path) -> None:
-    file = tmp_path / "p.jsonl"
-    file.write_text("{}")
-    config = make(
-        tmp_path,
-        data=DataConfig(train=str(file)),
-        warm_start=WarmStartConfig(steps=3),
-        model=ModelConfig(path=model_folder(tmp_path)),
-    )
-    with pytest.raises(ConfigError, match=r"warm_start\.steps = 3"):
-        check_run(config, 1)
+def test_warm_start_needs_responses(tmp_path: Path) -> None:
+    rows, learned = tmp_path / "p.jsonl", tmp_path / "learned.jsonl"
+    rows.write_text("{}")
+    learned.write_text('{"prompt": "a", "response": "b"}')
+    folder = ModelConfig(path=model_folder(tmp_path))
+    data, warm = DataConfig(train=str(rows)), WarmStartConfig(steps=3)
+    with pytest.raises(ConfigError, match=r"warm_start\.steps = 3 needs responses"):
+        check_run(make(tmp_path, data=data, warm_start=warm, model=folder), 1)
+    warm = dataclasses.replace(warm, data=str(learned))
+    check_run(make(tmp_path, data=data, warm_start=warm, model=folder), 1)
+    with pytest.raises(ConfigError, match=r"warm_start\.data needs model\.path"):
+        check_run(make(tmp_path, warm_start=warm), 1)
+    learned.write_text('{"prompt": "a"}')
+    with pytest.raises(DataError, match=r"learned\.jsonl:1: field 'response' is missing"):
+        check_run(make(tmp_path, data=data, warm_start=warm, model=folder), 1)
 
 
 def test_another_runs_folder_is_refused_and_its_own_is_not(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_end_tokens_and_scaled_positions_are_written(tmp_path: Path) -> None:
         ({"llama.expert_count": 8}, "field llama.expert_count = 8 is not known"),
         ({"llama.attention.sliding_window": 64}, "field llama.attention.sliding_window = 64"),
         ({"llama.rope.scaling.type": "yarn"}, "rope.scaling.type = 'yarn' cannot be imported"),
-        ({"llama.rope.dimension_count": 8}, "rope.dimension_count = 8, and heads have 16"),
+        ({"llama.rope.dimension_count": 8}, "rope.dimension_count = 8, and heads have 32"),
         ({"llama.attention.head_count": "four"}, "head_count is 'four'; it must be a whole number"),
         ({"llama.block_count": None}, "block_count is missing"),
         ({"llama.block_count": 3}, r"becomes model\.layers\.2\.\S+ is missing"),

@@ -80,6 +80,10 @@ SECTION_RULES: list[tuple[type, Options, str, Options]] = [
     (OptimConfig, {"grad_clip": -1.0}, "optim.grad_clip", {"grad_clip": 0.0}),
     (RolloutConfig, {"tensor": 0}, "rollout.tensor must be positive", {"tensor": 1}),
     (RolloutConfig, {"temperature": 0.0}, "rollout.temperature", {"temperature": 0.1}),
+    (RolloutConfig, {"stop": ("a", "")}, "at least one character", {"stop": ("a", "b")}),
+    (RolloutConfig, {"stop": ("a", "a")}, "names 'a' twice", {"stop": ("a",)}),
+    (RolloutConfig, {"stop_token_ids": (3, -1)}, "0 or more, got -1", {"stop_token_ids": (3, 0)}),
+    (RolloutConfig, {"stop_token_ids": (3, 3)}, "names 3 twice", {"stop_token_ids": (3,)}),
     (RolloutConfig, {"dynamic_sampling": 0.5}, "1 \\(off\\) or more", {"dynamic_sampling": 1.0}),
     (RolloutConfig, {"max_off_policy_steps": 2}, "must be 0 or 1", {"max_off_policy_steps": 1}),
     (
@@ -124,6 +128,7 @@ SECTION_RULES: list[tuple[type, Options, str, Options]] = [
         {"architecture": "qwen3_moe", "num_experts": 4, "experts_per_token": 4},
     ),
     (WarmStartConfig, {"steps": -1}, "warm_start.steps", {"steps": 0}),
+    (WarmStartConfig, {"data": "x"}, "warm_start.data = 'x'", {"data": "x", "steps": 1}),
     (WarmStartConfig, {"batch_size": 0}, "warm_start.batch_size", {"batch_size": 1}),
     (MazeConfig, {"train_sizes": ()}, "train_sizes must name at least one", {"train_sizes": (5,)}),
     (MazeConfig, {"train_sizes": (8,)}, "odd sizes from 5 to 21, got 8", {"train_sizes": (7,)}),
@@ -218,6 +223,17 @@ RUN_RULES: dict[str, tuple[Options, str, Options]] = {
         {"eval": EvalConfig(num_rollouts=4)},
         r"eval.num_rollouts \(4\) must be at least algorithm.k \(8\)",
         {"eval": EvalConfig(num_rollouts=8)},
+    ),
+    "experts of responses that a string ended": (
+        {
+            "rollout": RolloutConfig(stop=("a",)),
+            "algorithm": AlgorithmConfig(routing_replay="replay"),
+        },
+        "vLLM returns no experts of a response that a string ended",
+        {
+            "rollout": RolloutConfig(stop_token_ids=(3,)),
+            "algorithm": AlgorithmConfig(routing_replay="replay"),
+        },
     ),
     "dropping what the KL term needs": (
         {

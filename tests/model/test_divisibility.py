@@ -131,6 +131,10 @@ def test_ranks_make_up_whole_engines(ranks: int, tensor: int) -> None:
             RunConfig(algorithm=AlgorithmConfig(balance_coef=0.1)),
             "a dense model has no experts: algorithm.balance_coef",
         ),
+        (
+            RunConfig(rollout=RolloutConfig(stop_token_ids=(1, DENSE.vocab))),
+            f"rollout.stop_token_ids names token {DENSE.vocab}, but the model's vocabulary",
+        ),
     ],
 )
 def test_a_configuration_that_does_not_fit(config: RunConfig, message: str) -> None:

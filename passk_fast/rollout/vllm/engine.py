@@ -55,6 +55,7 @@ class RolloutEngine:
         self.max_prompt_tokens = rollout.max_prompt_tokens
         self._max_response_tokens = rollout.max_response_tokens
         self._temperature = rollout.temperature
+        self._stop, self._stop_token_ids = list(rollout.stop), list(rollout.stop_token_ids)
         self._on_cpu = device == "cpu"
         self._sleeps = rollout.sleep and device == "cuda"
         self._asleep = False
@@ -63,7 +64,7 @@ class RolloutEngine:
         self._streamed_seed: int | None = None
         self.forced_length: Callable[[int, int, int], int] | None = None
         """Length in tokens of a response, by (seed, prompt key, number of the response). Benchmarks
-        set it; end tokens then end nothing."""
+        set it; end tokens and stop strings then end nothing."""
         prepare_environment()
         self.llm: LLM = start_llm(config, model_dir, device)
         self._seeded: SeededSampler | None = None
@@ -144,8 +145,7 @@ class RolloutEngine:
             p, n = key
             params = self._params(1, seeds[p] + n, temperature, top_p, None)
             if self.forced_length is not None:
-                params.max_tokens = self.forced_length(seed, prompt_keys[p], n)
-                params.ignore_eos = True
+                _force_length(params, self.forced_length(seed, prompt_keys[p], n))
             internal = engine.add_request(f"{p}.{n}", inputs[p], params)
             if self._routing is not None:
                 self._routing.begin(f"{p}.{n}", internal)
@@ -269,7 +269,12 @@ class RolloutEngine:
             max_tokens=self._max_response_tokens if max_tokens is None else max_tokens,
             logprobs=None if kept else 0,
             flat_logprobs=True,
-            detokenize=False,
+            stop=self._stop,
+            stop_token_ids=self._stop_token_ids,
+            # Only to look for stop strings, in the text as it is judged.
+            detokenize=bool(self._stop),
+            skip_special_tokens=False,
+            spaces_between_special_tokens=False,
             skip_clone=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -313,6 +318,12 @@ class RolloutEngine:
 def _ends_with_token(completion: CompletionOutput) -> bool:
     """Whether an end token, and not a stop string, ended it; vLLM names the string."""
     return completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
+
+
+def _force_length(params: SamplingParams, length: int) -> None:
+    """Let nothing else end the response."""
+    params.max_tokens, params.ignore_eos = length, True
+    params.stop, params.stop_token_ids, params.detokenize = [], [], False
 
 
 def _key(request_id: str) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from passk_fast.data.types import Prompt, Rollout, RolloutGroup, SampleRequest
 from passk_fast.errors import PasskError
 from passk_fast.model.shape import ModelShape
 from passk_fast.rollout.collect import CollectStats, collect_groups
+from passk_fast.rollout.groups import GroupTracker
 from passk_fast.rollout.vllm.engine import RolloutEngine
 from passk_fast.weights.hf import HFReader
 from passk_fast.weights.mesh import RolloutMesh
@@ -99,6 +100,31 @@ def collect(request: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
 def collect_with_a(request: SampleRequest) -> tuple[list[RolloutGroup], CollectStats]:
     """As `collect`, with a reward of 0 or 1."""
     return collect_groups(engine(), request, engine().tokenizer, has_a)
+
+
+def streamed(
+    prompts: list[list[int]],
+    num_rollouts: int,
+    seed: int,
+    temperature: float,
+    length: int | None = None,
+) -> list[Rollout]:
+    """All responses in order, sampled as training does; of a forced length, if one is given."""
+    names = [Prompt(id=str(i), text="", answer="", task="t") for i in range(len(prompts))]
+    tracker = GroupTracker(names, num_rollouts, has_a)
+    if length is not None:
+        engine().forced_length = lambda *_: length
+    try:
+        engine().stream(
+            prompts,
+            tracker,
+            seed=seed,
+            prompt_keys=range(len(prompts)),
+            temperature=temperature,
+        )
+    finally:
+        engine().forced_length = None
+    return [rollout for group in tracker.rollouts for rollout in group]
 
 
 def collect_error(request: SampleRequest) -> str:

@@ -184,6 +184,7 @@ class FastPathScheduler(Scheduler):
             and params.prompt_logprobs is None
             and params.repetition_detection is None
             and not params.min_tokens
+            and not params.stop  # looked for in the text of every token
             and not request.use_structured_output
             and not request.has_encoder_inputs
             and not request.resumable
