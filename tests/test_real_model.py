@@ -15,7 +15,7 @@ from tests.gguf_files import tiny_model, write_gguf
 
 ROOT = Path(__file__).parents[1]
 SHORT = (
-    *("--nproc", "1", "--steps", "2", "--prompts-per-step", "2", "--algorithm.num-rollouts", "4"),
+    *("--steps", "2", "--prompts-per-step", "2", "--algorithm.num-rollouts", "4"),
     *("--eval.num-prompts", "2", "--eval.num-rollouts", "4", "--rollout.max-response-tokens", "6"),
     *("--rollout.kv-cache-gib", "0.25", "--checkpoint.every", "0", "--algorithm.k", "2"),
 )

@@ -149,7 +149,7 @@ class Actor:
         # Megatron's interleaved schedule exchanges tensors of one fixed length.
         multiple = self._even_length() if interleaved else self._row_multiple
         linear, quadratic = ModelFlops.of(self.shape).balance_coefficients()
-        if self.config.share_prompts:
+        if self.shares_prompts(sequences):
             units, plan = packing.plan_units(
                 sequences, mesh.data_size, limit, divisor, linear=linear, quadratic=quadratic
             )
@@ -180,6 +180,16 @@ class Actor:
                 replace(b, row_index_L=losses.rows_to_compute(b, self.settings)) for b in batches
             ]
         return [moved_to(batch, mesh.torch_device) for batch in batches]
+
+    def shares_prompts(self, sequences: SequenceOf[Sequence]) -> bool:
+        """Whether a step of these sequences computes a prompt once for its responses."""
+        wanted = self.config.share_prompts
+        if wanted != "auto":
+            return wanted
+        replays = self.config.algorithm.routing_replay != "off"
+        if self.transformer_engine or replays:
+            return False
+        return packing.sharing_saves(sequences)
 
     @property
     def _row_multiple(self) -> int:

@@ -52,9 +52,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def uses_transformer_engine(config: RunConfig, shape: ModelShape, device: str) -> bool:
     """True where Transformer Engine's layers are used: installed, and on a GPU.
 
-    Shared prompts, context parallelism and soft caps take our attention, which knows them.
+    Context parallelism, soft caps, and shared prompts where they are asked for (`true`, not "auto")
+    take our attention, which knows them.
     """
-    ours = config.share_prompts or config.parallel.context > 1 or shape.needs_our_layers
+    context = config.parallel.context > 1
+    ours = config.share_prompts is True or context or shape.needs_our_layers
     found = importlib.util.find_spec("transformer_engine") is not None
     return device == "cuda" and found and not ours
 

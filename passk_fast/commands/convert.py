@@ -38,6 +38,7 @@ def convert(source: str, out: str, dtype: str | None = None) -> Path:
         CorruptCheckpointError: the checkpoint's files do not match its manifest.
         DiskError: `out` cannot be written.
     """
+    run, folder = locate(Path(source))  # before what takes seconds to import
     from passk_fast.actor.mesh import make_mesh
     from passk_fast.actor.model import build_chunks
     from passk_fast.checkpoint import megatron as checkpoint
@@ -52,7 +53,6 @@ def convert(source: str, out: str, dtype: str | None = None) -> Path:
 
     if dtype is not None:
         dtype_of(dtype)
-    run, folder = locate(Path(source))
     target = Path(out)
     check_new(target)
     verify_checkpoint(folder)

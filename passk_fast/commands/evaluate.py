@@ -56,6 +56,7 @@ class Request:
 def command(arguments: list[str]) -> ExitCode:
     """Find the model, start the ranks, and return the code that they left."""
     from passk_fast.commands.check_run import check_evaluation
+    from passk_fast.config.layers import placed
 
     names = ("model", "samples", "out", "nproc", "by")
     taken = {name: take(arguments, f"--{name}") for name in names}
@@ -71,10 +72,12 @@ def command(arguments: list[str]) -> ExitCode:
     processes = num_processes(config, taken["nproc"])
     out = Path(taken["out"] or Path(config.output_dir) / "eval.json").resolve()
     if not out.parent.is_dir():
-        raise ConfigError(f"command line: --out: {out.parent} is not a folder.")
+        named = "command line: --out" if taken["out"] else "output_dir"
+        raise ConfigError(f"{named}: {out.parent} is not a folder. --out FILE names the result.")
     with tempfile.TemporaryDirectory(prefix="passk-fast-eval-") as scratch:
         model, origin = _find_model(taken["model"] or config.output_dir, Path(scratch) / "model")
-        check_evaluation(config, model, processes)
+        with placed(path, overrides):
+            check_evaluation(config, model, processes)
         request = Request(
             config=path,
             overrides=overrides,

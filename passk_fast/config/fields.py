@@ -42,10 +42,16 @@ def section_names() -> frozenset[str]:
     return frozenset(".".join(parts[: i + 1]) for parts in names for i in range(len(parts)))
 
 
+def is_switch(hint: object) -> bool:
+    """Whether a field is true or false, or one of these and "auto"."""
+    return hint is bool or True in typing.get_args(hint)
+
+
 def kind_of(hint: object) -> str:
     """What a field holds, in words."""
     if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+        shown = (repr(a).lower() if a in (True, False) else repr(a) for a in typing.get_args(hint))
+        return "one of " + ", ".join(shown)
     if typing.get_origin(hint) is tuple:
         return f"a list, and each entry {kind_of(typing.get_args(hint)[0])}"
     if isinstance(hint, type) and hint in _KINDS:
@@ -114,7 +120,7 @@ def _field_of(flag: str, has_value: bool) -> tuple[str, bool]:
     if name in field_types():
         return name, False
     positive = re.sub(r"(^|\.)no_", r"\1", name)
-    if positive != name and field_types().get(positive) is bool:
+    if positive != name and is_switch(field_types().get(positive)):
         return positive, True
     if name in RENAMED:
         raise ConfigError(f"command line: {flag} is now called {_flag(RENAMED[name])}.")
@@ -147,10 +153,15 @@ def _value_of(hint: object, given: Sequence[str]) -> tuple[object, int]:
         item = typing.get_args(hint)[1]
         pairs = zip(given[::2], given[1::2], strict=True)
         return {key: _scalar(item, word) for key, word in pairs}, len(given)
-    if hint is bool and (not given or given[0].lower() not in ("true", "false")):
-        if given:
-            raise ValueError(f"must be true or false, got {given[0]!r}")
-        return True, 0
+    if is_switch(hint):
+        if not given:
+            return True, 0
+        word = given[0].lower()
+        if word in ("true", "false"):
+            return word == "true", 1
+        if word not in typing.get_args(hint):
+            raise ValueError(f"must be {kind_of(hint)}, got {given[0]!r}")
+        return word, 1
     if not given:
         raise ValueError(f"needs a value: {kind_of(hint).removesuffix(' in quotes')}")
     return _scalar(hint, given[0]), 1
@@ -158,8 +169,6 @@ def _value_of(hint: object, given: Sequence[str]) -> tuple[object, int]:
 
 def _scalar(hint: object, word: str) -> object:
     allowed = typing.get_args(hint)
-    if hint is bool:
-        return word.lower() == "true"
     try:
         if hint is int and len(word) < 30:
             return int(word)

@@ -109,7 +109,7 @@ def _convert(hint: object, value: object, field: str, layers: Layers) -> object:
         return _build(hint, value, field + ".", layers)
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
-        if type(value) is not str or value not in typing.get_args(hint):
+        if not any(type(value) is type(one) and value == one for one in typing.get_args(hint)):
             raise _wrong(field, kind_of(hint), value, layers)
         return value
     if origin is tuple:

@@ -30,9 +30,12 @@ class RunConfig:
     responses."""
     micro_batch_tokens: int = 8192
     """Number of tokens in one packed micro-batch on one rank. It must hold the longest sequence."""
-    share_prompts: bool = False
+    share_prompts: Literal["auto", True, False] = "auto"
     """Computes a prompt's tokens once for its N responses when training (shared-prefix attention).
-    The gradients are the same up to rounding."""
+    The gradients are the same up to rounding. "auto" does so in the optimizer steps in which it
+    leaves out a tenth of the tokens at least, except with Transformer Engine's layers, whose
+    attention cannot, and with algorithm.routing_replay, where each response replays its own prompt.
+    true always does."""
     lm_head_loss: Literal["auto", "fused", "unfused"] = "auto"
     """How the last pipeline stage gets from hidden states to the loss. "fused" computes only the
     response tokens that have a gradient, never holds the logits of a whole micro-batch, and makes

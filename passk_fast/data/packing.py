@@ -92,6 +92,20 @@ def plan_units(
     return best
 
 
+_WORTHWHILE = 0.1
+"""Least share of tokens left out at which sharing prompts is faster: below it, attention in the
+shared layout costs more than that. Measured on a CPU."""
+
+
+def sharing_saves(sequences: SequenceOf[Sequence]) -> bool:
+    """Whether sharing prompts leaves out a tenth of the tokens at least: prompts that several
+    sequences have, and that are not short beside them. The same on every rank."""
+    whole = sum(len(s.token_ids) for s in sequences)
+    groups = prompt_groups(sequences)
+    shared = sum(unit_length(sequences, group) for group in groups)
+    return len(groups) < len(sequences) and shared <= (1 - _WORTHWHILE) * whole
+
+
 def prompt_groups(sequences: SequenceOf[Sequence]) -> list[list[int]]:
     """Indices of neighbours with one prompt."""
     groups: list[list[int]] = []

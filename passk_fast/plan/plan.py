@@ -127,7 +127,7 @@ def make_plan(config: RunConfig, model: Model, gpu: Gpu, gpus: int, prober: Prob
         memory=memory,
         activations=_activations(config, facts, shape, micro),
         workload=work,
-        train_flops=flops.train(work.trained(config.share_prompts)),
+        train_flops=flops.train(work.trained(config.share_prompts is True)),
         decode=decode_time(config, work, flops, shape, memory.engine, gpu, engines),
         train=train_time(config, work, flops, shape, facts, gpu, trainers),
         bubble=bubble_share(config, micro),

@@ -47,7 +47,8 @@ class Workload:
         return self.sequences * (self.prompt + self.response)
 
     def trained(self, shared: bool) -> Work:
-        """What the trainer computes, if no group has zero advantages."""
+        """What the trainer computes, if no group has zero advantages. The plan takes
+        share_prompts = "auto" as off, as it is with Transformer Engine."""
         if shared:
             one = Work.of_shared(self.prompt, [self.response] * self.rollouts)
             count = self.prompts
@@ -59,7 +60,7 @@ class Workload:
     def micro_batches(self, config: RunConfig, gpus: int) -> int:
         """Of one data-parallel rank in one optimizer step, each full."""
         data = config.parallel.data(gpus)
-        tokens = self.trained(config.share_prompts).tokens / config.algorithm.minibatches
+        tokens = self.trained(config.share_prompts is True).tokens / config.algorithm.minibatches
         return max(1, ceil(tokens / data / config.micro_batch_tokens))
 
 
@@ -167,7 +168,7 @@ def train_time(
 ) -> TrainTime:
     """Compute, memory and network one after the other: nothing overlaps."""
     parallel = config.parallel
-    done = work.trained(config.share_prompts)
+    done = work.trained(config.share_prompts is True)
     mode, minibatches = parallel.recompute, config.algorithm.minibatches
     micro = work.micro_batches(config, gpus) * minibatches
     passes = 4.0 if mode == "full" else 3.0

@@ -88,7 +88,7 @@ class PolicyUpdate:
         if self._config.skips_zero_advantage:
             trained = [s for s in sequences if s.advantage != 0.0]
         batches = self._actor.pack(trained) if trained else []
-        savings.count(sequences, trained, shared=self._config.share_prompts)
+        savings.count(sequences, trained, shared=self._actor.shares_prompts(trained))
         savings.count_packed(batches)
         return _Minibatch(sequences=trained, denominator=denominator, batches=batches)
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from passk_fast.actor.model import uses_transformer_engine
 from passk_fast.data.packing import plan_units, prompt_groups
-from tests.actor.workers import FEW, make_sequences
+from tests.actor.workers import FEW, make_sequences, model_shape, run_config
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.megatron
@@ -100,6 +101,35 @@ def test_shared_prompts_do_not_change_gradients(
 ) -> None:
     got = one_rank.run(f"{W}:gradients", "qwen3", folders["qwen3"], {}, tokens, True)[0]
     assert_same(got, reference_gradients["qwen3"])
+
+
+@pytest.mark.parametrize(
+    ("share", "algorithm", "want"),
+    [
+        (True, {}, [True, True, True, True]),
+        (False, {}, [False] * 4),
+        ("auto", {}, [True, False, False, True]),
+        ("auto", {"routing_replay": "replay"}, [False] * 4),
+        (True, {"routing_replay": "replay"}, [True, True, True, True]),
+    ],
+)
+def test_prompts_are_shared_where_it_saves(
+    one_rank: RankPool,
+    folders: dict[str, str],
+    share: Any,
+    algorithm: dict[str, Any],
+    want: list[bool],
+) -> None:
+    folder = folders["qwen3_moe" if algorithm else "qwen3"]
+    assert one_rank.run(f"{W}:shares", folder, share, **algorithm)[0] == want
+
+
+def test_transformer_engine_keeps_prompts_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    for share, engine in (("auto", True), (False, True), (True, False)):
+        config = run_config({}, 4096, share)  # type: ignore[arg-type]
+        assert uses_transformer_engine(config, model_shape("qwen3"), "cuda") == engine
+        assert not uses_transformer_engine(config, model_shape("qwen3"), "cpu")
 
 
 @pytest.mark.parametrize("tokens", [4096, 120], ids=["one-micro-batch", "many"])

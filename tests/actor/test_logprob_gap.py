@@ -16,7 +16,7 @@ from tests.actor.workers import make_sequences
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.megatron
-W = "tests.actor.workers"
+W = "tests.actor.gap_workers"
 
 
 def packed(count: int = 24) -> PackedBatch:

@@ -6,7 +6,7 @@ import random
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from passk_fast.kernels.soft_cap import soft_capped
 from passk_fast.model.shape import ModelShape
 
 DEFAULT_GAP = LogprobGapConfig()
+Share = Literal["auto", True, False]
+"""Values of `RunConfig.share_prompts`."""
 VOCAB = 50  # not a multiple of the padding: phantom columns must stay out of the softmax
 
 
@@ -131,7 +133,7 @@ def make_sequences(count: int = 24, seed: int = 0) -> list[Sequence]:
 def run_config(
     parallel: dict[str, Any],
     micro_batch_tokens: int,
-    share_prompts: bool = False,
+    share_prompts: Share = False,
     loss: PolicyLoss = DEFAULT_LOSS,
     logprob_gap: LogprobGapConfig = DEFAULT_GAP,
     **algorithm: Any,
@@ -154,7 +156,7 @@ def build(
     folder: str,
     parallel: dict[str, Any],
     micro_batch_tokens: int = 4096,
-    share_prompts: bool = False,
+    share_prompts: Share = False,
     **algorithm: Any,
 ) -> Any:
     """An actor with the folder's weights, on a mesh over all ranks."""
@@ -211,7 +213,7 @@ def gradients(
     folder: str,
     parallel: dict[str, Any],
     micro_batch_tokens: int,
-    share_prompts: bool = False,
+    share_prompts: Share = False,
     dead: str = "",
     **algorithm: Any,
 ) -> tuple[float, dict[str, torch.Tensor]]:
@@ -251,31 +253,15 @@ def gradients(
     return sums["loss_sum"] / denominator, full if dist.get_rank() == 0 else {}
 
 
-def logprob_gap(
-    folder: str,
-    parallel: dict[str, Any],
-    micro_batch_tokens: int,
-    share_prompts: bool,
-    old: bool,
-) -> dict[str, Any]:
-    """What a policy step says of the gap, and every token's gap on the first rank of the last
-    stage. `old`: the log-probs before the update are known, and say more than the forward pass."""
-    from dataclasses import replace
-
-    actor = build("qwen3", folder, parallel, micro_batch_tokens, share_prompts)
-    batches = actor.pack(make_sequences())
-    trainer = actor.logprobs(batches)
-    if old:
-        trainer = [logp - 0.25 for logp in trainer]
-        batches = [
-            replace(b, old_logprobs_T=logp) for b, logp in zip(batches, trainer, strict=True)
-        ]
-    own = [
-        (logp - b.rollout_logprobs_T).abs()[b.mask_T]
-        for b, logp in zip(batches, trainer, strict=True)
-    ]
-    gap = actor.policy_step(batches, denominator=100.0, lr=0.0).gap
-    return {"gap": gap, "tokens": torch.cat(own).double().numpy()}
+def shares(folder: str, share_prompts: Share, **algorithm: Any) -> list[bool]:
+    """Whether prompts are shared: of neighbours with one prompt, of one response to each prompt,
+    and of nothing; and whether the first batch packed is."""
+    kind = "qwen3_moe" if algorithm else "qwen3"
+    actor = build(kind, folder, {}, 4096, share_prompts, **algorithm)
+    sequences = make_sequences()
+    alone = list({s.token_ids[: s.prompt_length]: s for s in sequences}.values())
+    packed = actor.pack(sequences)[0].prefix_B is not None
+    return [*map(actor.shares_prompts, (sequences, alone, [])), packed]
 
 
 def bfloat16_step(kind: str, folder: str, parallel: dict[str, Any]) -> dict[str, float]:

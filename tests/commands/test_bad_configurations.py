@@ -70,8 +70,10 @@ TYPES = {
     "steps = true": ("must be a whole number",),
     "steps = 2026-01-01": ("must be a whole number",),
     "steps = 99999999999999999999": ("c.toml:2: steps", "64 bits"),
-    "share_prompts = 1": ("c.toml:2: share_prompts: must be true or false",),
-    "share_prompts = 'true'": ("must be true or false",),
+    "share_prompts = 1": ("c.toml:2: share_prompts: must be one of 'auto', true, false",),
+    "share_prompts = 'true'": ("must be one of 'auto', true, false",),
+    "[rollout]\nearly_stop = 1": ("c.toml:3: rollout.early_stop: must be true or false",),
+    "[rollout]\nearly_stop = 'true'": ("must be true or false",),
     "[optim]\nlr = '1e-6'": ("c.toml:3: optim.lr: must be a number",),
     "optim = 1e-6": ("c.toml:2: optim: must be a table",),
     "optim = []": ("optim: must be a table",),
@@ -192,7 +194,7 @@ FLAGS = {
     "--no-steps": ("Did you mean --steps?",),
     "--rollout.no-sleep true": ("'true' belongs to no option",),
     "--no-share-prompts=false": ("takes no value",),
-    "--share-prompts maybe": ("must be true or false, got 'maybe'",),
+    "--share-prompts maybe": ("must be one of 'auto', true, false, got 'maybe'",),
     "--data.maze.train-sizes": ("data.maze.train_sizes must name at least one size",),
     "--data.maze.train-sizes 7 x": ("must be a whole number, got 'x'",),
     "--algorithm.options tau": ("needs pairs of a name and a value",),
@@ -286,6 +288,9 @@ def test_a_file_that_is_no_text(
         ("train folder", "folder: cannot be read: Is a directory"),
         ("trian c.toml", "unknown command 'trian'"),
         ("eval nowhere.toml", "nowhere.toml: no such file"),
+        ("eval c.toml --output-dir none", "none is not a folder. --out FILE names the result"),
+        ("eval c.toml --model folder --out x.json", "neither a run folder nor a checkpoint"),
+        ("convert folder out", "neither a run folder nor a checkpoint"),
         ("plan nowhere.toml --gpus 8 --gpu h999", "--gpu must be one of h100"),
         ("curves passk:99", "k must be between 1 and"),
         ("launch --nodes x --nproc 1 --rendezvous a:1 train c", "--nodes: invalid int value: 'x'"),
@@ -296,6 +301,7 @@ def test_a_file_that_is_no_text(
 def test_a_bad_command(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, part: str
 ) -> None:
+    (folder / "c.toml").write_text(GOOD)
     assert part in refused(capsys, ExitCode.BAD_CONFIG, *arguments.split())
 
 

@@ -144,6 +144,23 @@ def test_switches_can_be_turned_off(tmp_path: Path) -> None:
     assert not config.rollout.sleep
 
 
+@pytest.mark.parametrize("value", ["auto", True, False])
+def test_a_switch_may_be_left_to_the_run(tmp_path: Path, value: str | bool) -> None:
+    text = "true" if value is True else "false" if value is False else '"auto"'
+    (tmp_path / "c.toml").write_text(
+        f"share_prompts = {text}\n[model.shape]\nmax_positions = 2048\n"
+    )
+    config = load_config(tmp_path / "c.toml")
+    assert config.share_prompts is value or config.share_prompts == value == "auto"
+    (tmp_path / "again.toml").write_text(dump_toml(config))
+    assert load_config(tmp_path / "again.toml") == config
+    (tmp_path / "other.toml").write_text("[model.shape]\nmax_positions = 2048\n")
+    assert load_config(tmp_path / "other.toml", [f"--share-prompts={value}"]) == config
+    assert load_config(tmp_path / "other.toml", ["--share-prompts"]).share_prompts is True
+    with pytest.raises(ConfigError, match="must be one of 'auto', true, false, got 'on'"):
+        load_config(tmp_path / "other.toml", ["--share-prompts", "on"])
+
+
 def test_a_base_of_a_base_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("")
     (tmp_path / "b.toml").write_text('base = "a.toml"')

@@ -19,6 +19,7 @@ from passk_fast.data.packing import (
     plan_units,
     prompt_groups,
     shared_units,
+    sharing_saves,
     unit_length,
     unit_pairs,
 )
@@ -146,6 +147,28 @@ def test_groups_that_do_not_divide_by_the_ranks_are_cut() -> None:
     assert sorted(i for unit in units for i in unit) == list(range(len(sequences)))
     tokens = [sum(unit_length(sequences, units[u]) for m in rank for u in m) for rank in made]
     assert tokens == [2 * (4 + 16 * 20) + 4 + 8 * 20] * 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "responses", "saves"),
+    [
+        (64, [16] * 8, True),
+        (64, [16], False),  # one response
+        (2, [128] * 8, False),  # a prompt too short to matter
+        (16, [64] * 8, True),
+        (8, [64] * 8, False),
+    ],
+)
+def test_prompts_are_worth_sharing_where_they_are_a_tenth_of_the_work(
+    prompt: int, responses: list[int], saves: bool
+) -> None:
+    assert sharing_saves(whole_group(prompt, responses, 0)) == saves
+    assert not sharing_saves([])
+
+
+def test_one_repeated_prompt_among_many_is_not_worth_it() -> None:
+    alone = [s for i in range(20) for s in whole_group(20, [20], 100 * (i + 1))]
+    assert not sharing_saves([*whole_group(20, [20, 20], 0), *alone])
 
 
 def test_groups_that_are_even_stay_whole() -> None:

@@ -170,6 +170,9 @@ class RecordingActor:
         self.packed.append(sequences)
         return []
 
+    def shares_prompts(self, sequences: list[Sequence]) -> bool:
+        return False
+
     def prepare(self, batches: list[PackedBatch], *, old_logprobs: bool) -> list[PackedBatch]:
         self.old_logprobs.append(old_logprobs)
         return batches
