@@ -8,7 +8,6 @@ initialisation are functions of (seed, step), so these numbers are the whole ran
 from __future__ import annotations
 
 import json
-import queue
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
+from passk_fast.checkpoint.optimizer_state import main_weight, state_held_once
 from passk_fast.checkpoint.store import disk_error_of, disk_errors
+from passk_fast.checkpoint.streaming import StreamingStrategy
 from passk_fast.errors import DiskError
 from passk_fast.patch import Patch
 
@@ -50,10 +52,18 @@ def _unwrap(chunk: MegatronModule) -> MegatronModule:
     return chunk
 
 
+def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    parts: list[MegatronOptimizer] = getattr(optimizer, "chained_optimizers", [optimizer])
+    return parts
+
+
 def _torch_adams(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
     """The parts of Megatron's optimizer that step with torch's Adam (AdamW is one too)."""
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    return [part for part in parts if isinstance(part.optimizer, torch.optim.Adam)]
+    return [part for part in _parts(optimizer) if isinstance(part.optimizer, torch.optim.Adam)]
+
+
+def _distributed_parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+    return [part for part in _parts(optimizer) if isinstance(part, DistributedOptimizer)]
 
 
 def _materialize_adam(optimizer: MegatronOptimizer) -> None:
@@ -69,22 +79,25 @@ def _materialize_adam(optimizer: MegatronOptimizer) -> None:
 
 
 @contextmanager
-def steps_kept(part: MegatronOptimizer) -> Iterator[None]:
-    """Megatron's distributed optimizer looks for Adam's `step` among the loaded tensors.
+def completed(part: MegatronOptimizer) -> Iterator[None]:
+    """Megatron's distributed optimizer looks for Adam's `step`, and for main weights, among the
+    loaded tensors.
 
-    A fused Adam keeps it in the parameter group, torch's Adam in each parameter's state. Inside,
-    the optimizer's loading finds the step that the parameter has.
+    A fused Adam keeps the step in the parameter group, torch's Adam in each parameter's state; main
+    weights in float32 are those of the model, which are loaded. Inside, the optimizer's loading
+    finds both as they are.
     """
     load = part._set_main_param_and_optimizer_states
 
-    def load_with_step(
+    def load_completed(
         model_param: torch.nn.Parameter, tensors: Mapping[str, torch.Tensor]
     ) -> None:
-        group, order = part.model_param_group_index_map[model_param]
-        main = part.optimizer.param_groups[group]["params"][order]
-        load(model_param, {**tensors, "step": part.optimizer.state[main]["step"]})
+        main = main_weight(part, model_param)
+        kept = {"param": main.detach()} | part.optimizer.state.get(main, {})
+        names = ("param", "step")
+        load(model_param, {name: kept[name] for name in names if name in kept} | dict(tensors))
 
-    part._set_main_param_and_optimizer_states = load_with_step
+    part._set_main_param_and_optimizer_states = load_completed
     try:
         yield
     finally:
@@ -97,13 +110,11 @@ def _load_optimizer(optimizer: MegatronOptimizer, state: ShardedStateDict) -> No
     Megatron hands one `step` tensor to all parameters, which torch's Adam would then advance once
     for each of them.
     """
-    adams = _torch_adams(optimizer)
     with ExitStack() as loading:
-        for part in adams:
-            if hasattr(part, "_set_main_param_and_optimizer_states"):
-                loading.enter_context(steps_kept(part))
+        for part in _distributed_parts(optimizer):
+            loading.enter_context(completed(part))
         optimizer.load_state_dict(state)
-    for part in adams:
+    for part in _torch_adams(optimizer):
         for adam_state in part.optimizer.state.values():
             adam_state["step"] = adam_state["step"].clone()
 
@@ -116,28 +127,15 @@ def _sharded_state(actor: Actor, *, is_loading: bool) -> ShardedStateDict:
             metadata=_metadata()
         )
     model_state = dict(state)
-    state["optimizer"] = actor.optimizer.sharded_state_dict(
-        model_state["model"] if len(chunks) == 1 else model_state,
-        is_loading=is_loading,
-        metadata=_metadata(),
-    )
+    with ExitStack() as stack:
+        for part in _distributed_parts(actor.optimizer):
+            stack.enter_context(state_held_once(part))
+        state["optimizer"] = actor.optimizer.sharded_state_dict(
+            model_state["model"] if len(chunks) == 1 else model_state,
+            is_loading=is_loading,
+            metadata=_metadata(),
+        )
     return state
-
-
-@contextmanager
-def results_in_process() -> Iterator[None]:
-    """Megatron's writer starts a server process for its queue, which costs seconds and stays.
-
-    Saving is synchronous, so nothing leaves this process: inside, the writer finds a plain queue.
-    """
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    before = filesystem_async._results_queue
-    filesystem_async._results_queue = queue.Queue()
-    try:
-        yield
-    finally:
-        filesystem_async._results_queue = before
 
 
 @contextmanager
@@ -165,14 +163,15 @@ def write(actor: Actor, folder: Path, extra: Mapping[str, object]) -> None:
     with (
         megatron_scope(actor.mesh.device),
         warnings.catch_warnings(),
-        results_in_process(),
         disk_errors(folder),
         disk_errors_of_ranks(folder),
     ):
         warnings.simplefilter("ignore")
         _materialize_adam(actor.optimizer)  # where no step has had anything to train
         state = _sharded_state(actor, is_loading=False)
-        dist_checkpointing.save(state, str(folder), validate_access_integrity=False)
+        dist_checkpointing.save(
+            state, str(folder), StreamingStrategy(), validate_access_integrity=False
+        )
     if actor.mesh.rank == 0:
         with disk_errors(folder):
             (folder / "state.json").write_text(json.dumps(dict(extra), sort_keys=True, indent=1))
@@ -216,20 +215,23 @@ _TEST = "tests/checkpoint/test_megatron.py"
 
 PATCHES = (
     Patch(
-        function="passk_fast.checkpoint.megatron.steps_kept",
+        function="passk_fast.checkpoint.megatron.completed",
         targets=(
             "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer"
             "._set_main_param_and_optimizer_states",
         ),
         scope="one optimizer, while a checkpoint is read; ends with it",
-        breaks="Megatron renames the method, or learns where torch's Adam keeps its steps.",
+        breaks="Megatron renames the method, or loads other keys into an optimizer.",
         test=_TEST,
     ),
     Patch(
-        function="passk_fast.checkpoint.megatron.results_in_process",
-        targets=("megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",),
-        scope="while a checkpoint is written; ends with it",
-        breaks="The writer keeps its queue elsewhere: a server process would be left behind.",
+        function="passk_fast.checkpoint.optimizer_state.state_held_once",
+        targets=(
+            "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer"
+            ".sharded_param_state_fully_reshardable",
+        ),
+        scope="one optimizer, while a checkpoint is written or read; ends with it",
+        breaks="Megatron renames the method, its ranges of parameters, or the keys it loads.",
         test=_TEST,
     ),
 )

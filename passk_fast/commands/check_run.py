@@ -13,7 +13,7 @@ import psutil
 
 from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import ParallelConfig, RunConfig, require
-from passk_fast.config.file import config_digest, differing_fields, load_config
+from passk_fast.config.file import INPUTS, differing_fields, load_config
 from passk_fast.errors import ConfigError, DataError, DiskError
 from passk_fast.model.config_json import read_config, read_json
 from passk_fast.model.divisibility import check_engine_ranks, check_fits
@@ -205,9 +205,9 @@ def _check_output(config: RunConfig) -> None:
         other = load_config(previous)
     except ConfigError as error:
         raise ConfigError(f"output_dir: {folder} holds a run of another version: {error}") from None
-    if config_digest(other) != config_digest(config):
-        fields = ", ".join(differing_fields(other, config))
+    fields = differing_fields(other, config, by_content=(folder / INPUTS).is_file())
+    if fields:
         raise ConfigError(
-            f"output_dir: {folder} holds a run of another config; these differ: {fields}. Take "
-            "another --output-dir, or the old values to continue it."
+            f"output_dir: {folder} holds a run of another config; these differ: "
+            f"{', '.join(fields)}. Take another --output-dir, or the old values to continue it."
         )

@@ -45,7 +45,8 @@ passk-fast {__version__}: train language models with Pass@k advantages
   passk-fast curves [ESTIMATOR[:K[:OPTION=VALUE,...]] ...] [--num-rollouts N] [--out STEM]
       Plot advantage and eta against the number of correct responses: STEM.csv, .png, .svg.
   passk-fast convert RUN OUT [--dtype float32|bfloat16|float16]
-      Write a run's newest checkpoint (or the checkpoint folder RUN) as a Hugging Face folder.
+      Write a run's newest checkpoint (or the checkpoint folder RUN) as a Hugging Face folder with a
+      model card; --dtype is that of the weights (else the run's).
   passk-fast import-gguf FILE OUT [--dtype float32|bfloat16|float16]
       Write a GGUF file (llama.cpp) as a Hugging Face folder, for model.path (docs/real_model.md).
   passk-fast data SET FOLDER [--key value ...] [--train FILE,...] [--test FILE,...]

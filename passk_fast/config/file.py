@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
@@ -57,6 +56,10 @@ _FREE_FIELDS = (
     "warm_start.cache_dir",
 )
 """What may change when a run is resumed: where and how it runs, not what it computes."""
+
+INPUTS = "inputs.json"
+"""File of a run folder that knows the run's inputs by content; see `differing_fields`."""
+_KNOWN_BY_CONTENT = ("model.path", "data.train", "data.test")
 
 _HELP_INDENT = " " * 8
 
@@ -228,13 +231,11 @@ def _defining(config: RunConfig) -> dict[str, object]:
     return {name: value for name, value in flatten(config) if not name.startswith(_FREE_FIELDS)}
 
 
-def config_digest(config: RunConfig) -> str:
-    """Digest of what a run computes; equal for configurations that may share a run folder."""
-    text = json.dumps(_defining(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def differing_fields(a: RunConfig, b: RunConfig, *, by_content: bool = False) -> list[str]:
+    """Fields that define a run and differ; empty for configurations that may share a run folder.
 
-
-def differing_fields(a: RunConfig, b: RunConfig) -> list[str]:
-    """Fields that define a run and differ."""
+    `by_content`: paths of inputs may differ, since their content is compared.
+    """
     first, second = _defining(a), _defining(b)
-    return [name for name in first if first[name] != second[name]]
+    skipped = _KNOWN_BY_CONTENT if by_content else ()
+    return [name for name in first if first[name] != second[name] and name not in skipped]

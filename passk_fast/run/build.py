@@ -26,6 +26,7 @@ from passk_fast.run.checkpoints import Checkpoints, newest_checkpoint, read_stat
 from passk_fast.run.colocated_engines import ColocatedEngines
 from passk_fast.run.engines import Engines
 from passk_fast.run.evaluation import Evaluation
+from passk_fast.run.inputs import settled_inputs
 from passk_fast.run.loop import Trainer
 from passk_fast.run.parts import RunState, make_trainer
 from passk_fast.run.prompts import PromptEncoder, prepare
@@ -100,6 +101,7 @@ def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Ru
         model_dir = warm_start(config, shape, mesh, tokenizer, model_dir, say)
     store = CheckpointStore(Path(config.output_dir) / "checkpoints", config.checkpoint.keep)
     newest = newest_checkpoint(store, mesh) if config.checkpoint.resume else None
+    inputs = settled_inputs(config, mesh.rank, prompts, held_out, Path(model_dir), newest)
     actor = Actor(config, shape, mesh)
     actor.load_folder(model_dir)
     _say_how_experts_are_computed(actor, say)
@@ -115,7 +117,7 @@ def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Ru
     trainer = replace(
         trainer,
         evaluate=Evaluation(config, engines, held_out, trainer.verifier_failures),
-        save=Checkpoints(store, actor, trainer).save,
+        save=Checkpoints(store, actor, trainer, inputs).save,
     )
     if mesh.rank == 0:
         run_folder.write_config(config, Path(model_dir))

@@ -12,18 +12,22 @@ from passk_fast.actor.actor import Actor
 from passk_fast.actor.mesh import Mesh
 from passk_fast.checkpoint import megatron
 from passk_fast.checkpoint.store import CheckpointStore
+from passk_fast.run.inputs import Inputs
 from passk_fast.run.loop import Trainer
 from passk_fast.run.parts import RunState
 
-_BYTES_PER_PARAMETER = 16
-"""Of a checkpoint: weights, main weights and two Adam moments in float32."""
+_BYTES_PER_PARAMETER = {"float32": 12, "bfloat16": 14}
+"""Of a checkpoint, by data type: weights, their main weights in float32 where these are others, and
+two Adam moments in float32."""
 
 
 class Checkpoints:
     """Saves the parts of a run. All ranks call everything together."""
 
-    def __init__(self, store: CheckpointStore, actor: Actor, trainer: Trainer) -> None:
-        self._store, self._actor, self._trainer = store, actor, trainer
+    def __init__(
+        self, store: CheckpointStore, actor: Actor, trainer: Trainer, inputs: Inputs
+    ) -> None:
+        self._store, self._actor, self._trainer, self._inputs = store, actor, trainer, inputs
 
     def save(self) -> None:
         """Write a checkpoint of the step, unless there is one. DiskError where it has no room."""
@@ -33,13 +37,14 @@ class Checkpoints:
             return
         staging = ""
         if rank == 0:
-            weights = self._actor.num_weights * _BYTES_PER_PARAMETER
+            weights = self._actor.num_weights * _BYTES_PER_PARAMETER[self._actor.config.model.dtype]
             self._store.check_space(max(weights, self._store.newest_bytes()))
             staging = str(self._store.begin(step))
         state: RunState = {
             "progress": asdict(trainer.progress),
             "sampling": trainer.sampling.state_dict(),
             "schedule": trainer.schedule.state_dict(),
+            "inputs": self._inputs,
         }
         megatron.write(self._actor, Path(_from_rank_0(staging)), dict(state))
         if rank == 0:

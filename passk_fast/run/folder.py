@@ -20,7 +20,7 @@ def write_config(config: RunConfig, model_dir: Path) -> None:
     kept.mkdir(exist_ok=True)
     for file in model_dir.iterdir():
         if file.suffix in _CONFIG_SUFFIXES and "index" not in file.name:
-            shutil.copy2(file, kept / file.name)
+            shutil.copyfile(file, kept / file.name)  # not a read-only mode
 
 
 def mark_preempted(folder: Path, step: int) -> None:

@@ -12,6 +12,7 @@ from passk_fast.config import RunConfig
 from passk_fast.data.types import Prompt, RolloutGroup
 from passk_fast.run.engines import Engines, WeightHandover
 from passk_fast.run.guards import Guards
+from passk_fast.run.inputs import Inputs
 from passk_fast.run.loop import Trainer
 from passk_fast.run.metrics import Record
 from passk_fast.run.progress import Progress
@@ -30,6 +31,7 @@ class RunState(TypedDict):
     progress: dict[str, int]
     sampling: SamplingState
     schedule: ScheduleState
+    inputs: Inputs
 
 
 class Records:

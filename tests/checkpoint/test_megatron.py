@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 from pathlib import Path
 from typing import Any
 
@@ -73,26 +72,15 @@ def test_one_rank_reads_what_two_wrote(
         assert torch.equal(got[name], tensor), name
 
 
-def test_the_writers_queue_is_a_plain_one_while_writing_alone() -> None:
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    from passk_fast.checkpoint.megatron import results_in_process
-
-    before = vars(filesystem_async)["_results_queue"]
-    with results_in_process():
-        assert isinstance(vars(filesystem_async)["_results_queue"], queue.Queue)
-    assert vars(filesystem_async)["_results_queue"] is before
-
-
 def test_loading_keeps_a_parameters_own_step() -> None:
-    from passk_fast.checkpoint.megatron import steps_kept
+    from passk_fast.checkpoint.megatron import completed
 
     weight = torch.nn.Parameter(torch.zeros(1))
     adam = torch.optim.Adam([weight])
     adam.state[weight]["step"] = torch.tensor(3.0)
 
     class Part:
-        """What `steps_kept` asks of Megatron's distributed optimizer."""
+        """What `completed` asks of Megatron's distributed optimizer."""
 
         optimizer = adam
         model_param_group_index_map = {weight: (0, 0)}  # noqa: RUF012
@@ -106,11 +94,48 @@ def test_loading_keeps_a_parameters_own_step() -> None:
         load = property(lambda self: self._set_main_param_and_optimizer_states)
 
     part = Part()
-    with steps_kept(part):
+    with completed(part):
         part.load(weight, {"param": torch.ones(1)})
     assert part.loaded["step"] == 3
     part.load(weight, {"param": torch.ones(1)})
     assert "step" not in part.loaded
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_optimizer_state_is_described_without_copies_and_once(
+    one_rank: RankPool, folders: dict[str, str], dtype: str
+) -> None:
+    run = "tests.checkpoint.workers:stored_keys"
+    ((keys, copied),) = one_rank.run(run, "qwen3", folders["qwen3"], dtype)
+    assert keys == {"exp_avg", "exp_avg_sq"} | ({"param"} if dtype == "bfloat16" else set())
+    assert not copied
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("old", [False, True], ids=["streamed", "older"])
+def test_both_forms_resume_exactly(
+    one_rank: RankPool, folders: dict[str, str], tmp_path: Path, dtype: str, old: bool
+) -> None:
+    run = "tests.checkpoint.workers:resumed_differs"
+    assert one_rank.run(run, "llama", folders["llama"], dtype, str(tmp_path), old=old) == [False]
+
+
+def test_two_data_parallel_ranks_resume_exactly(
+    two_ranks: RankPool, folders: dict[str, str], tmp_path: Path
+) -> None:
+    run = "tests.checkpoint.workers:resumed_differs"
+    where = ("qwen3_moe", folders["qwen3_moe"], "bfloat16", str(tmp_path))
+    assert two_ranks.run(run, *where, old=False) == [False, False]
+    sizes = [sum(f.stat().st_size for f in tmp_path.glob(f"__{rank}_*")) for rank in (0, 1)]
+    assert min(sizes) > 0.25 * max(sizes)  # each writes a share
+
+
+def test_a_disk_that_fills_up_within_a_tensor_is_a_disk_error(
+    one_rank: RankPool, folders: dict[str, str], tmp_path: Path
+) -> None:
+    run = "tests.checkpoint.workers:open_file_error"
+    (said,) = one_rank.run(run, "qwen3", folders["qwen3"], str(tmp_path))
+    assert "cannot write: the file system is full (" in said
 
 
 def test_a_full_disk_of_one_rank_is_a_disk_error(

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from torch.distributed.checkpoint.filesystem import FileSystem
+
+from passk_fast.checkpoint import megatron
+from passk_fast.config import ModelConfig
 from passk_fast.errors import DiskError
-from tests.actor.workers import train_steps
+from tests.actor.workers import make_sequences, model_shape, run_config, train_steps
 
 
 def error_on_a_full_disk(kind: str, folder: str, parallel: dict[str, Any], save: str) -> str:
@@ -20,6 +32,82 @@ def error_on_a_full_disk(kind: str, folder: str, parallel: dict[str, Any], save:
     with mock.patch.object(os, "fsync", full):
         try:
             train_steps(kind, folder, parallel, 1, save=save)
+        except DiskError as error:
+            return str(error)
+    return ""
+
+
+def stored_keys(kind: str, folder: str, dtype: str) -> tuple[set[str], bool]:
+    """(kinds of optimizer tensors that a checkpoint gets, whether any is a copy)."""
+    from passk_fast.actor.cpu.megatron_shim import megatron_scope
+    from passk_fast.checkpoint.optimizer_state import state_held_once
+
+    actor = typed_actor(kind, folder, dtype)
+    (part,) = actor.optimizer.chained_optimizers
+    held = {t.data_ptr() for state in part.optimizer.state.values() for t in state.values()}
+    held |= {p.data_ptr() for group in part.optimizer.param_groups for p in group["params"]}
+    with megatron_scope("cpu"), state_held_once(part):
+        model = actor.chunks[0].module.sharded_state_dict()
+        state = part.sharded_param_state_fully_reshardable(model)
+    keys = {key for of_parameter in state.values() for key in of_parameter}
+    stored = {s.data.data_ptr() for of_parameter in state.values() for s in of_parameter.values()}
+    return keys, not stored <= held
+
+
+def typed_actor(kind: str, folder: str, dtype: str) -> Any:
+    """An actor of a data type after one step."""
+    from passk_fast.actor.actor import Actor
+    from passk_fast.actor.mesh import drop_mesh, make_mesh
+
+    warnings.simplefilter("ignore")
+    drop_mesh()
+    config = replace(run_config({}, 4096), model=ModelConfig(dtype=dtype))
+    actor = Actor(config, model_shape(kind), make_mesh(config.parallel, "cpu"))
+    actor.load_folder(folder)
+    _step(actor)
+    return actor
+
+
+def _step(actor: Any) -> None:
+    assert actor.policy_step(actor.pack(make_sequences()), denominator=100.0, lr=1e-2).applied
+
+
+def resumed_differs(kind: str, folder: str, dtype: str, save: str, *, old: bool) -> bool:
+    """Whether a step after saving and loading differs from one without; `old` is the form of a
+    checkpoint that Megatron's own writer made."""
+    actor = typed_actor(kind, folder, dtype)
+    with ExitStack() as stack:
+        if old:
+            stack.enter_context(mock.patch.object(megatron, "_distributed_parts", return_value=[]))
+            stack.enter_context(
+                mock.patch.object(megatron, "StreamingStrategy", get_default_save_sharded_strategy)
+            )
+        megatron.write(actor, Path(save), {})
+    _step(actor)
+    want = {name: tensor.clone() for name, tensor in actor.full_tensors()}
+    actor = typed_actor(kind, folder, dtype)
+    _step(actor)  # another state than the saved one
+    megatron.read(actor, Path(save))
+    _step(actor)
+    got = {name: tensor.clone() for name, tensor in actor.full_tensors()}
+    return any(not torch.equal(got[name], want[name]) for name in want)
+
+
+def open_file_error(kind: str, folder: str, save: str) -> str:
+    """What writing says where the disk fills up in the middle of a tensor."""
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    @contextmanager
+    def create_stream(*_: object) -> Iterator[io.BytesIO]:
+        yield Full()
+
+    actor = typed_actor(kind, folder, "float32")
+    with mock.patch.object(FileSystem, "create_stream", create_stream):
+        try:
+            megatron.write(actor, Path(save), {})
         except DiskError as error:
             return str(error)
     return ""
