@@ -20,6 +20,7 @@ from passk_fast.model.divisibility import check_engine_ranks, check_fits
 from passk_fast.model.shape import ModelShape
 from passk_fast.tasks.dataset import load_prompts
 from passk_fast.tasks.demonstrations import load_demonstrations
+from passk_fast.tasks.files import is_on_hub
 from passk_fast.tasks.puzzles import check_puzzles
 from passk_fast.tasks.registry import check_binary, find_task
 from passk_fast.weights.folder_check import check_tensors
@@ -91,8 +92,7 @@ def check_evaluation(config: RunConfig, model: Path, world_size: int) -> None:
     """
     check_engine_ranks(world_size, config.rollout.tensor, "rollout ranks")
     check_fits(_read_model_folder(model), replace(config, parallel=ParallelConfig()), str(model))
-    if config.data.test and not Path(config.data.test).exists():
-        raise DataError(f"{config.data.test}: no such file or folder (data.test).")
+    _check_source(config.data.test, "data.test")
 
 
 def _read_model_folder(folder: Path) -> ModelShape:
@@ -143,12 +143,19 @@ def _token_ids(tokenizer: Mapping[str, object]) -> Iterator[int]:
         yield from (token["id"] for token in added)
 
 
+def _check_source(source: str, field: str) -> None:
+    """DataError unless it is empty, exists, or may be a data set on the Hub."""
+    if source and not Path(source).exists() and not is_on_hub(source):
+        raise DataError(f"{source}: no such file or folder ({field}).")
+    needs_datasets = bool(source) and not Path(source).is_file()
+    if needs_datasets and importlib.util.find_spec("datasets") is None:
+        raise ConfigError(f"{field} = {source!r} needs the `datasets` library; run `make setup`.")
+
+
 def _check_data(config: RunConfig) -> None:
     data = config.data
     for name in ("train", "test"):
-        path = getattr(data, name)
-        if path and not Path(path).exists():
-            raise DataError(f"{path}: no such file or folder (data.{name}).")
+        _check_source(getattr(data, name), f"data.{name}")
     if data.verifier:
         try:
             find_task(data.verifier, data)
@@ -176,8 +183,6 @@ def _check_data(config: RunConfig) -> None:
         not data.train or bool(config.model.path),
         "data.train needs model.path: a model made from scratch has a tokenizer for mazes only.",
     )
-    if config.data.train and importlib.util.find_spec("datasets") is None:
-        raise ConfigError("data.train needs the `datasets` library; run `make setup`.")
 
 
 def _check_output(config: RunConfig) -> None:

@@ -185,16 +185,20 @@ def run(config: RunConfig, request: Request) -> ExitCode:
     import torch.distributed as dist
     from transformers import AutoTokenizer
 
+    from passk_fast.model.tokenizer import encoder_of
     from passk_fast.process_group import pick_device, start_process_group
     from passk_fast.rollout.collect import collect_groups
     from passk_fast.rollout.make import make_engine
     from passk_fast.rollout.verifier_pool import VerifierPool
+    from passk_fast.run.prompts import PromptEncoder, encode_all, fit
     from passk_fast.run.verifier_failures import VerifierFailures
     from passk_fast.seeding import seed_for
     from passk_fast.tasks import Verifier, test_prompts
 
     settings, held_out = config.eval, test_prompts(config.data)
-    taken = held_out[: settings.num_prompts]
+    tokenizer = AutoTokenizer.from_pretrained(request.model_dir)
+    encoder = PromptEncoder.of(config, Path(request.model_dir), encoder_of(tokenizer))
+    taken, _ = fit(encode_all(held_out[: settings.num_prompts], encoder), config)
     if request.by is not None and not any(request.by in prompt.columns for prompt in taken):
         raise ConfigError(f"command line: --by: no held-out prompt has a column {request.by!r}.")
     tasks = by_task(taken, parse_samples(request.samples), settings.num_rollouts)
@@ -203,7 +207,6 @@ def run(config: RunConfig, request: Request) -> ExitCode:
     start_process_group(device, config.timeout_s)
     rank, world = dist.get_rank(), dist.get_world_size()
     engine = make_engine(config, request.model_dir, rank=rank, world_size=world, device=device)
-    tokenizer = AutoTokenizer.from_pretrained(request.model_dir)
     verifier = Verifier(config.data, always_process=config.rollout.verify_processes > 0)
     limit = config.rollout.max_verifier_failures
     failures = VerifierFailures(limit, prints=rank == 0)

@@ -29,6 +29,7 @@ def command(arguments: list[str]) -> ExitCode:
     from passk_fast.config.file import dump_toml, help_text, load_config
     from passk_fast.config.layers import placed
     from passk_fast.run.lock import is_owned, refuse_if_owned
+    from passk_fast.run.prompts import check_prompts
 
     if not arguments or {"-h", "--help"} & set(arguments):
         print(help_text())
@@ -46,8 +47,9 @@ def command(arguments: list[str]) -> ExitCode:
     refuse_if_owned(folder)
     if dry_run:
         text = dump_toml(config)
-        (folder / "resolved.toml").write_text(text)
-        print(text, end="")
+        (folder / "resolved.toml").write_text(text, encoding="utf-8")
+        print(text)
+        check_prompts(config, print)
         return ExitCode.DONE
     clear_exit_code(folder)
     returned = start_ranks(processes, "passk_fast.commands.train", arguments)

@@ -9,7 +9,9 @@ from passk_fast.config.algorithm import AlgorithmConfig, OptimConfig, ScheduleCo
 from passk_fast.config.checks import require, require_positive
 from passk_fast.config.data import (
     BenchConfig,
+    ChatConfig,
     CheckpointConfig,
+    ColumnsConfig,
     DataConfig,
     EvalConfig,
     MazeConfig,
@@ -24,7 +26,9 @@ from passk_fast.kernels.options import PolicyLoss
 __all__ = [
     "AlgorithmConfig",
     "BenchConfig",
+    "ChatConfig",
     "CheckpointConfig",
+    "ColumnsConfig",
     "DataConfig",
     "EvalConfig",
     "LogprobGapConfig",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from passk_fast.config.checks import require, require_finite, require_positive
+from passk_fast.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +90,73 @@ class PuzzlesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ColumnsConfig:
+    """What a data file calls its columns, where not by the names of these keys."""
+
+    prompt: str = ""
+    """Column with the prompt: text, or a list of chat messages {role, content}."""
+    answer: str = ""
+    """Column with the reference answer: text or a number."""
+    task: str = ""
+    """Column with the task that judges a row."""
+    id: str = ""
+    """Column with the row's name, text or a whole number; without one, rows are counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """How prompts become text by the chat template of the model folder."""
+
+    template: Literal["auto", "on", "off"] = "auto"
+    """"auto" renders prompts that are chat messages and leaves text as it is; "on" renders text
+    too, as one message of the user; "off" refuses messages."""
+    system: str = ""
+    """System message put before prompts that have none."""
+    arguments: tuple[str, ...] = ()
+    """Arguments of the template, such as "enable_thinking=false"; values as JSON."""
+
+    def __post_init__(self) -> None:
+        for argument in self.arguments:
+            name, _, value = argument.partition("=")
+            require(
+                name.isidentifier() and bool(value),
+                "data.chat.arguments must have the form NAME=VALUE, such as "
+                f"'enable_thinking=false', got {argument!r}.",
+            )
+            try:
+                json.loads(value)
+            except ValueError:
+                raise ConfigError(
+                    f"data.chat.arguments: the value of {argument!r} must be JSON, such as true, 3 "
+                    'or "text".'
+                ) from None
+        require(
+            self.template != "off" or not (self.system or self.arguments),
+            "data.chat.system and data.chat.arguments have no effect with data.chat.template = "
+            "'off'.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where prompts come from."""
 
     train: str = ""
-    """Training prompts: a JSONL or Parquet file, or a folder saved by `datasets`. Empty generates
-    prompts by the task that data.generate names."""
+    """Training prompts (docs/data.md): a JSONL, JSON, CSV or Parquet file, a folder saved by
+    `datasets`, or a data set on the Hub, OWNER/NAME[/SUBSET][:SPLIT]. Empty generates prompts by
+    the task that data.generate names."""
     test: str = ""
     """Held-out prompts, in the same formats. Empty, with data.train set, means no evaluation."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Names of the columns."""
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    """The chat template."""
+    task: str = ""
+    """Task that judges every row: exact, maths, code, maze, puzzles, or the dotted path to one of
+    your own. Empty takes each row's column `task`."""
+    overlong: Literal["error", "drop", "truncate_left"] = "error"
+    """What becomes of prompts of more than rollout.max_prompt_tokens tokens: an error before the
+    first step, left out, or their last tokens kept. The number is printed."""
     verifier: str = ""
     """Reward function that judges every row, in place of the rows' tasks: "rewards.py:score" or
     "my_package.rewards:score", or several with weights, such as "rewards.py:right*0.9,
@@ -119,6 +180,21 @@ class DataConfig:
             not self.verifier or bool(self.train or self.test),
             f"data.verifier = {self.verifier!r} judges the rows of data.train and data.test; set "
             "one of them. Generated prompts are judged by their own task.",
+        )
+        require(
+            not (self.task and self.verifier),
+            f"data.task = {self.task!r} and data.verifier = {self.verifier!r} both judge every "
+            "row; set one of them.",
+        )
+        require(
+            not self.task or bool(self.train or self.test),
+            f"data.task = {self.task!r} is for the rows of data.train and data.test; set one of "
+            "them. Generated prompts are judged by their own task.",
+        )
+        require(
+            not (self.task and self.columns.task),
+            f"data.task = {self.task!r} judges every row, so data.columns.task = "
+            f"{self.columns.task!r} has no effect; set one of them.",
         )
         require(
             not self.maze.fresh or (self.generate == "maze" and not self.train),

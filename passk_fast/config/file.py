@@ -137,6 +137,11 @@ def _convert(hint: object, value: object, field: str, layers: Layers) -> object:
         raise _wrong(field, kind_of(hint), value, layers)
     if isinstance(value, str) and "\0" in value:
         raise _wrong(field, "text without NUL characters", value, layers)
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise _wrong(field, "text that UTF-8 can hold", value, layers) from None
     return value
 
 
@@ -196,12 +201,17 @@ def _toml_value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml_value(v)}" for key, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_text(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     if isinstance(value, str):
-        return json.dumps(value)
+        return _text(value)
     return repr(value)
+
+
+def _text(value: str) -> str:
+    """A basic string of TOML: JSON's, but for surrogate pairs and U+007F, which TOML forbids."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def dump_toml(config: RunConfig) -> str:

@@ -29,6 +29,13 @@ class Prompt:
     columns: Mapping[str, object] = field(default_factory=dict, hash=False)
     """Further columns of the row, by name, for the verifier: values as JSON has them, since a
     prompt travels to verifiers and rollout ranks."""
+    messages: tuple[Mapping[str, object], ...] = field(default=(), hash=False)
+    """Chat messages (role, content) that the model's chat template renders; `text` is then the last
+    one's. Empty for a prompt of plain text."""
+    place: str = field(default="", compare=False)
+    """Where it was read, such as "train.jsonl:7"."""
+    token_ids: tuple[int, ...] = field(default=(), compare=False)
+    """As the model reads it; empty until it is encoded."""
 
 
 @dataclass(frozen=True, kw_only=True)

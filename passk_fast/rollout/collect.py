@@ -144,7 +144,7 @@ def encode_prompts(
 
 def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[int, ...]:
     try:
-        ids = encode_checked(tokenizer, prompt.text)
+        ids = prompt.token_ids or encode_checked(tokenizer, prompt.text)
     except DataError as error:
         raise DataError(f"Prompt {prompt.id!r}: {error}") from None
     check_prompt(len(ids), repr(prompt.id), limit)

@@ -18,7 +18,7 @@ from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.remote_engines import RemoteEngines
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.model.shape import ModelShape
-from passk_fast.model.tokenizer import character_tokenizer, make_tiny_model
+from passk_fast.model.tokenizer import character_tokenizer, encoder_of, make_tiny_model
 from passk_fast.report.sinks import Report
 from passk_fast.report.summary import summarise_run
 from passk_fast.run import folder as run_folder
@@ -29,6 +29,7 @@ from passk_fast.run.evaluation import Evaluation
 from passk_fast.run.inputs import settled_inputs
 from passk_fast.run.loop import Trainer
 from passk_fast.run.parts import RunState, make_trainer
+from passk_fast.run.prompts import PromptEncoder, prepare
 from passk_fast.run.signals import StopFlag
 from passk_fast.run.warm_start import warm_start
 from passk_fast.tasks import PromptOrder, alphabet, test_prompts, train_prompts
@@ -86,10 +87,14 @@ def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Ru
     from transformers import AutoTokenizer
 
     say = _printer(mesh.rank)
-    prompts, held_out = train_prompts(config.data), test_prompts(config.data)
     model_dir = model_folder(config, mesh)
     shape = ModelShape.read(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    encoder = PromptEncoder.of(config, Path(model_dir), encoder_of(tokenizer))
+    prompts, held_out = (
+        prepare(found, encoder, config, model=Path(model_dir), rank=mesh.rank, wait=dist.barrier)
+        for found in (train_prompts(config.data), test_prompts(config.data))
+    )
     # Rollout ranks start vLLM while the trainer goes on.
     remote = RemoteEngines(config, bridge, model_dir, tokenizer) if bridge else None
     if config.warm_start.steps:

@@ -15,7 +15,7 @@ _CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 def write_config(config: RunConfig, model_dir: Path) -> None:
     """The resolved configuration, and the files of the model that `passk-fast convert` needs."""
     folder = Path(config.output_dir)
-    (folder / "config.toml").write_text(dump_toml(config))
+    (folder / "config.toml").write_text(dump_toml(config), encoding="utf-8")
     kept = folder / "model"
     kept.mkdir(exist_ok=True)
     for file in model_dir.iterdir():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passk_fast.errors import DataError
-from passk_fast.tasks.dataset import read_rows
+from passk_fast.tasks.files import read_rows
 
 Messages = tuple[tuple[str, str], ...]
 """(role, content) of each message of a chat"""
@@ -30,7 +30,7 @@ def load_demonstrations(path: str | Path) -> list[Demonstration]:
     Raises:
         DataError: missing or malformed, naming `file:line` (JSONL) or `file: row`.
     """
-    rows = [_demonstration(place, row) for place, row in read_rows(Path(path))]
+    rows = [_demonstration(place, row) for place, row in read_rows(path)]
     if not rows:
         raise DataError(f"{path}: it holds no rows.")
     return rows

@@ -6,9 +6,7 @@ Parquet file or, where there is network, from the Hugging Face Hub.
 
 from __future__ import annotations
 
-import csv
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +14,13 @@ from pathlib import Path
 from passk_fast.data.types import Prompt
 from passk_fast.errors import DataError
 from passk_fast.tasks.answers import boxed
+from passk_fast.tasks.files import read_rows
 
 INSTRUCTION = "\n\nReason step by step, and put the final answer inside \\boxed{}."
 Row = Mapping[str, object]
 Read = Callable[[Row], tuple[str, str]]
 """(problem, answer) of a row; KeyError or ValueError where it is not of the layout."""
 _NOT_KEPT = ("solution", "url")
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -120,16 +118,12 @@ def load_maths(source: str, *, split: str = "test", subset: str | None = None) -
     Raises:
         DataError: unreadable, of no known layout, or a row without problem or answer.
     """
-    path = Path(source)
-    if path.exists():
-        rows = _file_rows(path)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in _SUFFIXES:
-        rows = _hub_rows(source, split, subset)
-    else:
-        raise DataError(f"{source}: no such file, and no name of a data set such as owner/name.")
+    rows = read_rows(f"{source}/{subset}" if subset else source, split)
     prompts: dict[str, Prompt] = {}
     used: set[str] = set()
     for number, (where, row) in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: must be an object with the columns of a known data set.")
         prompt = _prompt(where, row, number, used)
         prompts.setdefault(prompt.text, prompt)
     if not prompts:
@@ -188,53 +182,6 @@ def _kept(row: Row, layout: Layout) -> dict[str, object]:
         for name, value in row.items()
         if name not in layout.columns | set(_NOT_KEPT) and isinstance(value, str | int | float)
     }
-
-
-def _file_rows(path: Path) -> Iterable[tuple[str, Row]]:
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            values = pyarrow.parquet.read_table(path).to_pylist()
-            return [(f"{path}: row {i}", row) for i, row in enumerate(values)]
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    if path.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        return [(f"{path}: row {i}", row) for i, row in enumerate(reader)]
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        return [_object(f"{path}: row {i}", row) for i, row in enumerate(_json(str(path), text))]
-    if path.suffix in (".json", ".jsonl"):
-        lines = enumerate(text.split("\n"), start=1)
-        places = [(f"{path}:{number}", line) for number, line in lines if line.strip()]
-        return [_object(where, _json(where, line)) for where, line in places]
-    raise DataError(f"{path}: must be a .jsonl, .json, .csv or .parquet file.")
-
-
-def _json(where: str, text: str) -> list[object]:
-    try:
-        parsed: list[object] = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}") from None
-    return parsed
-
-
-def _object(where: str, row: object) -> tuple[str, Row]:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: must be an object with the columns of a known data set.")
-    return where, row
-
-
-def _hub_rows(name: str, split: str, subset: str | None) -> Iterable[tuple[str, Row]]:
-    import datasets
-
-    try:
-        table = datasets.load_dataset(name, subset, split=split)
-    except Exception as error:  # no network, no such name, no such split: its words say which
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{name}: cannot be loaded from the Hub: {first[0]}") from None
-    return [(f"{name}: row {i}", row) for i, row in enumerate(table)]
 
 
 def write_prompts(prompts: Iterable[Prompt], path: Path) -> None:

@@ -20,6 +20,8 @@ class EndlessPrompts(Sequence[Prompt]):
     `len` and iteration stop at the first `shown`, for checks that look at a whole data set.
     """
 
+    endless = True
+
     def __init__(self, make: Callable[[int], Prompt], shown: int) -> None:
         self._make, self._shown = make, shown
 
@@ -48,7 +50,7 @@ class PromptOrder:
     @classmethod
     def of(cls, prompts: Sequence[Prompt], seed: int) -> PromptOrder:
         """The order in which a data set is trained on."""
-        return cls(None if isinstance(prompts, EndlessPrompts) else len(prompts), seed)
+        return cls(None if getattr(prompts, "endless", False) else len(prompts), seed)
 
     def __init__(self, num_prompts: int | None, seed: int) -> None:
         """`num_prompts` None: endless. ValueError for an empty data set."""

@@ -22,7 +22,7 @@ def generated_task(config: DataConfig) -> GeneratedTask:
 def test_prompts(config: DataConfig) -> Sequence[Prompt]:
     """Held-out prompts: of the file `test`, else generated; none with a file `train` alone."""
     if config.test:
-        return load_prompts(config.test, config)
+        return load_prompts(config.test, config, "test")
     return [] if config.train else generated_task(config).test_prompts()
 
 

@@ -81,7 +81,7 @@ def test_values_that_the_sampler_cannot_compute_are_refused_by_name(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_field_that_no_rule_names_is_refused(family: str) -> None:
-    with pytest.raises(ConfigError, match="says shared_expert_width = 8, a field that is not kno"):
+    with pytest.raises(ConfigError, match="says shared_expert_width = 8, a field that is not"):
         ModelShape.parse({**base_config(family), "shared_expert_width": 8})
     ModelShape.parse({**base_config(family), "shared_expert_width": None})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from passk_fast.config import RunConfig
+from passk_fast.config import ChatConfig, DataConfig, RunConfig
 from passk_fast.config.fields import field_types, parse_overrides
 from passk_fast.config.file import (
     differing_fields,
@@ -171,7 +171,7 @@ def test_a_base_of_a_base_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.name)
 def test_shipped_configs_load_and_round_trip(file: Path, tmp_path: Path) -> None:
     config = load_config(file)
-    (tmp_path / "again.toml").write_text(dump_toml(config))
+    (tmp_path / "again.toml").write_text(dump_toml(config), encoding="utf-8")
     assert load_config(tmp_path / "again.toml") == config
 
 
@@ -297,3 +297,32 @@ def test_the_place_of_a_rule_is_where_the_field_was_written(tmp_path: Path) -> N
     good = ["--algorithm.num-rollouts", "32", "--eval.num-rollouts", "16"]
     config = load_config(tmp_path / "top.toml", [*good, "--model.shape.max-positions", "2048"])
     assert (config.algorithm.k, config.steps) == (12, 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "größe",
+        "模型",
+        "\U0001f680",
+        "\U0001d53c",
+        'a"b',
+        "a\\b",
+        "a\tb",
+        "a\x7fb",
+        "a\nb",
+        "a\u2028b",
+    ],
+)
+def test_a_written_configuration_reads_back_whatever_characters_it_holds(
+    tmp_path: Path, text: str
+) -> None:
+    config = RunConfig(data=DataConfig(chat=ChatConfig(system=text)))
+    (tmp_path / "config.toml").write_text(dump_toml(config), encoding="utf-8")
+    assert load_config(tmp_path / "config.toml") == config
+
+
+def test_text_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("")
+    with pytest.raises(ConfigError, match=r"output_dir: must be text that UTF-8 can hold"):
+        load_config(tmp_path / "a.toml", ["--output-dir", "a\udcff"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from passk_fast.commands.main import main
-from passk_fast.config import ParallelConfig
+from passk_fast.config import ModelConfig, ParallelConfig
 from passk_fast.config.file import load_config
 from passk_fast.errors import ConfigError
 from passk_fast.plan.fit import Model
@@ -66,6 +66,14 @@ def test_what_ships_fits(prober: Prober, name: str, gpus: int, gpu: str, weights
     assert sum(found.parts.values()) == pytest.approx(found.step_seconds)
     assert "estimate, not measured" in as_text(found)
     assert json.loads(json.dumps(as_json(found)))["bottleneck"] == found.bottleneck
+
+
+def test_gemma2_is_planned(prober: Prober) -> None:
+    """Its norms, soft caps and windows go through the layers that are measured."""
+    model = ModelConfig(path="models/gemma-2-2b")
+    found = plan(prober, "qwen2.5_7b", 8, "h100", model=model)
+    assert found.weights == 2_614_341_888  # the published count
+    assert found.memory.training_peak <= found.memory.capacity
 
 
 def test_more_gpus_and_faster_gpus_take_less_time(prober: Prober) -> None:

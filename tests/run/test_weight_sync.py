@@ -66,6 +66,7 @@ CASES = [
     pytest.param("qwen2", False, {"tensor": 2}, 2, marks=pytest.mark.sample, id="qwen2-tp2-tp2"),
     pytest.param("qwen3", True, {"pipeline": 2}, 2, id="qwen3-tied-pp2-tp2"),
     pytest.param("llama", False, {"tensor": 2}, 1, id="llama-tp2-dp2"),
+    pytest.param("gemma2", True, {"tensor": 2}, 2, id="gemma2-tied-tp2-tp2"),
     pytest.param(
         "qwen3_moe", False, {"expert": 2}, 2, marks=pytest.mark.sample, id="qwen3_moe-ep2-tp2"
     ),

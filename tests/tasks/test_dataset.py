@@ -24,7 +24,7 @@ MAZE = "*****\n*S.E*\n*.*.*\n*...*\n*****"
 ROWS: list[dict[str, Any]] = [
     {"prompt": "1 + 1?", "answer": "2", "task": "exact", "id": "sum"},
     {"prompt": MAZE, "answer": "RR", "task": "maze", "id": "m"},
-    {"prompt": "“ü\u2028” 日本", "answer": "", "task": "exact", "id": "unicode"},
+    {"prompt": "“ü\u2028” 日本", "answer": "本", "task": "exact", "id": "unicode"},
 ]
 WANT = [Prompt(id=r["id"], text=r["prompt"], answer=r["answer"], task=r["task"]) for r in ROWS]
 
@@ -163,8 +163,10 @@ GOOD = ROWS[0]
         ({"prompt": "p", "task": "exact"}, "a.jsonl:2: field 'answer' is missing"),
         ({"prompt": "p", "answer": "2"}, "a.jsonl:2: field 'task' is missing"),
         ({**GOOD, "answer": None, "id": 1}, "a.jsonl:2: field 'answer' is missing"),
-        ({**GOOD, "answer": 2, "id": 1}, "a.jsonl:2: field 'answer' must be text, got int"),
-        ({**GOOD, "prompt": ["p"], "id": 1}, "a.jsonl:2: field 'prompt' must be text, got list"),
+        ({**GOOD, "answer": [2], "id": 1}, "a.jsonl:2: field 'answer' must be text, got list"),
+        ({**GOOD, "answer": "", "id": 1}, "a.jsonl:2: field 'answer' is empty"),
+        ({**GOOD, "prompt": 3, "id": 1}, "a.jsonl:2: field 'prompt' must be text, got int"),
+        ({**GOOD, "prompt": ["p"], "id": 1}, "a.jsonl:2: field 'prompt': message 0 has no role"),
         ({**GOOD, "prompt": "", "id": 1}, "a.jsonl:2: field 'prompt' is empty"),
         (
             {**GOOD, "task": "chess", "id": 1},
@@ -191,10 +193,8 @@ def test_bad_line(tmp_path: Path, line: str | dict[str, Any], words: str) -> Non
 def test_bad_row_of_parquet(tmp_path: Path) -> None:
     datasets.disable_progress_bars()
     path = tmp_path / "a.parquet"
-    datasets.Dataset.from_list([{"prompt": "p", "answer": 2, "task": "exact"}]).to_parquet(
-        str(path)
-    )
-    with pytest.raises(DataError, match=r"a.parquet: row 0: field 'answer' must be text, got int"):
+    datasets.Dataset.from_list([{"prompt": 2, "answer": 2, "task": "exact"}]).to_parquet(str(path))
+    with pytest.raises(DataError, match=r"a.parquet: row 0: field 'prompt' must be text, got int"):
         load_prompts(path)
 
 
@@ -204,9 +204,10 @@ def test_bad_row_of_parquet(tmp_path: Path) -> None:
         ("no.jsonl", None, "no such file"),
         ("a.jsonl", b"", "holds no prompts"),
         ("a.jsonl", b"\n \n", "holds no prompts"),
-        ("a.jsonl", b"\xff\xfe", "not UTF-8"),
+        ("a.jsonl", b"\xff\xfe", "a.jsonl:1: not UTF-8"),
         ("a.parquet", b"not parquet", "not a readable Parquet file"),
-        ("a.csv", b"prompt,answer\n", "must be a .jsonl or .parquet file"),
+        ("a.csv", b"prompt,answer\n", "holds no prompts"),
+        ("a.txt", b"prompt,answer\n", "must be a .jsonl, .json, .csv"),
     ],
 )
 def test_bad_file(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:

@@ -67,7 +67,7 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, line: str, message: str)
 
 
 def test_files_that_hold_nothing_are_refused(tmp_path: Path) -> None:
-    empty, other = tmp_path / "empty.jsonl", tmp_path / "rows.csv"
+    empty, other = tmp_path / "empty.jsonl", tmp_path / "rows.txt"
     empty.write_text("\n")
     other.write_text("prompt,response")
     for file, message in (

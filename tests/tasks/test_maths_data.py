@@ -78,8 +78,8 @@ def test_a_json_array_reads_as_lines(tmp_path: Path) -> None:
         ("a.jsonl", "{", r"a\.jsonl:1: not JSON"),
         ("a.jsonl", "[]", r"a\.jsonl:1: must be an object"),
         ("a.jsonl", "", "holds no problems"),
-        ("a.txt", "x", r"must be a \.jsonl, \.json, \.csv or \.parquet file"),
-        ("a.parquet", "x", "cannot be read"),
+        ("a.txt", "x", r"must be a \.jsonl, \.json, \.csv"),
+        ("a.parquet", "x", "not a readable Parquet file"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -90,9 +90,9 @@ def test_bad_files_are_named(tmp_path: Path, name: str, text: str, message: str)
 
 def test_a_missing_file_and_an_unreachable_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", _offline)
-    with pytest.raises(DataError, match="no such file, and no name"):
+    with pytest.raises(DataError, match="no such file or folder, and no name on the Hub"):
         load_maths("nowhere.jsonl")
-    with pytest.raises(DataError, match="owner/name: cannot be loaded from the Hub: no network"):
+    with pytest.raises(DataError, match="data set owner/name cannot be loaded: no network"):
         load_maths("owner/name")
 
 
