@@ -56,7 +56,7 @@ class Lengths:
 def _read_lengths(file: Path) -> tuple[int, ...]:
     lengths = []
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):

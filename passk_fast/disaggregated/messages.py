@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from passk_fast.data.types import Prompt
 from passk_fast.errors import (
@@ -80,9 +81,15 @@ def decode_request(data: bytes) -> Request:
     values = json.loads(data)
     kind = values.pop("kind")
     if kind == "Sample":
-        values["prompts"] = [Prompt(**prompt) for prompt in values["prompts"]]
+        values["prompts"] = [_prompt(prompt) for prompt in values["prompts"]]
         values["prompt_ids"] = [tuple(ids) for ids in values["prompt_ids"]]
     return _KINDS[kind](**values)
+
+
+def _prompt(values: dict[str, Any]) -> Prompt:
+    """Of a prompt's JSON, which has lists for tuples."""
+    tuples = {name: tuple(values.pop(name)) for name in ("messages", "token_ids")}
+    return Prompt(**values, **tuples)
 
 
 @dataclass(frozen=True, kw_only=True)

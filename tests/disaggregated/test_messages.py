@@ -36,7 +36,11 @@ REQUESTS = [
     Prepare(spec="te"),
     TakeWeights(verify=True),
     Sample(
-        prompts=[PROMPT, replace(PROMPT, columns={"ü": [1, 2.5, None, {"deep": ["\ud800"]}]})],
+        prompts=[
+            PROMPT,
+            replace(PROMPT, columns={"ü": [1, 2.5, None, {"deep": ["\ud800"]}]}),
+            replace(PROMPT, messages=({"role": "user", "content": "1 + 1?"},), token_ids=(1, 2)),
+        ],
         prompt_ids=[(1, 2, 3), (4,)],
         keys=[17, 18],
         num_rollouts=4,

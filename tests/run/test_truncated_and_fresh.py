@@ -13,7 +13,8 @@ from tests.run.test_end_to_end import metrics, train
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
 OPTIONS = """
-    --data.maze.fresh --rollout.max-response-tokens 6 --loss.kl-coef 0.01 --warm-start.steps 40
+    --data.maze.fresh --data.maze.train-sizes 7 --data.maze.test-sizes 7
+    --rollout.max-response-tokens 6 --loss.kl-coef 0.01 --warm-start.steps 40
     --algorithm.skip-zero-advantage auto --checkpoint.every 2 --eval.every 2
 """.split()
 
@@ -31,7 +32,7 @@ def test_masked_responses_are_not_trained_and_fresh_mazes_resume(tmp_path: Path)
     assert records(tmp_path / "resumed", tmp_path, "4", *mask) == whole
     assert any(0 < record["truncated_share"] < 1 for record in whole)
     for record in whole:
-        cut = record["truncated_share"] * 16  # of 4 prompts x 4 responses, 6 tokens each
+        cut = record["truncated_share"] * 32  # of 4 prompts x 8 responses, 6 tokens each
         # with a KL term every other response is trained on, whatever its advantage
         assert record["trained_tokens"] == pytest.approx(record["response_tokens"] - 6 * cut)
     samples = [json.loads(line) for line in _samples(tmp_path / "whole")]

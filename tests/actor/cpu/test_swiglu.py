@@ -57,7 +57,7 @@ def test_dense_layers_on_a_cpu_have_it(device: str, ours: bool) -> None:
     from passk_fast.model.shape import ModelShape
 
     shape = ModelShape.of(ShapeConfig(architecture="llama"))
-    spec = layer_spec(transformer_config(shape, ParallelConfig(), "float32", device), shape)
+    spec = layer_spec(shape, transformer_config(shape, ParallelConfig(), "float32", device))
     mlp = spec.submodules.mlp
     parts = getattr(mlp, "keywords", {}).get("submodules") or mlp.submodules
     assert (parts.activation_func is Swiglu) == ours
