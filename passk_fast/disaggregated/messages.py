@@ -88,8 +88,9 @@ def decode_request(data: bytes) -> Request:
 
 def _prompt(values: dict[str, Any]) -> Prompt:
     """Of a prompt's JSON, which has lists for tuples."""
-    tuples = {name: tuple(values.pop(name)) for name in ("messages", "token_ids")}
-    return Prompt(**values, **tuples)
+    for name in ("messages", "token_ids"):
+        values[name] = tuple(values[name])
+    return Prompt(**values)
 
 
 @dataclass(frozen=True, kw_only=True)

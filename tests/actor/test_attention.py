@@ -25,6 +25,9 @@ GROUPS: dict[str, list[tuple[int, list[int]]]] = {
     "uneven": [(7, [3, 9, 1]), (2, [4, 4, 4, 4]), (5, [6])],
     "one-token-prompt": [(1, [3, 2]), (6, [2, 8])],
     "nothing-shared": [(1, [3, 2])],
+    "one-long-prompt": [(40, [3, 3]), *[(3, [2, 4, 3])] * 6],
+    "one-long-response": [(2, [60, 2]), *[(3, [2, 4])] * 6, (4, [3])],
+    "one-large-group": [(4, [1] * 30), *[(5, [2])] * 6, (3, [2])],
 }
 """Length of the prompt and of its responses, group by group."""
 
@@ -77,6 +80,25 @@ def reference(
 def values_and_gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     weights = torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype)
     return [out, *torch.autograd.grad(out, inputs, weights)]
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_padding_at_most_doubles_what_there_is(kind: str) -> None:
+    """One long sequence among many short ones does not cost as if all were as long."""
+    from passk_fast.actor.attention import packed_params
+
+    batch = packed(GROUPS[kind])
+    params = packed_params(batch, thd=False, padded=True)
+    assert params.parts is not None
+    parts = params.parts.parts
+    tokens = len(batch.tokens_T)
+    lengths = batch.cu_seqlens.diff().tolist()
+    assert batch.prefix_B is not None
+    keys = tokens + sum(lengths[p] for p in batch.prefix_B if p >= 0)
+    assert sum(part.rows.numel() for part in parts) <= 2 * tokens
+    assert sum(part.key_rows.numel() for part in parts) <= 2 * keys
+    rows = torch.cat([part.rows.flatten() for part in parts])
+    assert rows[params.parts.slot_of_row].tolist() == list(range(tokens))
 
 
 @pytest.mark.parametrize(("cap", "window"), [(0.0, 0), (1.5, 0), (0.0, 4), (1.5, 4), (0.0, 100)])
