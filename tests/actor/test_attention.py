@@ -129,6 +129,24 @@ def test_equals_a_softmax_a_token(kind: str, cap: float, window: int) -> None:
         )
 
 
+def test_a_prompt_of_many_responses_has_gradients_rounded_once() -> None:
+    """In bfloat16: 64 summands, each rounded, would be off by several units of the last place."""
+    from passk_fast.actor.padded import Part, Parts, padded_attention
+    from passk_fast.actor.scores import Scores
+
+    rows = torch.arange(64)[:, None]  # 64 responses of a token behind a prompt of one
+    keys = torch.cat((torch.full_like(rows, 64), rows), dim=1)
+    parts = Parts((Part(rows, keys, torch.ones_like(rows)),), torch.arange(64))
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.zeros(65, 1, 8, dtype=torch.bfloat16) for _ in range(2))
+    v = torch.randn(65, 1, 8, generator=generator).bfloat16().requires_grad_()
+    weights = torch.rand(64, 1, 8, generator=generator).bfloat16()
+    out = padded_attention(q, k, v, parts, Scores())  # halves of both values
+    (grad,) = torch.autograd.grad(out, v, weights)
+    exact = weights.double().sum(dim=0) / 2
+    assert ((grad[64].double() - exact).abs() <= exact * 2**-8).all()
+
+
 def test_a_kernel_without_soft_cap_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from passk_fast.actor.scores import Scores
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.run.test_end_to_end import SMALL, call, metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.sample, pytest.mark.megatron]
+pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
 CONFIG = Path(__file__).parents[2] / "configs" / "maze_moe_cpu.toml"
 MOVING = "--loss.entropy-coef 0.01 --optim.lr 1e-2".split()
