@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
+import time
 import warnings
 
+import psutil
 import pytest
 
 from passk_fast.errors import ConfigError, DiskError, ExitCode, LostRankError
-from passk_fast.process import quiet, report_error
+from passk_fast.process import PARENT, in_a_line, quiet, report_error
 
 
 def test_a_users_error_is_one_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +54,7 @@ def test_collectives_that_fail_mean_a_lost_rank(
 def test_faults_of_ours_are_printed_whole_on_every_rank(
     error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report_error(error, 1) == ExitCode.LOST_RANK
+    assert report_error(error, 1) == ExitCode.CRASHED
     printed = capsys.readouterr().err
     assert printed.startswith(type(error).__name__)
     assert str(error) in printed
@@ -83,19 +86,22 @@ threading.Thread(target=time.sleep, args=(300,)).start()
 def work():
     print("worked")
     {work}
-run_rank(work, lambda code: print("leaves with", int(code)))
+run_rank(work, lambda code, said: print("leaves with", int(code), said))
 """
 
 
 @pytest.mark.parametrize(
-    ("work", "code"),
+    ("work", "code", "said"),
     [
-        ("return ExitCode.PREEMPTED", ExitCode.PREEMPTED),
-        ("raise NoSignalError('all wrong')", ExitCode.NO_SIGNAL),
-        ("raise KeyboardInterrupt", ExitCode.LOST_RANK),
+        ("return ExitCode.PREEMPTED", ExitCode.PREEMPTED, ""),
+        ("raise NoSignalError('all wrong')", ExitCode.NO_SIGNAL, "all wrong"),
+        ("raise KeyboardInterrupt", ExitCode.PREEMPTED, "stopped by SIGINT"),
+        ("raise ValueError('x')", ExitCode.CRASHED, "ValueError: x (<string>:8)"),
     ],
 )
-def test_a_rank_leaves_with_a_code_and_waits_for_no_thread(work: str, code: ExitCode) -> None:
+def test_a_rank_leaves_with_a_code_and_waits_for_no_thread(
+    work: str, code: ExitCode, said: str
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(work=work)],
         capture_output=True,
@@ -104,4 +110,69 @@ def test_a_rank_leaves_with_a_code_and_waits_for_no_thread(work: str, code: Exit
         check=False,
     )
     assert done.returncode == code
-    assert done.stdout == f"worked\nleaves with {int(code)}\n"
+    assert done.stdout == f"worked\nleaves with {int(code)} {said}\n"
+
+
+PARENT_OF_ALL = """
+import os, signal, subprocess, sys, time
+from passk_fast.process import PARENT
+os.environ[PARENT] = str(os.getpid())
+child = subprocess.Popen([sys.executable, "-c", CHILD])
+child.wait()
+"""
+CHILD_THAT_FORKS = """
+import os, time
+from passk_fast.process import die_with_parent
+die_with_parent()
+if os.fork() == 0:
+    print("fork", os.getpid(), flush=True)
+    time.sleep(60)
+print("child", os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_parent_takes_its_children_and_their_forks_along() -> None:
+    code = PARENT_OF_ALL.replace("CHILD]", f"{CHILD_THAT_FORKS!r}]")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as top:
+        assert top.stdout is not None
+        found = dict(top.stdout.readline().split() for _ in range(2))
+        assert found.keys() == {"child", "fork"}
+        top.kill()
+        top.wait()
+    deadline = time.monotonic() + 20
+    while any(_lives(int(pid)) for pid in found.values()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_who_comes_after_its_parents_end_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from passk_fast.process import die_with_parent; die_with_parent(); print('stayed')"
+    environment = {**os.environ, PARENT: "1073741824"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (ExitCode.LOST_RANK, b"")
+
+
+def test_a_process_that_no_launcher_started_is_left_alone() -> None:
+    code = "from passk_fast.process import die_with_parent; die_with_parent(); print('stayed')"
+    names = (PARENT, "TORCHELASTIC_RUN_ID")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stdout == b"stayed\n"
+
+
+def test_an_error_in_a_line() -> None:
+    assert in_a_line(ConfigError("optim.lr must be positive.")) == "optim.lr must be positive."
+    try:
+        {}["a\nb"]
+    except KeyError as error:
+        text = in_a_line(error)
+    assert re.fullmatch(r"KeyError: 'a\\nb' \(test_process.py:\d+\)", text)
+    assert len(in_a_line(ValueError("x" * 10**6))) < 600

@@ -26,8 +26,9 @@ COMMANDS = {
 _USAGE = f"""\
 passk-fast {__version__}: train language models with Pass@k advantages
 
-  passk-fast train CONFIG [--nproc N] [--dry-run] [--key value ...]
-      Train on this machine. CONFIG is a TOML file; `--optim.lr 2e-4` overrides a field.
+  passk-fast train CONFIG [--nproc N] [--max-restarts N] [--dry-run] [--key value ...]
+      Train on this machine. CONFIG is a TOML file; `--optim.lr 2e-4` overrides a field. After a
+      lost rank it goes on from the newest checkpoint, --max-restarts (3) times in a row at most.
       `passk-fast train --help` lists all of them.
   passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...] [--out FILE] [--nproc N]
                   [--by COLUMN] [--key value ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -29,8 +30,11 @@ class Checkpoints:
     ) -> None:
         self._store, self._actor, self._trainer, self._inputs = store, actor, trainer, inputs
 
-    def save(self) -> None:
-        """Write a checkpoint of the step, unless there is one. DiskError where it has no room."""
+    def save(self, record: Mapping[str, object]) -> None:
+        """Write a checkpoint of the step, unless there is one. DiskError where it has no room.
+
+        `record` is the step's, of JSON values.
+        """
         trainer, rank = self._trainer, self._actor.mesh.rank
         step = trainer.progress.step
         if self._store.path(step).exists():
@@ -45,6 +49,7 @@ class Checkpoints:
             "sampling": trainer.sampling.state_dict(),
             "schedule": trainer.schedule.state_dict(),
             "inputs": self._inputs,
+            "record": record,
         }
         megatron.write(self._actor, Path(_from_rank_0(staging)), dict(state))
         if rank == 0:

@@ -32,6 +32,8 @@ class RunState(TypedDict):
     sampling: SamplingState
     schedule: ScheduleState
     inputs: Inputs
+    record: Mapping[str, object]
+    """The step's, as JSON: a process that dies behind its checkpoint has not reported it."""
 
 
 class Records:
@@ -96,7 +98,7 @@ def no_evaluation(step: int) -> Record:
     return {}
 
 
-def no_checkpoint() -> None:
+def no_checkpoint(record: Mapping[str, object]) -> None:
     """Saves nothing."""
 
 
