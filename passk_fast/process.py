@@ -6,7 +6,9 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -56,6 +58,48 @@ def die_with_parent() -> None:
     os.register_at_fork(after_in_child=_kill_when_parent_ends)
 
 
+def at_signals(handle: Callable[[int], None]) -> None:
+    """Call `handle(number)` at SIGTERM and SIGINT, at once and in a thread of its own.
+
+    Python runs its own handlers in the main thread between two instructions: not while that waits
+    in a collective, which may be for a rank that hangs. Another call puts its `handle` in the place
+    of the last one. Forks of this process have the default handlers. In the main thread only.
+    """
+    global _handle
+    first, _handle = _handle is None, handle
+    if not first:
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    for number in _STOPPING:
+        signal.signal(number, _ignore)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watch = threading.Thread(target=_watch, args=(reader, writer), daemon=True, name="signals")
+    watch.start()
+    os.register_at_fork(after_in_child=_forget_signals)
+
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_handle: Callable[[int], None] | None = None
+
+
+def _watch(reader: socket.socket, writer: socket.socket) -> None:
+    """`writer` is held, for it is closed when nobody does."""
+    while number := reader.recv(1):
+        if _handle is not None and number[0] in _STOPPING:
+            _handle(number[0])
+
+
+def _ignore(number: int, frame: object) -> None:
+    """`_watch` handles it."""
+
+
+def _forget_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _kill_when_parent_ends() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
@@ -67,9 +111,16 @@ def run_rank(
 
     Errors are reported by `report_error`. `before_exit` is told the code and the error in a line
     (empty without one), while the connections to other ranks still stand. Other threads are not
-    waited for. The process ends with its parent.
+    waited for. The process ends with its parent, and at a signal, until `work` handles signals.
     """
     die_with_parent()
+
+    def leave(number: int) -> None:
+        if before_exit is not None:
+            before_exit(ExitCode.PREEMPTED, "")
+        os._exit(int(ExitCode.PREEMPTED))
+
+    at_signals(leave)
     quiet()
     rank = own_rank()  # `work` may change RANK
     said = ""
@@ -85,12 +136,7 @@ def run_rank(
 
 
 def report_error(error: BaseException, rank: int) -> ExitCode:
-    """Print a user's error as one paragraph (rank 0 alone does), anything else as a traceback.
-
-    Ctrl-C, before the training loop takes SIGINT over, is no error.
-    """
-    if isinstance(error, KeyboardInterrupt):
-        return ExitCode.PREEMPTED
+    """Print a user's error as one paragraph (rank 0 alone does), anything else as a traceback."""
     known = _as_user_error(error)
     if known is None:
         traceback.print_exception(error)
@@ -102,8 +148,6 @@ def report_error(error: BaseException, rank: int) -> ExitCode:
 
 def in_a_line(error: BaseException) -> str:
     """A user's error as it is shown; another one as "KeyError: 'x' (loop.py:71)"."""
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by SIGINT"
     known = _as_user_error(error)
     if known is not None:
         return str(known)

@@ -78,11 +78,24 @@ def test_quiet_leaves_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None
         os.environ.pop("TRANSFORMERS_NO_ADVISORY_WARNINGS", None)
 
 
+def run_program(code: str) -> subprocess.CompletedProcess[str]:
+    """Python code in a process of its own."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 PROGRAM = """
 import threading, time
 from passk_fast.errors import ExitCode, NoSignalError
 from passk_fast.process import run_rank
 threading.Thread(target=time.sleep, args=(300,)).start()
+def blocked():
+    # as in a collective: in C, where signals wake nobody
+    import ctypes
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    libc.pthread_mutex_init(mutex, None)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
 def work():
     print("worked")
     {work}
@@ -95,20 +108,15 @@ run_rank(work, lambda code, said: print("leaves with", int(code), said))
     [
         ("return ExitCode.PREEMPTED", ExitCode.PREEMPTED, ""),
         ("raise NoSignalError('all wrong')", ExitCode.NO_SIGNAL, "all wrong"),
-        ("raise KeyboardInterrupt", ExitCode.PREEMPTED, "stopped by SIGINT"),
-        ("raise ValueError('x')", ExitCode.CRASHED, "ValueError: x (<string>:8)"),
+        ("import os; os.kill(os.getpid(), 2); blocked()", ExitCode.PREEMPTED, ""),
+        ("import os; os.kill(os.getpid(), 15); blocked()", ExitCode.PREEMPTED, ""),
+        ("raise ValueError('x')", ExitCode.CRASHED, "ValueError: x (<string>:15)"),
     ],
 )
 def test_a_rank_leaves_with_a_code_and_waits_for_no_thread(
     work: str, code: ExitCode, said: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(work=work)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program(PROGRAM.format(work=work))
     assert done.returncode == code
     assert done.stdout == f"worked\nleaves with {int(code)} {said}\n"
 
@@ -120,14 +128,14 @@ os.environ[PARENT] = str(os.getpid())
 child = subprocess.Popen([sys.executable, "-c", CHILD])
 child.wait()
 """
-CHILD_THAT_FORKS = """
+CHILD_THAT_FORKS = r"""
 import os, time
 from passk_fast.process import die_with_parent
 die_with_parent()
 if os.fork() == 0:
-    print("fork", os.getpid(), flush=True)
+    os.write(1, f"fork {os.getpid()}\n".encode())
     time.sleep(60)
-print("child", os.getpid(), flush=True)
+os.write(1, f"child {os.getpid()}\n".encode())
 time.sleep(60)
 """
 
@@ -176,3 +184,32 @@ def test_an_error_in_a_line() -> None:
         text = in_a_line(error)
     assert re.fullmatch(r"KeyError: 'a\\nb' \(test_process.py:\d+\)", text)
     assert len(in_a_line(ValueError("x" * 10**6))) < 600
+
+
+GRACE = PROGRAM.replace(
+    "run_rank(work",
+    """
+def flagged():
+    from passk_fast.run.signals import StopFlag
+    StopFlag(0.5).install()
+run_rank(work""",
+)
+
+
+def test_the_grace_is_kept_while_the_main_thread_waits() -> None:
+    start = time.monotonic()
+    work = "flagged(); import os; os.kill(os.getpid(), 15); blocked()"
+    done = run_program(GRACE.format(work=work))
+    assert done.returncode == ExitCode.LOST_RANK
+    assert "leaves with" not in done.stdout
+    assert time.monotonic() - start >= 0.5
+
+
+def test_a_fork_has_the_default_handlers() -> None:
+    work = """import os, signal
+    if os.fork() == 0:
+        os.kill(os.getpid(), 15)
+        os._exit(0)
+    _, status = os.wait()
+    return ExitCode(10 if os.WTERMSIG(status) == 15 else 1)"""
+    assert run_program(PROGRAM.format(work=work)).returncode == 10

@@ -20,12 +20,12 @@ from tests.run.test_end_to_end import COMMAND, CONFIG, SMALL, metrics, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
-STEPS = ("--steps", "6")
+STEPS = ("--steps", "8")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(folder, cache of the warm-started model) of six undisturbed steps."""
+    """(folder, cache of the warm-started model) of eight undisturbed steps."""
     root = tmp_path_factory.mktemp("runs")
     done = train(root / "whole", root / "cache", *STEPS)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -76,7 +76,7 @@ def test_a_killed_rank_is_started_again(
 ) -> None:
     """At a random moment, from the start of the ranks to their last step."""
     drawn = random.Random(seed)
-    when, wait = drawn.randrange(-2, 6), drawn.random() / 2
+    when, wait = drawn.randrange(-2, 5), drawn.random() / 2
     with running(tmp_path / "run", whole[1]) as child:
         until(lambda: len(below(child.pid, 2)) == 2)
         until(lambda: step_of(tmp_path / "run") >= when)
@@ -85,7 +85,7 @@ def test_a_killed_rank_is_started_again(
         drawn.choice(ranks).kill()
         _, said = child.communicate(timeout=240)
     assert child.returncode == 0, said
-    assert "A rank was lost" in said
+    assert "A rank was lost" in said, (when, wait)
     assert metrics(tmp_path / "run") == metrics(whole[0])
     events = [entry["event"] for entry in read_ledger(tmp_path / "run")]
     assert events.count("restart") == 1
@@ -115,7 +115,7 @@ def test_a_killed_launcher_leaves_no_process_behind(
     lines = step_of(tmp_path / "run")
     done = train(tmp_path / "run", whole[1], *STEPS)  # by hand, and at once
     assert done.returncode == 0, done.stderr
-    assert lines < 6
+    assert lines < 8
     assert metrics(tmp_path / "run") == metrics(whole[0])
 
 
@@ -147,10 +147,11 @@ if os.environ.get("RANK") == "1":
     assert "KeyError: 'gold_label'" in done.stderr
     assert "The same error at the same step twice: it is not tried again." in done.stderr
     ledger = read_ledger(tmp_path / "run")
-    assert [entry["event"] for entry in ledger].count("restart") == 1
-    crashes = [entry for entry in ledger if entry.get("code") == ExitCode.CRASHED]
-    assert {entry["rank"] for entry in crashes if entry["event"] == "fault"} == {1}
-    assert all(entry["step"] == 2 for entry in crashes)
+    assert [entry["event"] for entry in ledger].count("restart") == 1, ledger
+    faults = [entry for entry in ledger if entry["event"] == "fault"]
+    crashes = [entry for entry in faults if entry["code"] == ExitCode.CRASHED]
+    assert [entry["rank"] for entry in crashes] == [1, 1]
+    assert all(entry["step"] in (2, 3) for entry in crashes)  # rank 0 may have written its record
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
