@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from passk_fast.cluster.exit_code_file import clear_exit_code
-from passk_fast.commands.arguments import config_file, take
+from passk_fast.commands.arguments import config_file, take, take_start
 from passk_fast.commands.ranks import (
     code_of_ranks,
     leave_exit_code,
@@ -21,6 +23,9 @@ from passk_fast.config import RunConfig
 from passk_fast.errors import ExitCode
 from passk_fast.process import own_rank, run_rank
 from passk_fast.versions import check_versions
+
+if TYPE_CHECKING:
+    from passk_fast.run.start import Start
 
 
 def command(arguments: list[str]) -> ExitCode:
@@ -38,7 +43,9 @@ def command(arguments: list[str]) -> ExitCode:
     dry_run = "--dry-run" in arguments
     arguments = [a for a in arguments if a != "--dry-run"]
     wanted = take(arguments, "--nproc")
-    path, overrides = config_file(arguments, "train")
+    own = list(arguments)
+    start = take_start(own)  # the ranks read it from the arguments too
+    path, overrides = config_file(own, "train")
     config = load_config(path, overrides)
     processes = num_processes(config, wanted)
     with placed(path, overrides):
@@ -49,6 +56,7 @@ def command(arguments: list[str]) -> ExitCode:
         text = dump_toml(config)
         (folder / "resolved.toml").write_text(text, encoding="utf-8")
         print(text)
+        _check_start(config, start)
         check_prompts(config, print)
         return ExitCode.DONE
     clear_exit_code(folder)
@@ -63,7 +71,20 @@ def command(arguments: list[str]) -> ExitCode:
     )
 
 
-def run(config: RunConfig) -> ExitCode:
+def _check_start(config: RunConfig, start: Start) -> None:
+    """Raise as a run would that finds no checkpoint to begin from, as far as names and sizes of
+    files tell; digests are left to the run."""
+    from passk_fast.checkpoint.manifest import verify_checkpoint
+    from passk_fast.report.records import last_step
+    from passk_fast.report.sinks import METRICS_FILE
+    from passk_fast.run.start import checkpoint_store, find_start
+
+    recorded = last_step(Path(config.output_dir) / METRICS_FILE)
+    check = partial(verify_checkpoint, digests=False)
+    find_start(checkpoint_store(config), start.under(config), recorded, check)
+
+
+def run(config: RunConfig, start: Start) -> ExitCode:
     """Train as `config` says, in this torchrun process. A collective over all ranks."""
     from passk_fast.rollout.vllm.start import prepare_environment
 
@@ -75,16 +96,16 @@ def run(config: RunConfig) -> ExitCode:
 
     device = pick_device(config.device)
     if config.rollout.dedicated_ranks:
-        return _run_disaggregated(config, device)
+        return _run_disaggregated(config, device, start)
     from passk_fast.run.build import build_run
 
     if not dist.is_initialized():
         start_process_group(device, config.timeout_s)
     mesh = make_mesh(config.parallel, device)
-    return build_run(config, mesh).train()
+    return build_run(config, mesh, start=start).train()
 
 
-def _run_disaggregated(config: RunConfig, device: str) -> ExitCode:
+def _run_disaggregated(config: RunConfig, device: str, start: Start) -> ExitCode:
     """One rank of either side."""
     from passk_fast.disaggregated.bridge import join
 
@@ -101,7 +122,7 @@ def _run_disaggregated(config: RunConfig, device: str) -> ExitCode:
     from passk_fast.actor.mesh import make_mesh
     from passk_fast.run.build import build_run
 
-    return build_run(config, make_mesh(config.parallel, device), bridge).train()
+    return build_run(config, make_mesh(config.parallel, device), bridge, start=start).train()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -117,6 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def work() -> ExitCode:
         nonlocal folder, lock
+        start = take_start(given)
         path, overrides = config_file(given, "train")
         check_versions()
         config = load_config(path, overrides)
@@ -125,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
         if rank == 0:
             lock = RunLock.take(Path(config.output_dir))
         folder = Path(config.output_dir)
-        return run(config)
+        return run(config, start)
 
     def before_exit(code: ExitCode) -> None:
         if folder is not None:
