@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from passk_fast.errors import ConfigError
+from passk_fast.errors import ConfigError, PasskError
 from passk_fast.host_memory import keep_freed_memory
 
+T = TypeVar("T")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """torch's back ends by device."""
 
@@ -43,3 +46,18 @@ def use_own_gpu(device: str) -> None:
     """With "cuda": the GPU of torchrun's local rank."""
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def from_rank_0(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank: a collective. A PasskError that it raises there
+    is raised on all ranks."""
+    answer: list[object] = [None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [work()]
+        except PasskError as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], PasskError):
+        raise answer[0]
+    return cast(T, answer[0])

@@ -60,23 +60,3 @@ def read_ledger(folder: Path) -> list[Entry]:
         if isinstance(entry, dict) and "event" in entry:
             found.append(cast(Entry, entry))
     return found
-
-
-def last_step(folder: Path) -> int | None:
-    """The step of the last whole record in metrics.jsonl; None before the first."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return None
-
-
-_TAIL = 1 << 20
-"""Bytes from the end of metrics.jsonl in which the last record is looked for."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from passk_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from passk_fast.run.start import Start
 
 
 def take(arguments: list[str], name: str) -> str | None:
@@ -19,6 +24,20 @@ def take(arguments: list[str], name: str) -> str | None:
         if argument.startswith(name + "="):
             return arguments.pop(i).partition("=")[2]
     return None
+
+
+def take_start(arguments: list[str]) -> Start:
+    """Remove `--resume STEP` and `--fresh` from the arguments of `train`, and return what they say.
+
+    ConfigError where the step is no number, or both are given.
+    """
+    from passk_fast.run.start import Start
+
+    step, fresh = take(arguments, "--resume"), "--fresh" in arguments
+    arguments[:] = [argument for argument in arguments if argument != "--fresh"]
+    if step is not None and fresh:
+        raise ConfigError("command line: --resume and --fresh exclude each other; take one.")
+    return Start(step=None if step is None else positive(step, "--resume"), fresh=fresh)
 
 
 def config_file(arguments: list[str], command: str) -> tuple[str, list[str]]:

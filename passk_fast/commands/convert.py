@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +41,7 @@ def convert(source: str, out: str, dtype: str | None = None) -> Path:
     from passk_fast.actor.mesh import make_mesh
     from passk_fast.actor.model import build_chunks
     from passk_fast.checkpoint import megatron as checkpoint
-    from passk_fast.checkpoint.store import verify_checkpoint
+    from passk_fast.checkpoint.manifest import step_of, verify_checkpoint
     from passk_fast.commands.model_card import model_card
     from passk_fast.config.file import load_config
     from passk_fast.model.shape import ModelShape
@@ -56,6 +55,8 @@ def convert(source: str, out: str, dtype: str | None = None) -> Path:
     target = Path(out)
     check_new(target)
     verify_checkpoint(folder)
+    step = step_of(folder)
+    assert step is not None, f"{folder} has verified"
     config: RunConfig = load_config(run / "config.toml")
     alone = replace(config, parallel=ParallelConfig())
     shape = ModelShape.read(run / "model")
@@ -74,7 +75,7 @@ def convert(source: str, out: str, dtype: str | None = None) -> Path:
             dtype=dtype_of(dtype),
         )
         (staging / "README.md").write_text(
-            model_card(config, _step(folder), dtype),
+            model_card(config, step, dtype),
             encoding="utf-8",
         )
     return target
@@ -93,9 +94,3 @@ def locate(source: Path) -> tuple[Path, Path]:
     if (source / "state.json").is_file() and (run / "config.toml").is_file():
         return run, source
     raise ConfigError(f"{source} is neither a run folder nor a checkpoint of one.")
-
-
-def _step(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
-    step: int = json.loads((checkpoint / "state.json").read_text())["progress"]["step"]
-    return step

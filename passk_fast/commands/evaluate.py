@@ -121,14 +121,14 @@ def evaluation_config(path: str, overrides: Sequence[str]) -> RunConfig:
 
 def _find_model(source: str, scratch: Path) -> tuple[Path, Origin]:
     """The Hugging Face folder to sample from, made in `scratch` where `source` is none."""
+    from passk_fast.checkpoint.manifest import step_of
     from passk_fast.commands.convert import locate
 
     if (Path(source) / "config.json").is_file():
         return Path(source), Origin(model=source, checkpoint=None, step=None)
     run, checkpoint = locate(Path(source))
     _convert_in_subprocess(checkpoint, scratch)
-    step = json.loads((checkpoint / "state.json").read_text())["progress"]["step"]
-    return scratch, Origin(model=str(run), checkpoint=str(checkpoint), step=step)
+    return scratch, Origin(model=str(run), checkpoint=str(checkpoint), step=step_of(checkpoint))
 
 
 def _convert_in_subprocess(source: Path, out: Path) -> None:

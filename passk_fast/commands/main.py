@@ -26,10 +26,12 @@ COMMANDS = {
 _USAGE = f"""\
 passk-fast {__version__}: train language models with Pass@k advantages
 
-  passk-fast train CONFIG [--nproc N] [--max-restarts N] [--dry-run] [--key value ...]
-      Train on this machine. CONFIG is a TOML file; `--optim.lr 2e-4` overrides a field. After a
-      lost rank it goes on from the newest checkpoint, --max-restarts (3) times in a row at most.
-      `passk-fast train --help` lists all of them.
+  passk-fast train CONFIG [--nproc N] [--dry-run] [--resume STEP | --fresh] [--max-restarts N]
+                   [--key value ...]
+      Train on this machine. CONFIG is a TOML file; `--optim.lr 2e-4` overrides a field.
+      `passk-fast train --help` lists all of them. A run goes on from its newest checkpoint, with
+      --resume from that of STEP, and --fresh moves its records aside and starts at step 0. After a
+      lost rank it goes on by itself, --max-restarts (3) times in a row at most.
   passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...] [--out FILE] [--nproc N]
                   [--by COLUMN] [--key value ...]
       Pass@k on all held-out prompts for every power of two, with standard errors, by task and by

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from passk_fast.checkpoint.store import CheckpointStore
-from passk_fast.cluster.ledger import Entry, last_step, note, read_ledger
+from passk_fast.cluster.ledger import Entry, note, read_ledger
 from passk_fast.errors import ConfigError, ExitCode
+from passk_fast.report.records import last_step
+from passk_fast.report.sinks import METRICS_FILE
 
 MAX_RESTARTS = 3
 """Restarts in a row, without a new checkpoint between them."""
@@ -64,7 +66,7 @@ def restarted(
         if in_a_row >= limit:
             return code
         in_a_row += 1
-        after = f" after step {step}" if (step := last_step(folder)) is not None else ""
+        after = f" after step {step}" if (step := last_step(folder / METRICS_FILE)) else ""
         what = "An error that nobody foresaw" if crashes else "A rank was lost"
         said = f"{what}{after}. Restart {in_a_row} of {limit} from the newest good checkpoint."
         note(folder, "restart", {"message": said, "code": int(code)})

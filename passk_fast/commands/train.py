@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from passk_fast.cluster.exit_code_file import clear_exit_code
-from passk_fast.cluster.ledger import Entry, last_step, note
-from passk_fast.commands.arguments import config_file, take
+from passk_fast.cluster.ledger import Entry, note
+from passk_fast.commands.arguments import config_file, take, take_start
 from passk_fast.commands.ranks import (
     code_of_ranks,
     leave_exit_code,
@@ -23,6 +25,9 @@ from passk_fast.config import RunConfig
 from passk_fast.errors import ExitCode, LostRankError
 from passk_fast.process import own_rank, run_rank
 from passk_fast.versions import check_versions
+
+if TYPE_CHECKING:
+    from passk_fast.run.start import Start
 
 _UNSAID = "A rank ended without saying why (killed, or out of memory)."
 
@@ -43,7 +48,9 @@ def command(arguments: list[str]) -> ExitCode:
     arguments = [a for a in arguments if a != "--dry-run"]
     wanted = take(arguments, "--nproc")
     limit = max_restarts(take(arguments, "--max-restarts"))
-    path, overrides = config_file(arguments, "train")
+    own = list(arguments)
+    start = take_start(own)  # the ranks read it from the arguments too
+    path, overrides = config_file(own, "train")
     config = load_config(path, overrides)
     processes = num_processes(config, wanted)
     with placed(path, overrides):
@@ -54,12 +61,17 @@ def command(arguments: list[str]) -> ExitCode:
         text = dump_toml(config)
         (folder / "resolved.toml").write_text(text, encoding="utf-8")
         print(text)
+        _check_start(config, start)
         check_prompts(config, print)
         return ExitCode.DONE
 
-    def start(_: int, signals: list[int]) -> int:
+    # A restart goes on from what the first start has left, wherever that was to begin.
+    again = own if config.checkpoint.resume else [*own, "--checkpoint.resume"]
+
+    def start_all(before: int, signals: list[int]) -> int:
         clear_exit_code(folder)
-        returned = start_ranks(processes, "passk_fast.commands.train", arguments, signals)
+        given = again if before else arguments
+        returned = start_ranks(processes, "passk_fast.commands.train", given, signals)
         if is_owned(folder):  # another run was faster: rank 0 has said so, and left no code there
             return ExitCode.BAD_CONFIG
         try:
@@ -71,13 +83,26 @@ def command(arguments: list[str]) -> ExitCode:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    code = ExitCode(restarted(start, folder, limit, say))
+    code = ExitCode(restarted(start_all, folder, limit, say))
     if code == ExitCode.LOST_RANK:
         say("Run the same command again to resume from the last checkpoint.")
     return code
 
 
-def run(config: RunConfig) -> ExitCode:
+def _check_start(config: RunConfig, start: Start) -> None:
+    """Raise as a run would that finds no checkpoint to begin from, as far as names and sizes of
+    files tell; digests are left to the run."""
+    from passk_fast.checkpoint.manifest import verify_checkpoint
+    from passk_fast.report.records import last_step
+    from passk_fast.report.sinks import METRICS_FILE
+    from passk_fast.run.start import checkpoint_store, find_start
+
+    recorded = last_step(Path(config.output_dir) / METRICS_FILE)
+    check = partial(verify_checkpoint, digests=False)
+    find_start(checkpoint_store(config), start.under(config), recorded, check)
+
+
+def run(config: RunConfig, start: Start) -> ExitCode:
     """Train as `config` says, in this torchrun process. A collective over all ranks."""
     from passk_fast.rollout.vllm.start import prepare_environment
 
@@ -89,16 +114,16 @@ def run(config: RunConfig) -> ExitCode:
 
     device = pick_device(config.device)
     if config.rollout.dedicated_ranks:
-        return _run_disaggregated(config, device)
+        return _run_disaggregated(config, device, start)
     from passk_fast.run.build import build_run
 
     if not dist.is_initialized():
         start_process_group(device, config.timeout_s)
     mesh = make_mesh(config.parallel, device)
-    return build_run(config, mesh).train()
+    return build_run(config, mesh, start=start).train()
 
 
-def _run_disaggregated(config: RunConfig, device: str) -> ExitCode:
+def _run_disaggregated(config: RunConfig, device: str, start: Start) -> ExitCode:
     """One rank of either side."""
     from passk_fast.disaggregated.bridge import join
 
@@ -115,18 +140,20 @@ def _run_disaggregated(config: RunConfig, device: str) -> ExitCode:
     from passk_fast.actor.mesh import make_mesh
     from passk_fast.run.build import build_run
 
-    return build_run(config, make_mesh(config.parallel, device), bridge).train()
+    return build_run(config, make_mesh(config.parallel, device), bridge, start=start).train()
 
 
 def leave_note(folder: Path, rank: int, code: ExitCode, said: str) -> None:
     """Tell the ledger how a rank ended: rank 0 always does, another one after an error."""
+    from passk_fast.report.records import last_step
+    from passk_fast.report.sinks import METRICS_FILE
+
     failed = code not in (ExitCode.DONE, ExitCode.PREEMPTED)
     if rank == 0 or failed:
         entry: Entry = {"rank": rank, "code": int(code)}
         if said:
             entry["message"] = said
-        if (step := last_step(folder)) is not None:
-            entry["step"] = step
+        entry["step"] = last_step(folder / METRICS_FILE)
         note(folder, "fault" if failed else "end", entry)
 
 
@@ -143,6 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def work() -> ExitCode:
         nonlocal folder, lock
+        start = take_start(given)
         path, overrides = config_file(given, "train")
         check_versions()
         config = load_config(path, overrides)
@@ -151,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
         if rank == 0:
             lock = RunLock.take(Path(config.output_dir))
         folder = Path(config.output_dir)
-        return run(config)
+        return run(config, start)
 
     def before_exit(code: ExitCode, said: str) -> None:
         if folder is not None:

@@ -7,7 +7,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from passk_fast.config.checks import require, require_finite, require_positive
+from passk_fast.config.checks import (
+    require,
+    require_finite,
+    require_not_negative,
+    require_positive,
+)
 from passk_fast.errors import ConfigError
 
 
@@ -248,12 +253,21 @@ class CheckpointConfig:
     """Steps between checkpoints. The last step is always saved; 0 saves only that one."""
     keep: int = 2
     """Number of newest checkpoints to keep."""
+    keep_every: int = 0
+    """Keeps besides these every checkpoint whose step is a multiple of this, a multiple of every. 0
+    keeps none of them."""
     resume: bool = True
-    """Continues from the newest intact checkpoint in the run folder."""
+    """Continues from the newest intact checkpoint in the run folder; false moves what the folder
+    records into a folder abandoned-N in it and starts at step 0."""
 
     def __post_init__(self) -> None:
-        require(self.every >= 0, f"checkpoint.every must be 0 or more, got {self.every}.")
+        require_not_negative("checkpoint", every=self.every, keep_every=self.keep_every)
         require_positive("checkpoint", keep=self.keep)
+        require(
+            self.keep_every == 0 or (self.every > 0 and self.keep_every % self.every == 0),
+            f"checkpoint.keep_every must be a multiple of checkpoint.every = {self.every}, which "
+            f"says what is saved at all, got {self.keep_every}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

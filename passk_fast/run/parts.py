@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from passk_fast.actor.actor import Actor
-from passk_fast.advantage.schedule import Schedule, ScheduleState
+from passk_fast.advantage.schedule import Schedule
 from passk_fast.config import RunConfig
 from passk_fast.data.types import Prompt, RolloutGroup
 from passk_fast.run.engines import Engines, WeightHandover
 from passk_fast.run.guards import Guards
-from passk_fast.run.inputs import Inputs
 from passk_fast.run.loop import Trainer
 from passk_fast.run.metrics import Record
 from passk_fast.run.progress import Progress
-from passk_fast.run.sampling import Sampling, SamplingState
+from passk_fast.run.sampling import Sampling
+from passk_fast.run.state import RunState
 from passk_fast.run.update import PolicyUpdate
 from passk_fast.run.verifier_failures import VerifierFailures
 from passk_fast.tasks import PromptOrder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class RunState(TypedDict):
-    """What a checkpoint keeps besides tensors: JSON values."""
-
-    progress: dict[str, int]
-    sampling: SamplingState
-    schedule: ScheduleState
-    inputs: Inputs
-    record: Mapping[str, object]
-    """The step's, as JSON: a process that dies behind its checkpoint has not reported it."""
 
 
 class Records:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
-import logging
 import os
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,35 +14,14 @@ from typing import Any
 import pytest
 
 from passk_fast.checkpoint import store as store_module
-from passk_fast.checkpoint.store import (
-    CheckpointStore,
+from passk_fast.checkpoint.manifest import (
     CorruptCheckpointError,
     checkpoint_name,
-    disk_errors,
     verify_checkpoint,
 )
+from passk_fast.checkpoint.store import CheckpointStore, disk_errors
 from passk_fast.errors import DiskError, ExitCode
-
-SIZES = {"common.pt": 300, "shards/rank0.distcp": 500, "shards/rank1.distcp": 500, ".metadata": 90}
-
-
-def content(step: int, name: str) -> bytes:
-    return random.Random(f"{step} {name}").randbytes(SIZES[name])
-
-
-def write_files(folder: Path, step: int) -> None:
-    for name in SIZES:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content(step, name))
-
-
-def save(store: CheckpointStore, step: int) -> Path:
-    write_files(store.begin(step), step)
-    return store.commit(step)
-
-
-def all_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+from tests.checkpoint.cases import SIZES, content, save, write_files
 
 
 @pytest.fixture
@@ -63,22 +38,12 @@ def test_commit_then_find(store: CheckpointStore) -> None:
     folder = save(store, 20)
     assert folder == store.root / "step_00000020"
     assert store.newest_good() == (20, folder)
-    store.verify(folder)
+    verify_checkpoint(folder)
     assert {name: (folder / name).read_bytes() for name in SIZES} == {
         name: content(20, name) for name in SIZES
     }
     assert (store.root / "LATEST").read_text() == "step_00000020\n"
     assert sorted(path.name for path in store.root.iterdir()) == ["LATEST", "step_00000020"]
-
-
-def test_manifest_is_plain_json_with_sizes_and_digests(store: CheckpointStore) -> None:
-    folder = save(store, 3)
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    assert manifest["step"] == 3
-    assert manifest["files"] == {
-        name: {"sha256": hashlib.sha256(content(3, name)).hexdigest(), "size": size}
-        for name, size in SIZES.items()
-    }
 
 
 def test_staging_is_not_a_checkpoint_and_is_cleaned(store: CheckpointStore) -> None:
@@ -94,6 +59,42 @@ def test_keeps_the_newest_n(store: CheckpointStore) -> None:
     for step in (10, 20, 30, 40):
         save(store, step)
     assert store.steps() == [30, 40]
+
+
+def test_milestones_stay_beside_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2, keep_every=20)
+    for step in range(10, 71, 10):
+        save(store, step)
+    assert store.steps() == [20, 40, 60, 70]
+    for step in store.steps():
+        verify_checkpoint(store.path(step))
+    CheckpointStore(tmp_path, keep=1).commit(save_files(store, 80))
+    assert store.steps() == [80]  # switched off, they go
+
+
+def save_files(store: CheckpointStore, step: int) -> int:
+    """Stage a step; returns it."""
+    write_files(store.begin(step), step)
+    return step
+
+
+def test_where_all_are_damaged_each_is_named(store: CheckpointStore) -> None:
+    for step, name in ((10, "common.pt"), (20, "shards/rank1.distcp")):
+        (save(store, step) / name).unlink()
+    with pytest.raises(CorruptCheckpointError) as caught:
+        store.newest_good()
+    for name in ("step_00000010/common.pt", "step_00000020/shards/rank1.distcp"):
+        assert f"{store.root}/{name} is missing." in str(caught.value)
+
+
+def test_one_that_is_gone_back_to_is_the_newest(store: CheckpointStore) -> None:
+    save(store, 10)
+    save(store, 20)
+    assert store.was_used()
+    store.go_back_to(10)
+    assert store.newest_good() == (10, store.path(10))
+    assert (store.root / "LATEST").read_text() == "step_00000010\n"
+    assert (store.root / "abandoned-step_00000020" / "common.pt").is_file()
 
 
 def test_old_ones_are_there_until_the_new_one_is_complete(
@@ -118,7 +119,7 @@ def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
     save(store, 10)
     store.begin(10).joinpath("other").write_bytes(b"new")
     folder = store.commit(10)
-    store.verify(folder)
+    verify_checkpoint(folder)
     assert (folder / "other").read_bytes() == b"new"
     assert not (folder / "common.pt").exists()
 
@@ -153,119 +154,6 @@ def test_foreign_names_are_ignored(store: CheckpointStore) -> None:
     for name in ("step_20", "step_00000030.old", "step_0000000040", "notes"):
         shutil.copytree(store.path(10), store.root / name)
     assert store.steps() == [10]
-
-
-# Damage: every kind is found before use, the message names the file, the older one is taken.
-
-
-def test_one_hundred_bit_flips(store: CheckpointStore, tmp_path: Path) -> None:
-    files = all_files(save(store, 20))
-    rng = random.Random(0)
-    for trial in range(100):
-        path = files[trial % len(files)]
-        good = path.read_bytes()
-        bad = bytearray(good)
-        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
-        path.write_bytes(bad)
-        with pytest.raises(CorruptCheckpointError) as caught:
-            store.verify(store.path(20))
-        assert path.name in str(caught.value)
-        path.write_bytes(good)
-    store.verify(store.path(20))
-
-
-def test_twenty_truncations(store: CheckpointStore) -> None:
-    files = all_files(save(store, 20))
-    rng = random.Random(1)
-    for trial in range(20):
-        path = files[trial % len(files)]
-        good = path.read_bytes()
-        path.write_bytes(good[: rng.randrange(len(good))])
-        with pytest.raises(CorruptCheckpointError) as caught:
-            store.verify(store.path(20))
-        assert path.name in str(caught.value)
-        path.write_bytes(good)
-
-
-def swap(one: Path, other: Path) -> None:
-    mine, theirs = one.read_bytes(), other.read_bytes()
-    one.write_bytes(theirs)
-    other.write_bytes(mine)
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "deleted": (lambda f: (f / "common.pt").unlink(), "common.pt is missing"),
-    "folder deleted": (lambda f: shutil.rmtree(f / "shards"), "rank0.distcp is missing"),
-    "emptied": (lambda f: [p.unlink() for p in all_files(f)], "manifest.json is missing"),
-    "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
-    "no digest": (lambda f: (f / "manifest.sha256").unlink(), "manifest.sha256 is missing"),
-    "added": (lambda f: (f / "shards/extra.pt").write_bytes(b"x"), "extra.pt is not in the man"),
-    "renamed": (lambda f: (f / "common.pt").rename(f / "c.pt"), "common.pt is missing"),
-    "longer": (lambda f: (f / "common.pt").write_bytes(bytes(301)), "common.pt has 301 bytes"),
-    "swapped": (
-        lambda f: swap(f / "shards/rank0.distcp", f / "shards/rank1.distcp"),
-        "rank0.distcp does not match its SHA-256",
-    ),
-    "swapped with the other step": (
-        lambda f: swap(f / "common.pt", f.parent / "step_00000010" / "common.pt"),
-        "common.pt does not match",
-    ),
-    "a link": (
-        lambda f: ((f / "common.pt").unlink(), (f / "common.pt").symlink_to(f / ".metadata")),
-        "common.pt is not a regular file",
-    ),
-    "other step's folder": (
-        lambda f: (shutil.rmtree(f), shutil.copytree(f.parent / "step_00000010", f)),
-        "manifest.json is of step 10",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named_and_the_previous_one_taken(
-    store: CheckpointStore, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    save(store, 10)
-    hit, message = DAMAGE[kind]
-    folder = save(store, 20)
-    hit(folder)
-    with pytest.raises(CorruptCheckpointError, match=message) as caught:
-        store.verify(folder)
-    assert caught.value.exit_code == ExitCode.BAD_DATA
-    with caplog.at_level(logging.WARNING):
-        found = store.newest_good()
-    assert found == (None if "swapped with" in kind else (10, store.path(10)))
-    assert "step_00000020" in caplog.messages[0]
-    assert message in caplog.messages[0]
-    assert len(caplog.messages) == (2 if "swapped with" in kind else 1)
-
-
-def test_other_format_is_refused(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save(store, 20)
-    monkeypatch.setattr(store_module, "FORMAT", 2)
-    with pytest.raises(CorruptCheckpointError, match="format 1; this version reads 2"):
-        verify_checkpoint(folder)
-
-
-def test_unreadable_file_is_damage(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save(store, 20)
-
-    def fail(path: Path) -> str:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
-    monkeypatch.setattr(store_module, "_sha256", fail)
-    with pytest.raises(CorruptCheckpointError, match=r"\.metadata cannot be read: Input/output"):
-        verify_checkpoint(folder)
-
-
-def test_manifest_is_checked_before_it_is_parsed(
-    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = save(store, 20)
-    (folder / "manifest.json").write_text("{")
-    monkeypatch.setattr(store_module.json, "loads", lambda raw: pytest.fail("parsed"))
-    with pytest.raises(CorruptCheckpointError, match="does not match its digest"):
-        verify_checkpoint(folder)
 
 
 # A disk that fails, and a process that dies, at every system call of a save.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from passk_fast.cluster.ledger import LEDGER, last_step, note, read_ledger
+from passk_fast.cluster.ledger import LEDGER, note, read_ledger
 
 
 def test_a_line_says_who_and_when(tmp_path: Path) -> None:
@@ -44,15 +43,3 @@ def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
     with (tmp_path / LEDGER).open("a") as file:
         file.write('[1]\n\n"text"\n{"no": "event"}\n{"event": "en')
     assert [entry["event"] for entry in read_ledger(tmp_path)] == ["start"]
-
-
-def test_the_last_step(tmp_path: Path) -> None:
-    assert last_step(tmp_path) is None
-    file = tmp_path / "metrics.jsonl"
-    file.write_text("")
-    assert last_step(tmp_path) is None
-    file.write_text("".join(json.dumps({"step": n, "x": "y" * 100}) + "\n" for n in range(20_000)))
-    assert last_step(tmp_path) == 19_999
-    with file.open("a") as more:
-        more.write('{"step": 20000, "x"')
-    assert last_step(tmp_path) == 19_999

@@ -140,6 +140,9 @@ SECTION_RULES: list[tuple[type, Options, str, Options]] = [
     (EvalConfig, {"temperature": -1.0}, "eval.temperature", {"temperature": 0.0}),
     (CheckpointConfig, {"every": -1}, "checkpoint.every", {"every": 0}),
     (CheckpointConfig, {"keep": 0}, "checkpoint.keep", {"keep": 1}),
+    (CheckpointConfig, {"keep_every": -20}, "keep_every must be 0 or more", {"keep_every": 0}),
+    (CheckpointConfig, {"keep_every": 30}, "multiple of checkpoint.every = 20", {"keep_every": 40}),
+    (CheckpointConfig, {"keep_every": 1, "every": 0}, "checkpoint.every = 0", {"every": 0}),
     (BenchConfig, {"steps": 0}, "bench.steps", {"steps": 1}),
     (BenchConfig, {"accuracy": 1.1}, "bench.accuracy", {"accuracy": 1.0}),
     (
