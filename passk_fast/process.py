@@ -160,7 +160,12 @@ def in_a_line(error: BaseException) -> str:
 def _as_user_error(error: BaseException) -> PasskError | None:
     if isinstance(error, PasskError):
         return error
-    text = str(error)
-    if isinstance(error, RuntimeError) and any(word in text for word in _LOST):
-        return LostRankError(f"A rank was lost or a collective timed out: {text.splitlines()[0]}")
+    if says_rank_lost(error):
+        said = str(error).splitlines()[0]
+        return LostRankError(f"A rank was lost or a collective timed out: {said}")
     return None
+
+
+def says_rank_lost(error: BaseException) -> bool:
+    """Whether it is a collective's word for a rank that is gone."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
+from passk_fast.checkpoint.damage import damage
 from passk_fast.checkpoint.optimizer_state import main_weight, state_held_once
 from passk_fast.checkpoint.store import disk_error_of, disk_errors
 from passk_fast.checkpoint.streaming import StreamingStrategy
@@ -179,8 +180,11 @@ def write(actor: Actor, folder: Path, extra: Mapping[str, object]) -> None:
 
 
 def read(actor: Actor, folder: Path) -> dict[str, Any]:
-    """Load a verified folder into the actor; returns what `write` got as `extra`. A collective."""
-    with megatron_scope(actor.mesh.device), warnings.catch_warnings():
+    """Load a verified folder into the actor; returns what `write` got as `extra`. A collective.
+
+    CorruptCheckpointError where the folder does not hold the actor's tensors.
+    """
+    with megatron_scope(actor.mesh.device), warnings.catch_warnings(), damage(folder):
         warnings.simplefilter("ignore")
         _materialize_adam(actor.optimizer)
         loaded = _load(_sharded_state(actor, is_loading=True), folder)
@@ -188,16 +192,16 @@ def read(actor: Actor, folder: Path) -> dict[str, Any]:
         for i, chunk in enumerate(chunks):
             chunk.load_state_dict(loaded["model" if len(chunks) == 1 else f"model{i}"])
         _load_optimizer(actor.optimizer, loaded["optimizer"])
-    extra: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        extra: dict[str, Any] = json.loads((folder / "state.json").read_text())
     return extra
 
 
 def read_weights(chunks: Sequence[MegatronModule], folder: Path, device: str) -> None:
     """Load the model alone, without an optimizer, from a verified folder. A collective.
 
-    `chunks` are the model's one chunk.
+    `chunks` are the model's one chunk. CorruptCheckpointError as `read`.
     """
-    with megatron_scope(device), warnings.catch_warnings():
+    with megatron_scope(device), warnings.catch_warnings(), damage(folder):
         warnings.simplefilter("ignore")
         (chunk,) = chunks
         state = {"model": chunk.sharded_state_dict(metadata=_metadata())}

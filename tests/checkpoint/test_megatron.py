@@ -10,6 +10,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from passk_fast.checkpoint.megatron import disk_errors_of_ranks
+from tests.checkpoint.workers import CONTENTS
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.megatron
@@ -151,3 +152,17 @@ def test_another_failure_of_the_writer_is_no_disk_error(tmp_path: Path) -> None:
     failure = CheckpointException("write", {1: _wrap_exception(RuntimeError("[Errno 2] gone"))})
     with pytest.raises(CheckpointException), disk_errors_of_ranks(tmp_path):
         raise failure
+
+
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_files_of_another_content_are_damage_and_no_traceback(
+    one_rank: RankPool, two_ranks: RankPool, folders: dict[str, str], tmp_path: Path, ranks: str
+) -> None:
+    pool, mesh = (one_rank, {}) if ranks == "one" else (two_ranks, {"tensor": 2})
+    run = "tests.checkpoint.workers:refusals"
+    for said in pool.run(run, "qwen3", folders["qwen3"], mesh, str(tmp_path)):
+        for name, text in said.items():
+            file, _ = CONTENTS[name]
+            assert text.startswith(f"{tmp_path / name / file} is as it was sealed, but "), name
+            assert "\n" not in text
+        assert len(said) == len(CONTENTS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import pickle
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from passk_fast.checkpoint import megatron
+from passk_fast.checkpoint.manifest import CorruptCheckpointError
 from passk_fast.config import ModelConfig
 from passk_fast.errors import DiskError
 from tests.actor.workers import make_sequences, model_shape, run_config, train_steps
@@ -91,6 +95,81 @@ def resumed_differs(kind: str, folder: str, dtype: str, save: str, *, old: bool)
     _step(actor)
     got = {name: tensor.clone() for name, tensor in actor.full_tensors()}
     return any(not torch.equal(got[name], want[name]) for name in want)
+
+
+CONTENTS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a tensor missing": (".metadata", lambda f: _without_tensor(f, "decoder.layers.")),
+    "a moment missing": (".metadata", lambda f: _without_tensor(f, "optimizer.state.exp_avg.")),
+    "a tensor's shape": (".metadata", lambda f: _with_other_shape(f, "decoder.final_layernorm.")),
+    "index of bytes": (".metadata", lambda f: (f / ".metadata").write_bytes(b"nothing")),
+    "index a list": (".metadata", lambda f: (f / ".metadata").write_bytes(pickle.dumps([1]))),
+    "no index": (".metadata", lambda f: (f / ".metadata").unlink()),
+    "common of bytes": ("common.pt", lambda f: (f / "common.pt").write_bytes(b"nothing")),
+    "common of nothing": ("common.pt", lambda f: torch.save({}, f / "common.pt")),
+    "common a list": ("common.pt", lambda f: torch.save([1], f / "common.pt")),
+    "no common": ("common.pt", lambda f: (f / "common.pt").unlink()),
+    "format of bytes": ("metadata.json", lambda f: (f / "metadata.json").write_bytes(b"{")),
+    "format a list": ("metadata.json", lambda f: (f / "metadata.json").write_text("[]")),
+    "shards of zeros": ("__0_0.distcp", lambda f: _shards(f, lambda data: bytes(len(data)))),
+    "shards cut": ("__0_0.distcp", lambda f: _shards(f, lambda data: data[: len(data) // 3])),
+    "no state": ("state.json", lambda f: (f / "state.json").unlink()),
+    "state of bytes": ("state.json", lambda f: (f / "state.json").write_bytes(b"{")),
+}
+"""Kind -> (file to be named, what someone may have put into a checkpoint)."""
+
+
+def _without_tensor(folder: Path, name: str) -> None:
+    """Take the first tensor whose name begins so out of the index."""
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    key = _key(index, name)
+    del index.state_dict_metadata[key]
+    for place in [place for place in index.storage_data if place.fqn == key]:
+        del index.storage_data[place]
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+
+
+def _key(index: Any, name: str) -> str:
+    """The first tensor whose name begins so."""
+    return next(key for key in index.state_dict_metadata if key.startswith(name))
+
+
+def _with_other_shape(folder: Path, name: str) -> None:
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    entry = index.state_dict_metadata[_key(index, name)]
+    entry.size = torch.Size([size + 1 for size in entry.size])
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+
+
+def _shards(folder: Path, change: Callable[[bytes], bytes]) -> None:
+    for file in folder.glob("*.distcp"):
+        file.write_bytes(change(file.read_bytes()))
+
+
+def refusals(kind: str, folder: str, parallel: dict[str, Any], root: str) -> dict[str, str]:
+    """What reading says of a checkpoint with each of CONTENTS, written and sealed anew."""
+    from tests.actor.workers import build
+
+    train_steps(kind, folder, parallel, 1, save=str(_made(Path(root) / "whole")))
+    said = {}
+    for name, (_, put) in CONTENTS.items():
+        copy = Path(root) / name
+        if dist.get_rank() == 0:
+            shutil.copytree(Path(root) / "whole", copy)
+            put(copy)
+        dist.barrier()
+        actor = build(kind, folder, parallel)
+        try:
+            megatron.read(actor, copy)
+            said[name] = "read"
+        except CorruptCheckpointError as error:
+            said[name] = str(error)
+        dist.barrier()
+    return said
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def open_file_error(kind: str, folder: str, save: str) -> str:
