@@ -21,6 +21,7 @@ COMMANDS = {
     "check-reward": "passk_fast.commands.check_reward",
     "preflight": "passk_fast.commands.preflight",
     "launch": "passk_fast.commands.launch",
+    "doctor": "passk_fast.commands.doctor",
 }
 """Command -> module with its `command(arguments)`; only the module that is asked for is loaded."""
 _USAGE = f"""\
@@ -61,6 +62,9 @@ passk-fast {__version__}: train language models with Pass@k advantages
   passk-fast preflight [--nproc N] [--storage FOLDER] [--max-skew-s S] ...
       Check GPUs, driver, links, clocks, shared storage, versions and limits on all ranks; one
       table, and a line for each thing that is wrong. Over several hosts: `launch ... preflight`.
+  passk-fast doctor RUN
+      What happened to a run and what to do: starts, faults, restarts, whether its checkpoints are
+      intact, how it ended. Changes nothing.
   passk-fast launch --nodes N --nproc N --rendezvous HOST:PORT train|bench|preflight ...
       One host's part of a run over several; the same command on each of them (docs/cluster.md).
 """
