@@ -7,6 +7,7 @@ class ExitCode(IntEnum):
     """Exit codes of `passk-fast`; documented in docs/operations.md."""
 
     DONE = 0
+    CRASHED = 1
     BAD_CONFIG = 2
     BAD_DATA = 10
     PREEMPTED = 16

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
+import time
 import warnings
 
+import psutil
 import pytest
 
 from passk_fast.errors import ConfigError, DiskError, ExitCode, LostRankError
-from passk_fast.process import quiet, report_error
+from passk_fast.process import PARENT, in_a_line, quiet, report_error
 
 
 def test_a_users_error_is_one_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +54,7 @@ def test_collectives_that_fail_mean_a_lost_rank(
 def test_faults_of_ours_are_printed_whole_on_every_rank(
     error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report_error(error, 1) == ExitCode.LOST_RANK
+    assert report_error(error, 1) == ExitCode.CRASHED
     printed = capsys.readouterr().err
     assert printed.startswith(type(error).__name__)
     assert str(error) in printed
@@ -75,33 +78,138 @@ def test_quiet_leaves_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None
         os.environ.pop("TRANSFORMERS_NO_ADVISORY_WARNINGS", None)
 
 
+def run_program(code: str) -> subprocess.CompletedProcess[str]:
+    """Python code in a process of its own."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 PROGRAM = """
 import threading, time
 from passk_fast.errors import ExitCode, NoSignalError
 from passk_fast.process import run_rank
 threading.Thread(target=time.sleep, args=(300,)).start()
+def blocked():
+    # as in a collective: in C, where signals wake nobody
+    import ctypes
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    libc.pthread_mutex_init(mutex, None)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
 def work():
     print("worked")
     {work}
-run_rank(work, lambda code: print("leaves with", int(code)))
+run_rank(work, lambda code, said: print("leaves with", int(code), said))
 """
 
 
 @pytest.mark.parametrize(
-    ("work", "code"),
+    ("work", "code", "said"),
     [
-        ("return ExitCode.PREEMPTED", ExitCode.PREEMPTED),
-        ("raise NoSignalError('all wrong')", ExitCode.NO_SIGNAL),
-        ("raise KeyboardInterrupt", ExitCode.LOST_RANK),
+        ("return ExitCode.PREEMPTED", ExitCode.PREEMPTED, ""),
+        ("raise NoSignalError('all wrong')", ExitCode.NO_SIGNAL, "all wrong"),
+        ("import os; os.kill(os.getpid(), 2); blocked()", ExitCode.PREEMPTED, ""),
+        ("import os; os.kill(os.getpid(), 15); blocked()", ExitCode.PREEMPTED, ""),
+        ("raise ValueError('x')", ExitCode.CRASHED, "ValueError: x (<string>:15)"),
     ],
 )
-def test_a_rank_leaves_with_a_code_and_waits_for_no_thread(work: str, code: ExitCode) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(work=work)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def test_a_rank_leaves_with_a_code_and_waits_for_no_thread(
+    work: str, code: ExitCode, said: str
+) -> None:
+    done = run_program(PROGRAM.format(work=work))
     assert done.returncode == code
-    assert done.stdout == f"worked\nleaves with {int(code)}\n"
+    assert done.stdout == f"worked\nleaves with {int(code)} {said}\n"
+
+
+PARENT_OF_ALL = """
+import os, signal, subprocess, sys, time
+from passk_fast.process import PARENT
+os.environ[PARENT] = str(os.getpid())
+child = subprocess.Popen([sys.executable, "-c", CHILD])
+child.wait()
+"""
+CHILD_THAT_FORKS = r"""
+import os, time
+from passk_fast.process import die_with_parent
+die_with_parent()
+if os.fork() == 0:
+    os.write(1, f"fork {os.getpid()}\n".encode())
+    time.sleep(60)
+os.write(1, f"child {os.getpid()}\n".encode())
+time.sleep(60)
+"""
+
+
+def test_a_killed_parent_takes_its_children_and_their_forks_along() -> None:
+    code = PARENT_OF_ALL.replace("CHILD]", f"{CHILD_THAT_FORKS!r}]")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as top:
+        assert top.stdout is not None
+        found = dict(top.stdout.readline().split() for _ in range(2))
+        assert found.keys() == {"child", "fork"}
+        top.kill()
+        top.wait()
+    deadline = time.monotonic() + 20
+    while any(_lives(int(pid)) for pid in found.values()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_who_comes_after_its_parents_end_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from passk_fast.process import die_with_parent; die_with_parent(); print('stayed')"
+    environment = {**os.environ, PARENT: "1073741824"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (ExitCode.LOST_RANK, b"")
+
+
+def test_a_process_that_no_launcher_started_is_left_alone() -> None:
+    code = "from passk_fast.process import die_with_parent; die_with_parent(); print('stayed')"
+    names = (PARENT, "TORCHELASTIC_RUN_ID")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stdout == b"stayed\n"
+
+
+def test_an_error_in_a_line() -> None:
+    assert in_a_line(ConfigError("optim.lr must be positive.")) == "optim.lr must be positive."
+    try:
+        {}["a\nb"]
+    except KeyError as error:
+        text = in_a_line(error)
+    assert re.fullmatch(r"KeyError: 'a\\nb' \(test_process.py:\d+\)", text)
+    assert len(in_a_line(ValueError("x" * 10**6))) < 600
+
+
+GRACE = PROGRAM.replace(
+    "run_rank(work",
+    """
+def flagged():
+    from passk_fast.run.signals import StopFlag
+    StopFlag(0.5).install()
+run_rank(work""",
+)
+
+
+def test_the_grace_is_kept_while_the_main_thread_waits() -> None:
+    start = time.monotonic()
+    work = "flagged(); import os; os.kill(os.getpid(), 15); blocked()"
+    done = run_program(GRACE.format(work=work))
+    assert done.returncode == ExitCode.LOST_RANK
+    assert "leaves with" not in done.stdout
+    assert time.monotonic() - start >= 0.5
+
+
+def test_a_fork_has_the_default_handlers() -> None:
+    work = """import os, signal
+    if os.fork() == 0:
+        os.kill(os.getpid(), 15)
+        os._exit(0)
+    _, status = os.wait()
+    return ExitCode(10 if os.WTERMSIG(status) == 15 else 1)"""
+    assert run_program(PROGRAM.format(work=work)).returncode == 10

@@ -20,7 +20,8 @@ import psutil
 
 from passk_fast.argument_parser import Parser
 from passk_fast.cluster import torchrun
-from passk_fast.errors import ConfigError, LostRankError
+from passk_fast.errors import ConfigError, LostRankError, PasskError
+from passk_fast.process import die_with_parent
 
 MODULES = {
     "train": "passk_fast.commands.train",
@@ -208,3 +209,12 @@ def launch(arguments: list[str]) -> int:
             f"was lost ({error}). If no rank has started: is the command running on all of them, "
             "does the address belong to one of them, and is the port open?"
         ) from None
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    try:
+        sys.exit(launch(sys.argv[1:]))
+    except PasskError as failed:
+        print(f"error: {failed}", file=sys.stderr, flush=True)
+        sys.exit(int(failed.exit_code))

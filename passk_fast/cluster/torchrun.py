@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 
 from passk_fast.errors import ExitCode
+from passk_fast.process import PARENT, die_with_parent
 
 
 def exit_code(codes: Iterable[int]) -> int:
@@ -30,6 +31,7 @@ def run(arguments: list[str]) -> int:
 
     if os.environ.get("LOGLEVEL", "ERROR").upper() in ("ERROR", "CRITICAL"):
         logging.disable(logging.ERROR)
+    os.environ[PARENT] = str(os.getpid())  # of the workers
     try:
         torchrun.run(torchrun.parse_args(arguments))
     except ChildFailedError as error:
@@ -43,4 +45,5 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     sys.exit(run(sys.argv[1:]))

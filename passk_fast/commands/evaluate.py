@@ -277,7 +277,8 @@ def main() -> None:
         check_versions()
         return run(evaluation_config(request.config, request.overrides), request)
 
-    run_rank(work, partial(leave_exit_code, Path(code_folder), own_rank()))
+    rank = own_rank()
+    run_rank(work, lambda code, said: leave_exit_code(Path(code_folder), rank, code))
 
 
 if __name__ == "__main__":

@@ -21,15 +21,18 @@ COMMANDS = {
     "check-reward": "passk_fast.commands.check_reward",
     "preflight": "passk_fast.commands.preflight",
     "launch": "passk_fast.commands.launch",
+    "doctor": "passk_fast.commands.doctor",
 }
 """Command -> module with its `command(arguments)`; only the module that is asked for is loaded."""
 _USAGE = f"""\
 passk-fast {__version__}: train language models with Pass@k advantages
 
-  passk-fast train CONFIG [--nproc N] [--dry-run] [--resume STEP | --fresh] [--key value ...]
+  passk-fast train CONFIG [--nproc N] [--dry-run] [--resume STEP | --fresh] [--max-restarts N]
+                   [--key value ...]
       Train on this machine. CONFIG is a TOML file; `--optim.lr 2e-4` overrides a field.
       `passk-fast train --help` lists all of them. A run goes on from its newest checkpoint, with
-      --resume from that of STEP, and --fresh moves its records aside and starts at step 0.
+      --resume from that of STEP, and --fresh moves its records aside and starts at step 0. After a
+      lost rank it goes on by itself, --max-restarts (3) times in a row at most.
   passk-fast eval CONFIG [--model FOLDER] [--samples TASK=N,...] [--out FILE] [--nproc N]
                   [--by COLUMN] [--key value ...]
       Pass@k on all held-out prompts for every power of two, with standard errors, by task and by
@@ -59,6 +62,9 @@ passk-fast {__version__}: train language models with Pass@k advantages
   passk-fast preflight [--nproc N] [--storage FOLDER] [--max-skew-s S] ...
       Check GPUs, driver, links, clocks, shared storage, versions and limits on all ranks; one
       table, and a line for each thing that is wrong. Over several hosts: `launch ... preflight`.
+  passk-fast doctor RUN
+      What happened to a run and what to do: starts, faults, restarts, whether its checkpoints are
+      intact, how it ended. Changes nothing.
   passk-fast launch --nodes N --nproc N --rendezvous HOST:PORT train|bench|preflight ...
       One host's part of a run over several; the same command on each of them (docs/cluster.md).
 """

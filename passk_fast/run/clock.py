@@ -65,10 +65,15 @@ class Clock:
 
         The phases add up to "total" less what was in no span; concurrent work comes on top.
         """
-        now = self._now()
-        taken = {**self._phases, **self._concurrent, "total": now - self._start}
-        self._phases, self._concurrent, self._start = {}, {}, now
+        taken = self.so_far()
+        self._phases, self._concurrent = {}, {}
+        self._start += taken["total"]
         return taken
+
+    def so_far(self) -> dict[str, float]:
+        """What `take` would return inside of the present span, which is not in it; goes on."""
+        total = self._now() - self._start
+        return {**self._phases, **self._concurrent, "total": total}
 
     def _add(self, name: str, seconds: float) -> None:
         self._phases[name] = self._phases.get(name, 0.0) + seconds

@@ -82,8 +82,16 @@ def refuse_if_owned(folder: Path) -> None:
     """Raise ConfigError where a living process of this host, or of a host whose locks this one
     sees, owns the folder. It neither waits nor changes anything."""
     if is_owned(folder):
+        raise _owned(folder, owner_of(folder))
+
+
+def owner_of(folder: Path) -> dict[str, object]:
+    """Host, process (pid) and start (started) of the owner; empty where LOCK does not say."""
+    try:
         with (folder / LOCK).open(encoding="utf-8") as file:
-            raise _owned(folder, _owner(file))
+            return _owner(file)
+    except OSError:
+        return {}
 
 
 def is_owned(folder: Path) -> bool:

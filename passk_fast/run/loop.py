@@ -45,8 +45,8 @@ class Trainer:
     """Give the engines the weights as they are now."""
     evaluate: Callable[[int], Record]
     """Given a step, the part of its record that says how held-out prompts went."""
-    save: Callable[[], None]
-    """Write a checkpoint, unless there is one of this step."""
+    save: Callable[[Mapping[str, object]], None]
+    """Write a checkpoint with the step's record, unless there is one of this step."""
     stop: Callable[[], bool]
     """Whether a signal asks to stop."""
     report: Report
@@ -93,10 +93,11 @@ class Trainer:
                 self.report.samples(step, batch.groups)
             if saves:
                 with clock.span("checkpoint"):
-                    self.save()
-            self.report.step({**record, "time": clock.take()})
+                    self.save({**record, "time": clock.so_far()})
+            record["time"] = clock.take()
+            self.report.step(record)
             if self.stop():
-                self.save()
+                self.save(record)
                 return ExitCode.PREEMPTED
         return ExitCode.DONE
 

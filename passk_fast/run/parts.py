@@ -87,7 +87,7 @@ def no_evaluation(step: int) -> Record:
     return {}
 
 
-def no_checkpoint() -> None:
+def no_checkpoint(record: Mapping[str, object]) -> None:
     """Saves nothing."""
 
 

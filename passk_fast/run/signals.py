@@ -1,19 +1,19 @@
 """SIGTERM and SIGINT: ranks agree on them at the end of a step, save and leave.
 
-If the step and its checkpoint do not finish within the grace period, the process exits hard: a
-scheduler never waits for a rank that hangs.
+If the step and its checkpoint do not finish within the grace period, the process exits hard, also
+while it waits in a collective: a scheduler never waits for a rank that hangs.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import threading
 
 import torch
 import torch.distributed as dist
 
 from passk_fast.errors import ExitCode
+from passk_fast.process import at_signals
 
 
 class StopFlag:
@@ -27,10 +27,9 @@ class StopFlag:
 
     def install(self) -> None:
         """Take over SIGTERM and SIGINT of this process."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        at_signals(self._on_signal)
 
-    def _on_signal(self, number: int, frame: object) -> None:
+    def _on_signal(self, number: int) -> None:
         if self.raised:
             return
         self.raised = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
@@ -26,6 +27,9 @@ class RunState(TypedDict):
     schedule: ScheduleState
     inputs: NotRequired[Inputs]
     """Checkpoints of earlier versions have none."""
+    record: NotRequired[Mapping[str, object]]
+    """The step's: a process that dies behind its checkpoint has not reported it. Earlier versions'
+    have none."""
 
 
 Form = type | tuple[type, ...] | dict[str, "Form"] | list["Form"]
@@ -42,6 +46,7 @@ _FORM: Form = {
         "difficulty": {"num_prompts": int, "rows": [[_NUMBER]]},
     },
     "schedule": {"phase": int, "best": (int, float, type(None)), "waited": int},
+    "record?": dict,
     "inputs?": {"train": _ROWS, "test": _ROWS, "model": {"": str}},
 }
 

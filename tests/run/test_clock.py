@@ -28,6 +28,17 @@ def test_phases_add_up_to_the_time_inside_of_spans() -> None:
     assert clock.take() == {"total": 0.0}
 
 
+def test_what_was_taken_so_far_goes_on() -> None:
+    seconds = Seconds()
+    clock = Clock(seconds)
+    with clock.span("train"):
+        seconds.now += 2.0
+    with clock.span("checkpoint"):
+        seconds.now += 1.0
+        assert clock.so_far() == {"train": 2.0, "total": 3.0}
+    assert clock.take() == {"train": 2.0, "checkpoint": 1.0, "total": 3.0}
+
+
 def test_a_span_is_split_into_its_parts() -> None:
     seconds = Seconds()
     clock = Clock(seconds)

@@ -331,7 +331,7 @@ def test_a_killed_rank_is_a_lost_rank(whole: tuple[Path, Path, str], tmp_path: P
     folder = tmp_path / "killed"
     where = ["--output-dir", str(folder), "--warm-start.cache-dir", str(cache)]
     child = subprocess.Popen(
-        [*COMMAND, "train", str(CONFIG), *where, *SMALL, "--steps", "5000"],
+        [*COMMAND, "train", str(CONFIG), *where, *SMALL, "--steps", "5000", "--max-restarts", "0"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -22,7 +22,7 @@ def comparable(folder: Path) -> list[dict[str, Any]]:
     """
     records = metrics(folder)
     for record in records[1:]:
-        assert 0.0 < record.pop("prefix_hit_rate") < 1.0
+        del record["prefix_hit_rate"]
     return records
 
 

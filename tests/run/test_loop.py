@@ -82,7 +82,7 @@ def make(
     trainer = replace(
         trainer,
         evaluate=Evaluation(run, engines, prompts(3)),
-        save=lambda: events.append(f"save {trainer.progress.step}"),
+        save=lambda record: events.append(f"save {trainer.progress.step}"),
         report=report,
     )
     return trainer, events, report
@@ -116,6 +116,18 @@ def test_the_order_of_a_run() -> None:
         *[*STEP, "record 1"],
         *[*STEP, *EVALUATION, "samples 2", "save 2", "record 2"],
     ]
+
+
+def test_a_checkpoint_has_the_steps_record() -> None:
+    """A process that dies between the two has not reported it."""
+    trainer, _, report = make(configured(steps=2, every=2))
+    saved: list[Mapping[str, Any]] = []
+    replace(trainer, save=saved.append).train()
+    (record,) = saved
+    reported: Mapping[str, Any] = report.records[-1]
+    assert without_time(record) == without_time(reported)
+    assert reported["time"]["checkpoint"] >= 0
+    assert record["time"].keys() == reported["time"].keys() - {"checkpoint"}
 
 
 @pytest.mark.parametrize("ahead", [0, 1])

@@ -41,7 +41,8 @@ def test_masked_responses_are_not_trained_and_fresh_mazes_resume(tmp_path: Path)
 
 
 def _samples(folder: Path) -> list[str]:
-    return [line for file in sorted((folder / "samples").iterdir()) for line in file.open()]
+    files = sorted((folder / "samples").iterdir())
+    return [line for file in files for line in file.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("truncated", ["zero", "mask"])
