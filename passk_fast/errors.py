@@ -40,7 +40,7 @@ class DiskError(PasskError):
 
 
 class DivergedError(PasskError):
-    """Numerical failure: repeated non-finite gradients, or rollout and trainer disagree."""
+    """Numerical failure: non-finite gradients or weights, or rollout and trainer disagree."""
 
     exit_code = ExitCode.DIVERGED
 

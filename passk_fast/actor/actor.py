@@ -31,6 +31,7 @@ from passk_fast.actor.moe.experts import routers_of
 from passk_fast.actor.moe.router import RouterWatch
 from passk_fast.actor.moe.routing_replay import RoutingReplay
 from passk_fast.actor.optimizer import make_optimizer, wrap
+from passk_fast.actor.replicas import check_replicas
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.data import packing
 from passk_fast.data.context_parallel import context_part
@@ -126,6 +127,10 @@ class Actor:
     def parameters(self) -> dict[str, Tensor]:
         """This rank's current weights by Megatron name with global layer indices."""
         return dict(named_parameters(self.chunks))
+
+    def check_replicas(self) -> None:
+        """See `passk_fast.actor.replicas.check_replicas`."""
+        check_replicas(self.parameters(), self.mesh)
 
     @property
     def num_weights(self) -> int:

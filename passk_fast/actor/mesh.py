@@ -36,6 +36,10 @@ class Mesh:
     pipeline_group: dist.ProcessGroup
     context_group: dist.ProcessGroup
     data_group: dist.ProcessGroup
+    replica_group: dist.ProcessGroup
+    """Ranks with the same weights, experts apart: data- and context-parallel ones."""
+    expert_replica_group: dist.ProcessGroup
+    """Ranks with the same experts."""
 
     @property
     def is_last_stage(self) -> bool:
@@ -82,6 +86,8 @@ def make_mesh(parallel: ParallelConfig, device: str) -> Mesh:
         pipeline_group=ps.get_pipeline_model_parallel_group(),
         context_group=ps.get_context_parallel_group(),
         data_group=ps.get_data_parallel_group(),
+        replica_group=ps.get_data_parallel_group(with_context_parallel=True),
+        expert_replica_group=ps.get_expert_data_parallel_group(),
     )
 
 

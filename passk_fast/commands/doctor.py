@@ -75,7 +75,8 @@ def _history(entries: list[Entry]) -> list[str]:
         return ["history: there is no ledger: an older version ran."]
     lines = [
         f"history: {_many(counts['start'], 'start')} at step 0, "
-        f"{_many(counts['resume'], 'resume')}, {_many(counts['restart'], 'restart')} by itself, {_many(counts['fault'], 'fault')}, "
+        f"{_many(counts['resume'], 'resume')}, {_many(counts['restart'], 'restart')} by itself, "
+        f"{_many(counts['fault'], 'fault')}, "
         f"from {_when(entries[0])} to {_when(entries[-1])}"
     ]
     begun = [entry for entry in entries if entry["event"] in ("start", "resume")]

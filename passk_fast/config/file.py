@@ -43,6 +43,7 @@ _FREE_FIELDS = (
     "parallel.context",
     "parallel.expert",
     "parallel.recompute",
+    "parallel.check_replicas_every",
     "rollout.tensor",
     "rollout.dedicated_ranks",
     "rollout.max_num_seqs",

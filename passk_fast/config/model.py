@@ -141,6 +141,9 @@ class ParallelConfig:
     attention, "full" recomputes whole layers."""
     distributed_optimizer: bool = True
     """Shards the optimizer state over data-parallel ranks (ZeRO-1)."""
+    check_replicas_every: int = 100
+    """Steps between two comparisons of the weights of data-parallel replicas, by checksum; a
+    difference ends the run with exit code 30. 0: never."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -151,6 +154,11 @@ class ParallelConfig:
             context=self.context,
             expert=self.expert,
             expert_tensor=self.expert_tensor,
+        )
+        require(
+            self.check_replicas_every >= 0,
+            "parallel.check_replicas_every must be 0 (never) or more, got "
+            f"{self.check_replicas_every}.",
         )
         require(
             self.virtual_pipeline == 1 or self.pipeline > 1,

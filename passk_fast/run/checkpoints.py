@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from passk_fast.actor.actor import Actor
 from passk_fast.checkpoint import megatron
+from passk_fast.checkpoint.finite import check_finite
 from passk_fast.checkpoint.manifest import verify_checkpoint
 from passk_fast.checkpoint.store import CheckpointStore, disk_errors
 from passk_fast.process_group import from_rank_0
@@ -33,14 +34,18 @@ class Checkpoints:
         self._store, self._actor, self._trainer, self._inputs = store, actor, trainer, inputs
 
     def save(self, record: Mapping[str, object]) -> None:
-        """Write a checkpoint of the step, unless there is one. DiskError where it has no room.
+        """Write a checkpoint of the step, unless there is one. `record` is the step's, of JSON
+        values.
 
-        `record` is the step's, of JSON values.
+        Raises:
+            DivergedError: a weight or a moment is not finite; nothing is written.
+            DiskError: there is no room.
         """
         trainer, rank = self._trainer, self._actor.mesh.rank
         step = trainer.progress.step
         if self._store.path(step).exists():
             return
+        check_finite(self._actor, step)
 
         def make_room() -> str:
             weights = self._actor.num_weights * _BYTES_PER_PARAMETER[self._actor.config.model.dtype]

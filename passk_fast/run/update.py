@@ -66,6 +66,9 @@ class PolicyUpdate:
                 minibatches.append(self._with_logprobs(minibatch))
         with clock.span("train"):
             results = [self._optimize(minibatch) for minibatch in minibatches]
+            every = self._config.parallel.check_replicas_every
+            if every and (self._progress.step + 1) % every == 0:
+                self._actor.check_replicas()
         gap = None if batch.off_policy_steps else self._checked_gap(minibatches, results)
         return UpdateReport(
             results=[result for result in results if result is not None],

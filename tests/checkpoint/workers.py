@@ -21,9 +21,10 @@ from megatron.core.dist_checkpointing.serialization import get_default_save_shar
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from passk_fast.checkpoint import megatron
+from passk_fast.checkpoint.finite import check_finite, named_tensors
 from passk_fast.checkpoint.manifest import CorruptCheckpointError
 from passk_fast.config import ModelConfig
-from passk_fast.errors import DiskError
+from passk_fast.errors import DiskError, DivergedError
 from tests.actor.workers import make_sequences, model_shape, run_config, train_steps
 
 
@@ -58,14 +59,14 @@ def stored_keys(kind: str, folder: str, dtype: str) -> tuple[set[str], bool]:
     return keys, not stored <= held
 
 
-def typed_actor(kind: str, folder: str, dtype: str) -> Any:
+def typed_actor(kind: str, folder: str, dtype: str, **parallel: Any) -> Any:
     """An actor of a data type after one step."""
     from passk_fast.actor.actor import Actor
     from passk_fast.actor.mesh import drop_mesh, make_mesh
 
     warnings.simplefilter("ignore")
     drop_mesh()
-    config = replace(run_config({}, 4096), model=ModelConfig(dtype=dtype))
+    config = replace(run_config(parallel, 4096), model=ModelConfig(dtype=dtype))
     actor = Actor(config, model_shape(kind), make_mesh(config.parallel, "cpu"))
     actor.load_folder(folder)
     _step(actor)
@@ -170,6 +171,37 @@ def refusals(kind: str, folder: str, parallel: dict[str, Any], root: str) -> dic
 def _made(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def found_not_finite(
+    kind: str, folder: str, dtype: str, parallel: dict[str, Any], bad: float
+) -> list[tuple[str, str, str]]:
+    """(kind of tensor and rank, what should be said, what the check says) after one value of the
+    last tensor of each kind is lost on each rank in turn; first with all of them as they should."""
+    actor = typed_actor(kind, folder, dtype, **parallel)
+    found = [("nothing", "", _said(actor))]
+    for key in ("the weight", "the main weight", "exp_avg of", "exp_avg_sq of"):
+        named = [(name, tensor) for name, tensor in named_tensors(actor) if name.startswith(key)]
+        for bad_rank in range(dist.get_world_size() if named else 0):
+            name, tensor = named[-1]
+            value = tensor.data.view(-1)[-1]
+            kept = value.clone()
+            if dist.get_rank() == bad_rank:
+                value.fill_(bad)
+            names = [""] * dist.get_world_size()
+            dist.all_gather_object(names, name)
+            want = f"After step 7 {names[bad_rank]} on rank {bad_rank} holds NaN or inf"
+            found.append((f"{key} {bad_rank}", want, _said(actor)))
+            value.copy_(kept)
+    return found
+
+
+def _said(actor: Any) -> str:
+    try:
+        check_finite(actor, 7)
+    except DivergedError as error:
+        return str(error)
+    return ""
 
 
 def open_file_error(kind: str, folder: str, save: str) -> str:
