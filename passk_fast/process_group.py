@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore
 
 from passk_fast.errors import ConfigError, PasskError
 from passk_fast.host_memory import keep_freed_memory
@@ -16,6 +18,9 @@ from passk_fast.host_memory import keep_freed_memory
 T = TypeVar("T")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """torch's back ends by device."""
+LOOPBACK = "127.0.0.1"
+_BACKLOG = 4096
+"""Connections that may wait for the store: every rank comes at once."""
 
 
 def pick_device(wanted: str) -> str:
@@ -33,13 +38,39 @@ def start_process_group(device: str, timeout_s: int) -> None:
     """
     if device == "cpu":
         keep_freed_memory()
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "0")
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
+    alone = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": "0", "WORLD_SIZE": "1"}
+    for name, value in (alone | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+        os.environ.setdefault(name, value)
     use_own_gpu(device)
-    dist.init_process_group(BACKENDS[device], timeout=timedelta(seconds=timeout_s))
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    timeout = timedelta(seconds=timeout_s)
+    store = join_store(rank, world, timeout)
+    dist.init_process_group(
+        BACKENDS[device], store=store, rank=rank, world_size=world, timeout=timeout
+    )
+
+
+def join_store(rank: int, world: int, timeout: timedelta) -> TCPStore:
+    """The store at which the ranks meet; rank 0 serves it. All ranks of the job call it.
+
+    It listens on one address: loopback where all ranks are on this host, else torchrun's
+    MASTER_ADDR. (The `TCPStore` that torch makes by itself listens on every interface, and answers
+    whoever asks.) On one host gloo and NCCL are kept to loopback as well.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == world:
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ[name] = "lo"
+        address = LOOPBACK
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or rank != 0:
+        return TCPStore(address, port, world, False, timeout)
+    family, kind, protocol, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(place)
+    listener.listen(_BACKLOG)
+    port = int(listener.getsockname()[1])
+    return TCPStore(address, port, world, True, timeout, master_listen_fd=listener.detach())
 
 
 def use_own_gpu(device: str) -> None:

@@ -29,11 +29,16 @@ def run(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from passk_fast.cluster import loopback
+
     if os.environ.get("LOGLEVEL", "ERROR").upper() in ("ERROR", "CRITICAL"):
         logging.disable(logging.ERROR)
     os.environ[PARENT] = str(os.getpid())  # of the workers
     try:
-        torchrun.run(torchrun.parse_args(arguments))
+        options = torchrun.parse_args(arguments)
+        if options.standalone:
+            loopback.take_over(options)
+        torchrun.run(options)
     except ChildFailedError as error:
         failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
         return exit_code(failure.exitcode for _, failure in failures)

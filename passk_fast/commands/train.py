@@ -72,7 +72,9 @@ def command(arguments: list[str]) -> ExitCode:
         clear_exit_code(folder)
         given = again if before else arguments
         returned = start_ranks(processes, "passk_fast.commands.train", given, signals)
-        if is_owned(folder):  # another run was faster: rank 0 has said so, and left no code there
+        # Another run was faster: rank 0 has said so, and left no code there. (For a moment killed
+        # ranks hold the lock as well.)
+        if returned == ExitCode.BAD_CONFIG and is_owned(folder):
             return ExitCode.BAD_CONFIG
         try:
             return code_of_ranks(returned, folder, _UNSAID)

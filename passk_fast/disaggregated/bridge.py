@@ -22,12 +22,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import GroupName
-from torch.distributed.rendezvous import rendezvous
 
 from passk_fast.disaggregated import store_watch
 from passk_fast.disaggregated.store_watch import StoreWatch
 from passk_fast.errors import LostRankError
-from passk_fast.process_group import BACKENDS, use_own_gpu
+from passk_fast.process_group import BACKENDS, join_store, use_own_gpu
 from passk_fast.weights.mesh import RolloutMesh
 
 _NAME = "bridge"
@@ -139,7 +138,7 @@ def join(device: str, timeout_s: int, num_rollouts: int) -> Bridge:
     timeout, trainers = timedelta(seconds=timeout_s), world - num_rollouts
     is_rollout = rank >= trainers
     use_own_gpu(device)
-    store, _, _ = next(rendezvous("env://", rank, world, timeout=timeout))
+    store = join_store(rank, world, timeout)
     name, first, size = (
         ("rollout", trainers, num_rollouts) if is_rollout else ("trainer", 0, trainers)
     )
