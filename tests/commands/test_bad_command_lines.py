@@ -1,4 +1,4 @@
-"""Bad command lines of every command: one paragraph that names the option, a code that says why, at once."""
+"""Bad command lines of every command: one paragraph, and a code that says why."""
 
 from __future__ import annotations
 
