@@ -185,7 +185,8 @@ def _base(layer: Layer, name: object) -> Layer:
 
 def _read(file: Path) -> tuple[dict[str, object], tuple[str, ...]]:
     try:
-        if file.exists() and not file.is_file():  # a pipe may never end, and ranks read it again
+        # A pipe may never end, and ranks read the file again.
+        if file.exists() and not (file.is_file() or file.is_dir()):
             raise ConfigError(f"{file}: not a regular file; the configuration is a TOML file.")
         text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
