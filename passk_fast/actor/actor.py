@@ -6,6 +6,7 @@ depend on how sequences are split over ranks, micro-batches, pipeline stages or 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
@@ -23,6 +24,7 @@ from passk_fast.actor import loss as losses
 from passk_fast.actor.attention import packed_params
 from passk_fast.actor.batches import moved_to, with_step_size
 from passk_fast.actor.cpu.megatron_shim import megatron_scope
+from passk_fast.actor.gradients import GradientWatch
 from passk_fast.actor.head import hidden_output, uses_fused_head
 from passk_fast.actor.logprob_gap import GAP_PARTS, LogprobGap
 from passk_fast.actor.mesh import Mesh
@@ -30,7 +32,7 @@ from passk_fast.actor.model import build_chunks, uses_transformer_engine
 from passk_fast.actor.moe.experts import routers_of
 from passk_fast.actor.moe.router import RouterWatch
 from passk_fast.actor.moe.routing_replay import RoutingReplay
-from passk_fast.actor.optimizer import make_optimizer, wrap
+from passk_fast.actor.optimizer import make_optimizer, take_step, wrap
 from passk_fast.actor.replicas import check_replicas
 from passk_fast.config import OptimConfig, RunConfig
 from passk_fast.data import packing
@@ -59,10 +61,13 @@ class StepResult:
     grad_norm: float
     """Norm before clipping; NaN or inf when the step was skipped."""
     applied: bool
-    """False when a gradient was not finite: weights and optimizer are unchanged."""
+    """False when a gradient was not finite, or the norm too large: weights and optimizer are
+    unchanged."""
     gap: LogprobGap | None
     """Of the policy loss; None where no token counted, and for cross-entropy."""
     micro_batches: int
+    bad_gradient: str = ""
+    """Parameter and rank whose gradient is not finite, in words; empty where all are finite."""
 
 
 class Actor:
@@ -100,7 +105,8 @@ class Actor:
         self.fused_head = uses_fused_head(config, mesh.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.chunks = wrap(build_chunks(shape, config, mesh), config, mesh.device)
+            chunks, self._gradients = build_chunks(shape, config, mesh), GradientWatch()
+            self.chunks = wrap(chunks, config, mesh.device, self._gradients.look)
             self.optimizer = make_optimizer(self.chunks, config, self.optim, mesh.device)
         routers = [router for chunk in self.chunks for router in routers_of(chunk)]
         self.routers = RouterWatch(routers, config.algorithm.balance_bias_rate)
@@ -298,11 +304,17 @@ class Actor:
         return batches
 
     def policy_step(
-        self, batches: list[PackedBatch], *, denominator: float, lr: float
+        self,
+        batches: list[PackedBatch],
+        *,
+        denominator: float,
+        lr: float,
+        largest_norm: float = math.inf,
     ) -> StepResult:
-        """One optimizer step of the clipped policy loss."""
+        """One optimizer step of the clipped policy loss; none where the gradient's norm is above
+        `largest_norm`."""
         make = partial(losses.policy_loss, settings=self.settings, denominator=denominator)
-        return self._step(batches, make, lr)
+        return self._step(batches, make, lr, largest_norm)
 
     def supervised_step(
         self, batches: list[PackedBatch], *, denominator: float, lr: float
@@ -325,33 +337,28 @@ class Actor:
         results = self.run_schedule(self.chunks, batches, make_loss, forward_only=False)
         return cast(list[LossMetrics], results)
 
-    def _step(self, batches: list[PackedBatch], make_loss: LossBuilder, lr: float) -> StepResult:
+    def _step(
+        self,
+        batches: list[PackedBatch],
+        make_loss: LossBuilder,
+        lr: float,
+        largest_norm: float = math.inf,
+    ) -> StepResult:
         results = self.backward(batches, make_loss)
-        finite = self._gradients_finite()
-        grad_norm = float("nan")
-        if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_mult", 1.0)
+        bad, grad_norm, applied = self._gradients.place(self.chunks), math.nan, False
+        if not bad:
             with megatron_scope(self.mesh.device):
-                _, norm, _ = self.optimizer.step()
-            grad_norm = float(norm) if norm is not None else float("nan")
-        seen = self.routers.finish(self.mesh, applied=finite) | self.routing.take_counts()
+                grad_norm, applied = take_step(self.optimizer, lr, largest_norm)
+        seen = self.routers.finish(self.mesh, applied=applied) | self.routing.take_counts()
         sums, gap = self.reduce_metrics(results, seen)
         return StepResult(
             sums=sums,
             grad_norm=grad_norm,
-            applied=finite,
+            applied=applied,
             gap=gap,
             micro_batches=len(batches),
+            bad_gradient=bad,
         )
-
-    def _gradients_finite(self) -> bool:
-        bad = torch.zeros((), dtype=torch.float32, device=self.mesh.torch_device)
-        for chunk in self.chunks:
-            for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
-                bad += (~torch.isfinite(buffer.grad_data.sum(dtype=torch.float64))).float()
-        dist.all_reduce(bad, op=dist.ReduceOp.MAX)
-        return not bool(bad > 0)
 
     def reduce_metrics(
         self, results: list[LossMetrics], more: dict[str, float] | None = None

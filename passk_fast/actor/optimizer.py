@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
+import torch
+import torch.distributed as dist
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -18,9 +21,15 @@ from passk_fast.config import OptimConfig, RunConfig
 
 
 def wrap(
-    chunks: Sequence[GPTModel], config: RunConfig, device: str
+    chunks: Sequence[GPTModel],
+    config: RunConfig,
+    device: str,
+    before_reduction: Callable[[list[DistributedDataParallel]], None] | None = None,
 ) -> list[DistributedDataParallel]:
-    """The chunks with float32 gradient buffers, reduced over data-parallel ranks; a collective."""
+    """The chunks with float32 gradient buffers, reduced over data-parallel ranks; a collective.
+
+    `before_reduction` is called with them when they hold this rank's own gradients of a step.
+    """
     model_config = chunks[0].config
     # Sums, not means: the loss carries the global denominator already.
     model_config.calculate_per_token_loss = True
@@ -40,6 +49,8 @@ def wrap(
     def finalize(
         model: list[DistributedDataParallel], num_tokens: object = None, **kwargs: object
     ) -> None:
+        if before_reduction is not None:
+            before_reduction(model)
         finalize_model_grads(model, None, **kwargs)
 
     model_config.finalize_model_grads_func = finalize
@@ -65,3 +76,18 @@ def make_optimizer(
     )
     with megatron_scope(device):
         return get_megatron_optimizer(settings, chunks, use_gloo_process_groups=device != "meta")
+
+
+def take_step(optimizer: MegatronOptimizer, lr: float, largest_norm: float) -> tuple[float, bool]:
+    """(norm of the whole gradient, whether weights were updated: not where the norm is above
+    `largest_norm`). A collective, inside of `megatron_scope`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_mult", 1.0)
+    if largest_norm < math.inf:
+        optimizer.prepare_grads()  # `step` does it again, with the same result
+        norm = torch.tensor(float(optimizer.get_grad_norm()), dtype=torch.float64)
+        dist.all_reduce(norm, op=dist.ReduceOp.MAX)  # ranks must not disagree
+        if norm > largest_norm:
+            return float(norm), False
+    _, grad_norm, _ = optimizer.step()
+    return math.nan if grad_norm is None else float(grad_norm), True

@@ -6,10 +6,13 @@ E[sum_i A_i grad log pi(y_i)] = grad E[max of k], `pkpo_centred` after multiplyi
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from jaxtyping import Float64
 
 from passk_fast.advantage.gaps import GapWeights
-from passk_fast.advantage.subsets import share_beyond, share_within
+from passk_fast.advantage.subsets import Floats, share_beyond, share_within
 
 
 def _refuse_normalising(normalise: float) -> None:
@@ -40,7 +43,7 @@ def s(n: int, k: int, *, normalise: float = 0) -> GapWeights:
     scale = k / n
     # P(max of I >= g_(t)) is 1 for i at or above t, else 1 - C(t - 2, k - 1) / C(n - 1, k - 1).
     down = scale * share_beyond(n - 1, k - 1)[t - 2]
-    return GapWeights(base=scale, up_T=np.full(n - 1, scale), down_T=down)
+    return GapWeights(base=scale, up_T=np.zeros(n - 1), down_T=down, first=k)
 
 
 def sloo(n: int, k: int, *, normalise: float = 0) -> GapWeights:
@@ -52,17 +55,26 @@ def sloo(n: int, k: int, *, normalise: float = 0) -> GapWeights:
     """
     _refuse_normalising(normalise)
     _refuse_full_k("pkpo_sloo", n, k)
-    a = centred(n, k)
     t = np.arange(2, n + 1)
-    # E[max of I | i not in I] = g_(1) + sum of gap_t * P(max >= g_(t)): t - 1 of the other n - 1
-    # responses lie below the gap for i above it, t - 2 for i below.
-    beyond = share_beyond(n - 1, k)
+    # sloo_i = k / n a_i - rest E[max of I | i not in I], which lies below gap t with probability
+    # C(t - 1, k) / C(n - 1, k) for i above the gap, C(t - 2, k) / C(n - 1, k) for i below.
     rest = k / (n * (n - 1))
     return GapWeights(
         base=-rest,
-        up_T=k / n * a.up_T - rest * beyond[t - 1],
-        down_T=k / n * a.down_T - rest * beyond[t - 2],
+        up_T=k / (n - 1) * share_within(n - 1, k)[t - 1],
+        down_T=k / n * centred(n, k).down_T - rest * share_beyond(n - 1, k)[t - 2],
+        first=k,
+        total_T=rest * _n_times_share_less_one(n, k),
     )
+
+
+def _n_times_share_less_one(n: int, k: int) -> Float64[Floats, " {n-1}"]:
+    """n C(m, k) / C(n - 1, k) - 1 for m = 1..n - 1, in whole numbers: it changes its sign."""
+    whole = math.comb(n - 1, k)
+    counts = [0] * (k - 1) + [1]
+    for m in range(k + 1, n):
+        counts.append(counts[-1] * m // (m - k))
+    return np.array([(n * count - whole) / whole for count in counts])
 
 
 def sloo_minus_one(n: int, k: int, *, normalise: float = 0) -> GapWeights:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+
 from passk_fast.advantage import binary, pkpo, real, sampled
 from passk_fast.advantage.gaps import GapWeights, advantages_of, table_of
 from passk_fast.advantage.subsets import Floats
@@ -102,9 +104,12 @@ def check(name: str, n: int, k: int, options: Mapping[str, float]) -> Estimator:
         ValueError: unknown estimator or option, n below 2, or k outside 1..n.
     """
     found = find(name)
+    for letter, value in (("n", n), ("k", k)):
+        if not _is_whole(value):
+            raise ValueError(f"{letter} must be a whole number, got {value!r}.")
     if n < 2:
         raise ValueError(f"n must be at least 2, got {n}.")
-    if isinstance(k, bool) or k != int(k) or not 1 <= k <= n:
+    if not 1 <= k <= n:
         raise ValueError(f"k must be between 1 and n = {n}, got {k}.")
     for option in options:
         if option not in found.options:
@@ -113,3 +118,8 @@ def check(name: str, n: int, k: int, options: Mapping[str, float]) -> Estimator:
                 f"option {option!r} is not one of estimator {name!r}; its options: {known}."
             )
     return found
+
+
+def _is_whole(value: object) -> bool:
+    """A Python or NumPy integer, not a bool and not 8.0."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

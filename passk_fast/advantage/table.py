@@ -14,9 +14,10 @@ from passk_fast.advantage.subsets import Floats
 
 Rewards = Sequence[Sequence[float]] | np.ndarray
 """[P, N], as a caller may hold them."""
+_LARGEST = 1e300
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256, typed=True)
 def _table(estimator: str, n: int, k: int, options: tuple[tuple[str, float], ...]) -> Floats:
     found = check(estimator, n, k, dict(options))
     if found.table is None:
@@ -45,7 +46,9 @@ def table(estimator: str, n: int, k: int, **options: float) -> Float64[Floats, "
 
 
 def _checked(rewards_PN: Rewards) -> Float64[Floats, "P N"]:
-    """Rewards as finite float64 [P, N]."""
+    """Rewards as finite float64 [P, N]; tensors of any kind and device are taken."""
+    if hasattr(rewards_PN, "detach"):
+        rewards_PN = rewards_PN.detach().double().cpu().numpy()
     if not isinstance(rewards_PN, np.ndarray):
         sizes = [len(row) if hasattr(row, "__len__") else -1 for row in rewards_PN]
         other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
@@ -54,7 +57,10 @@ def _checked(rewards_PN: Rewards) -> Float64[Floats, "P N"]:
                 f"rewards must be [P, N] with groups of one size: group 0 has {sizes[0]} "
                 f"responses, group {other} has {sizes[other]}."
             )
-    rewards = np.asarray(rewards_PN, dtype=np.float64)
+    given = np.asarray(rewards_PN)
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"rewards must be real numbers, got {given.dtype}.")
+    rewards = given.astype(np.float64)
     if rewards.ndim != 2:
         raise ValueError(f"rewards must be [P, N], got shape {rewards.shape}.")
     finite = np.isfinite(rewards)
@@ -62,6 +68,12 @@ def _checked(rewards_PN: Rewards) -> Float64[Floats, "P N"]:
         p, i = np.argwhere(~finite)[0]
         raise ValueError(
             f"rewards must be finite, got {rewards[p, i]} for prompt {p}, response {i}."
+        )
+    if rewards.size and np.abs(rewards).max() > _LARGEST:
+        p, i = np.unravel_index(np.abs(rewards).argmax(), rewards.shape)
+        raise ValueError(
+            f"rewards must be within +-{_LARGEST:g}, got {rewards[p, i]:g} for prompt {p}, "
+            f"response {i}: sums of larger ones leave float64's range."
         )
     return rewards
 
@@ -78,8 +90,8 @@ def advantages(
     `passk_bootstrap` also takes `seed`.
 
     Raises:
-        ValueError: as `table`; rewards that are not [P, N] or not finite; rewards other than 0
-            and 1 for an estimator of binary rewards.
+        ValueError: as `table`; rewards that are not [P, N], no real numbers, not finite or beyond
+            1e300; rewards other than 0 and 1 for an estimator of binary rewards.
     """
     rewards = _checked(rewards_PN)
     found = check(estimator, rewards.shape[1], k, options)

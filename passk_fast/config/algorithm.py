@@ -281,6 +281,11 @@ class OptimConfig:
     max_bad_steps: int = 3
     """Stops the run after this many steps in a row with a NaN or infinite gradient; each such step
     leaves the weights unchanged."""
+    spike_factor: float = 10.0
+    """Warns of a gradient norm above this many times the median of the last 100 optimizer steps,
+    once there were 20. 0 turns it off."""
+    skip_spikes: bool = False
+    """Skips the update of such a step: weights and optimizer stay as they are."""
 
     def __post_init__(self) -> None:
         require_finite("optim", self)
@@ -291,6 +296,15 @@ class OptimConfig:
         require(
             0 <= self.min_lr_ratio <= 1,
             f"optim.min_lr_ratio must be in [0, 1], got {self.min_lr_ratio}.",
+        )
+        require(
+            self.spike_factor == 0 or self.spike_factor > 1,
+            f"optim.spike_factor must be 0 or above 1, got {self.spike_factor}.",
+        )
+        require(
+            self.spike_factor > 0 or not self.skip_spikes,
+            "optim.skip_spikes has no effect with optim.spike_factor = 0, which says what a spike "
+            "is.",
         )
         require(
             self.min_lr_ratio == 0 or self.schedule == "cosine",

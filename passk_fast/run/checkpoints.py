@@ -57,6 +57,7 @@ class Checkpoints:
             "progress": asdict(trainer.progress),
             "sampling": trainer.sampling.state_dict(),
             "schedule": trainer.schedule.state_dict(),
+            "gradient_norms": trainer.guards.norms.state_dict(),
             "inputs": self._inputs,
             "record": record,
         }

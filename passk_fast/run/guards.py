@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from passk_fast.config import RunConfig
 from passk_fast.data.types import Sequence
 from passk_fast.errors import DivergedError, NoSignalError
 from passk_fast.rollout.dynamic_sampling import SampledBatch
+from passk_fast.run.gradient_norms import GradientNorms
 from passk_fast.run.progress import Progress
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class Guards:
         self._decides, self._allowed = self._bounds.decides(dtype), self._bounds.allowed(dtype)
         self._largest = self._bounds.largest(dtype, device)
         self._warned_of = 0.0
+        self.norms = GradientNorms(config.optim.spike_factor)
+        """Of the last optimizer steps."""
 
     def check_advantages(self, batch: SampledBatch) -> None:
         """NoSignalError after algorithm.max_zero_advantage_steps steps of zero-advantage groups."""
@@ -61,18 +65,47 @@ class Guards:
             f"(algorithm.max_zero_advantage_steps); the mean reward is {reward:.3g}. {advice}"
         )
 
+    @property
+    def largest_norm(self) -> float:
+        """The gradient norm above which the next update is skipped (optim.skip_spikes)."""
+        return self.norms.largest if self._config.optim.skip_spikes else math.inf
+
     def check_update(self, result: StepResult) -> None:
-        """Count an optimizer step; DivergedError at the last of optim.max_bad_steps in a row with
-        gradients that are not finite."""
+        """Count an optimizer step, warn of a skipped one and of a spike of the gradient norm.
+
+        DivergedError at the last of optim.max_bad_steps in a row with gradients that are not
+        finite.
+        """
         progress, limit = self._progress, self._config.optim.max_bad_steps
-        progress.bad_steps = 0 if result.applied else progress.bad_steps + 1
-        progress.skipped_steps += not result.applied
+        bad = result.bad_gradient
+        progress.bad_steps = progress.bad_steps + 1 if bad else 0
+        if not bad:
+            self._check_norm(result)
+            return
+        progress.skipped_steps += 1
+        told = f"Optimizer step {progress.optimizer_step}: {bad} is NaN or inf"
         if progress.bad_steps >= limit:
             raise DivergedError(
-                f"{progress.bad_steps} optimizer steps in a row had a NaN or inf gradient "
-                f"(optim.max_bad_steps = {limit}). The last checkpoint is intact; lower optim.lr "
-                "or look at the samples."
+                f"{told}. That is {progress.bad_steps} optimizer steps in a row with a NaN or inf "
+                f"gradient (optim.max_bad_steps = {limit}). The last checkpoint is intact; lower "
+                "optim.lr or look at the samples."
             )
+        self._warn(
+            f"{told}; the step is skipped. It is number {progress.bad_steps} in a row; {limit} end "
+            "the run."
+        )
+
+    def _check_norm(self, result: StepResult) -> None:
+        norm, usual, optim = result.grad_norm, self.norms.median, self._config.optim
+        if norm > self.norms.largest:
+            self._progress.spikes += 1
+            done = "taken" if result.applied else "skipped (optim.skip_spikes)"
+            self._warn(
+                f"Optimizer step {self._progress.optimizer_step}: the gradient norm is {norm:.3g}, "
+                f"{norm / usual:.3g} times the median of the last steps, {usual:.3g}; above "
+                f"{optim.spike_factor:g} times is a spike (optim.spike_factor). The step is {done}."
+            )
+        self.norms.observe(norm)
 
     def check_logprobs(self, gap: LogprobGap, sequences: SequenceOf[Sequence]) -> None:
         """Compare the log-probs of a step that was sampled with the trainer's weights.

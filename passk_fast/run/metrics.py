@@ -56,6 +56,7 @@ def step_record(
         "sampler_gap": gap_metrics(update.gap, config.logprob_gap.quantile, progress),
         "off_policy_steps": batch.off_policy_steps,
         "skipped_steps": progress.skipped_steps,
+        "gradient_spikes": progress.spikes,
         **update.savings.record(),
     }
 

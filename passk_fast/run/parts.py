@@ -65,6 +65,8 @@ def make_trainer(
     guards = Guards(
         config, device, tokenizer, progress, prints=prints, checks_logprobs=checks_logprobs
     )
+    if state:
+        guards.norms.load_state_dict(state.get("gradient_norms", ()))
     return Trainer(
         config=config,
         engines=engines,

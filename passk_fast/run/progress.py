@@ -19,5 +19,7 @@ class Progress:
     """Steps in a row in which sampler and trainer disagreed more than [logprob_gap] allows."""
     skipped_steps: int = 0
     """All optimizer steps whose gradient was not finite."""
+    spikes: int = 0
+    """All optimizer steps whose gradient norm was a spike (optim.spike_factor)."""
     zero_advantage_steps: int = 0
     """Steps in a row whose groups all had zero advantage."""

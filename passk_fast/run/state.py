@@ -27,6 +27,8 @@ class RunState(TypedDict):
     schedule: ScheduleState
     inputs: NotRequired[Inputs]
     """Checkpoints of earlier versions have none."""
+    gradient_norms: NotRequired[list[float]]
+    """The last ones; earlier versions' checkpoints have none."""
     record: NotRequired[Mapping[str, object]]
     """The step's: a process that dies behind its checkpoint has not reported it. Earlier versions'
     have none."""
@@ -37,15 +39,20 @@ Form = type | tuple[type, ...] | dict[str, "Form"] | list["Form"]
 A key that ends with "?" may be missing; the key "" stands for any number of keys."""
 
 _NUMBER = (int, float)
+_LATER = {"spikes"}
+"""Counters that checkpoints of earlier versions do not have."""
 _ROWS: Form = {"count": int, "in_order": str, "in_any_order": str}
 _FORM: Form = {
-    "progress": {field.name: int for field in dataclasses.fields(Progress)},
+    "progress": {
+        field.name + "?" * (field.name in _LATER): int for field in dataclasses.fields(Progress)
+    },
     "sampling": {
         "order": {"epoch": int, "position": int, "num_prompts": int},
         "informative_share": {"informative": _NUMBER, "sampled": _NUMBER},
         "difficulty": {"num_prompts": int, "rows": [[_NUMBER]]},
     },
     "schedule": {"phase": int, "best": (int, float, type(None)), "waited": int},
+    "gradient_norms?": [_NUMBER],
     "record?": dict,
     "inputs?": {"train": _ROWS, "test": _ROWS, "model": {"": str}},
 }

@@ -110,7 +110,10 @@ class PolicyUpdate:
             return None
         denominator = minibatch.denominator
         result = self._actor.policy_step(
-            minibatch.batches, denominator=denominator, lr=self._learning_rate()
+            minibatch.batches,
+            denominator=denominator,
+            lr=self._learning_rate(),
+            largest_norm=self._guards.largest_norm,
         )
         result.sums["loss"] = result.sums["loss_sum"] / denominator
         self._guards.check_update(result)

@@ -80,6 +80,35 @@ def test_gap_estimators(vector: list[int], name: str, low: int, below: int) -> N
         np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15 * max(map(abs, vector)))
 
 
+GAPS = ["pkpo_s", "pkpo_sloo", "pkpo_sloo_minus_one", "pkpo_centred"]
+
+
+@pytest.mark.parametrize("low", [-1e3, -1e12, -1e16, -1e200])
+@pytest.mark.parametrize("name", GAPS)
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_large_negative_rewards_take_nothing_from_the_others(name: str, low: float, k: int) -> None:
+    """Two rewards like minus infinity, which triples and larger groups never see as their best."""
+    rewards = [low, 1.0, 0.5, low, 2.0]
+    want = [float(_brute(name, list(map(Fraction, rewards)), k, i)) for i in range(5)]
+    got = advantages(name, [rewards], k)[0]
+    # Where a mean of maxima holds a large reward it is large itself.
+    np.testing.assert_allclose(got, want, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize(("n", "k"), [(64, 3), (1000, 100), (4096, 4), (4096, 2048), (4096, 4095)])
+def test_sloo_is_exact_where_it_changes_its_sign(n: int, k: int) -> None:
+    """A correct response among c: s = k / n, and the others fail with C(n - c, k) / C(n - 1, k)."""
+    got = table("pkpo_sloo", n, k)
+    whole, rest = math.comb(n - 1, k), Fraction(k, n * (n - 1))
+    for c in {1, 2, n // 2, n - 2, n - 1, *range(n // k - 2, n // k + 3)}:
+        if not 1 <= c < n:
+            continue
+        without_success = Fraction(math.comb(n - c, k), whole)
+        want = Fraction(k, n) - Fraction(k, n - 1) * (1 - without_success)
+        assert want == rest * (n * without_success - 1)
+        assert got[c, 1] == pytest.approx(float(want), rel=1e-14, abs=0)
+
+
 @pytest.mark.parametrize("vector", VECTORS, ids=str)
 def test_analytic_of_real_rewards(vector: list[int]) -> None:
     """(e_i - rho) / sigma; the square is rational, so only the last root is rounded."""

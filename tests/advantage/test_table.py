@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from itertools import combinations
@@ -190,3 +191,45 @@ def test_bad_arguments(estimator: str, n: int, k: int, words: str) -> None:
 def test_the_shared_table_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="read-only"):
         table("passk", 8, 2)[1, 1] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "words"),
+    [
+        (8.0, 2, "n must be a whole number, got 8.0"),
+        (8, 2.0, "k must be a whole number, got 2.0"),
+        (8, float("nan"), "k must be a whole number, got nan"),
+        (8, "2", "k must be a whole number, got '2'"),
+        (8, True, "k must be a whole number, got True"),
+    ],
+)
+def test_counts_are_whole_numbers(n: Any, k: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        table("passk", n, k)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "words"),
+    [
+        ([["1", "0"]], "rewards must be real numbers, got <U1"),
+        ([[1j, 0]], "rewards must be real numbers, got complex128"),
+        ([[None, 1]], "rewards must be real numbers, got object"),
+        ([[1.7e308, -1.7e308]], "rewards must be within +-1e+300, got 1.7e+308 for prompt 0"),
+        ([[0.5, np.inf]], "rewards must be finite, got inf for prompt 0, response 1"),
+    ],
+)
+def test_rewards_that_are_no_numbers(rewards: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        advantages("rloo", rewards, 1)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "int64", "bool"])
+def test_tensors_are_taken(kind: str) -> None:
+    import torch
+
+    rewards = torch.tensor([[1, 0, 0, 1]]).to(getattr(torch, kind))
+    if rewards.is_floating_point():
+        rewards.requires_grad_()
+    np.testing.assert_array_equal(
+        advantages("passk", rewards, 2), advantages("passk", [[1, 0, 0, 1]], 2)
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from typing import Any, Literal
@@ -120,10 +122,15 @@ def metrics(sampled: SampledBatch, **algorithm: Any) -> dict[str, object]:
     return rollout_metrics(sampled, Schedule(run.algorithm, run.seed), 0, run)
 
 
-def result(applied: bool = True) -> StepResult:
+def result(applied: bool = True, norm: float = 1.0) -> StepResult:
     """Of one optimizer step."""
     return StepResult(
-        sums={"tokens": 1.0}, grad_norm=1.0, applied=applied, gap=None, micro_batches=1
+        sums={"tokens": 1.0},
+        grad_norm=norm if applied else math.nan,
+        applied=applied,
+        gap=None,
+        micro_batches=1,
+        bad_gradient="" if applied else "the gradient of x on rank 3",
     )
 
 
@@ -157,10 +164,14 @@ class RecordingActor:
     mesh = Mesh()
 
     def __init__(
-        self, events: list[str] | None = None, gaps: SequenceOf[LogprobGap | None] = ()
+        self,
+        events: list[str] | None = None,
+        gaps: SequenceOf[LogprobGap | None] = (),
+        norms: Iterable[float] = (),
     ) -> None:
-        """`gaps`: what its optimizer steps report, one after the other; then none."""
-        self.gaps = iter(gaps)
+        """`gaps` and gradient `norms`: what its optimizer steps report, one after the other; then
+        none, and 0.5."""
+        self.gaps, self.norms = iter(gaps), iter(norms)
         self.packed: list[list[Sequence]] = []
         self.denominators: list[float] = []
         self.old_logprobs: list[bool] = []
@@ -178,16 +189,18 @@ class RecordingActor:
         return batches
 
     def policy_step(
-        self, batches: list[PackedBatch], *, denominator: float, lr: float
+        self, batches: list[PackedBatch], *, denominator: float, lr: float, largest_norm: float
     ) -> StepResult:
         self.denominators.append(denominator)
-        self.events.append("optimizer step")
+        norm = next(self.norms, 0.5)
+        applied = norm <= largest_norm
+        self.events.append("optimizer step" if applied else "skipped step")
         sums = {metric.name: 0.0 for metric in TOKEN_METRICS}
         sums["tokens"] = float(sum(s.response_length for s in self.packed[-1]))
         return StepResult(
             sums=sums,
-            grad_norm=0.5,
-            applied=True,
+            grad_norm=norm,
+            applied=applied,
             gap=next(self.gaps, None),
             micro_batches=1,
         )

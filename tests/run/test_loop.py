@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
-from passk_fast.config import CheckpointConfig, EvalConfig, PolicyLoss, RolloutConfig, RunConfig
+from passk_fast.config import (
+    CheckpointConfig,
+    EvalConfig,
+    OptimConfig,
+    PolicyLoss,
+    RolloutConfig,
+    RunConfig,
+)
 from passk_fast.data.types import RolloutGroup, SampleRequest
 from passk_fast.errors import ExitCode
 from passk_fast.report.records import to_line, without_time
@@ -67,12 +75,16 @@ def make(
     state: RunState | None = None,
     kind: type[FakeEngines] = FakeEngines,
     correct: int | None = None,
+    norms: SequenceOf[float] = (),
 ) -> tuple[Trainer, list[str], Listener]:
-    """A trainer of stand-ins, the events that it causes, and its report. `correct`: how many
-    responses of each group are, instead of as many as its number says."""
+    """A trainer of stand-ins, the events that it causes, and its report.
+
+    `correct`: how many responses of each group are, instead of as many as its number says. `norms`
+    are those of its gradients.
+    """
     events: list[str] = []
     report, engines = Listener(events), kind(events)
-    actor: Any = RecordingActor(events)
+    actor: Any = RecordingActor(events, norms=norms)
     tokenizer: Any = Tokenizer()
     order = PromptOrder(PROMPTS, 0)
     data = prompts(PROMPTS)
@@ -96,6 +108,7 @@ def state_of(trainer: Trainer) -> RunState:
                 "progress": asdict(trainer.progress),
                 "sampling": trainer.sampling.state_dict(),
                 "schedule": trainer.schedule.state_dict(),
+                "gradient_norms": trainer.guards.norms.state_dict(),
             }
         )
     )
@@ -187,6 +200,34 @@ def test_a_resumed_run_is_the_uninterrupted_one(ahead: int) -> None:
     ]
     for trainer in (whole, first, second):
         trainer.sampling.close()
+
+
+def updates(events: list[str]) -> list[str]:
+    """The optimizer steps among the events."""
+    return [event for event in events if event.endswith("step")]
+
+
+def test_a_resumed_run_skips_the_spikes_of_the_uninterrupted_one() -> None:
+    norms = [0.5 + 0.001 * i for i in range(30)]
+    norms[20] = norms[24] = 9.0  # one before the checkpoint, one after
+    optim = OptimConfig(spike_factor=4.0, skip_spikes=True)
+    run = replace(configured(steps=30), optim=optim)
+    whole, every, expected = make(run, norms=norms)
+    whole.train()
+    first, before, _ = make(replace(run, steps=24), norms=norms)
+    first.train()
+    done = len(updates(before))  # some steps have nothing to train
+    second, events, after = make(run, state_of(first), norms=norms[done:])
+    second.train()
+
+    assert updates(before) + updates(events) == updates(every)
+    assert [i for i, event in enumerate(updates(every)) if event == "skipped step"] == [20, 24]
+    assert 20 < done <= 24
+    assert [to_line(without_time(record)) for record in after.records] == [
+        to_line(without_time(record)) for record in expected.records[25:]
+    ]
+    assert after.records[-1]["gradient_spikes"] == 2
+    assert second.guards.norms.state_dict() == whole.guards.norms.state_dict()
 
 
 def test_a_signal_saves_and_ends_the_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def test_damaged_and_lost_checkpoints_end_a_run_until_it_is_told_how_to_go_on(
     whole = metrics(folder)
     checkpoints = folder / "checkpoints"
     shutil.copytree(checkpoints, tmp_path / "kept")
+    state = json.loads((checkpoints / "step_00000004" / "state.json").read_text())
+    assert state["gradient_norms"] == [record["grad_norm"] for record in whole[1:]]
     for step in (2, 4):
         (checkpoints / f"step_{step:08d}" / "state.json").write_text("{")
 

@@ -49,6 +49,8 @@ def test_a_runs_own_state_passes(tmp_path: Path) -> None:
     assert read_state_file(folder) == STATE
     older = {key: value for key, value in STATE.items() if key != "inputs"}
     check_checkpoint(save(tmp_path, json.dumps(older)))
+    newer = {**STATE, "gradient_norms": [0.5, 1], "progress": {**STATE["progress"], "spikes": 2}}
+    check_checkpoint(save(tmp_path, json.dumps(newer)))
 
 
 def at(*keys: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -90,6 +92,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "best a list": (lambda s: s["schedule"].update(best=[1]), r"schedule.best is \[1\]"),
     "inputs a list": (lambda s: s.update(inputs=[]), "inputs is no object"),
     "inputs of no rows": (lambda s: s["inputs"].pop("train"), "inputs.train is missing"),
+    "norms of text": (lambda s: s.update(gradient_norms=["1"]), r"gradient_norms\[0\] is '1'"),
     "digest a number": (lambda s: s["inputs"]["model"].update(x=1), "inputs.model.x is 1"),
 }
 
