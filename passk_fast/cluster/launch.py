@@ -61,10 +61,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
     host, colon, port = options.rendezvous.rpartition(":")
-    is_port = port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 1 << 16
+    is_port = port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 1 << 16
     if not (host and colon and is_port):
         raise ConfigError(
-            "--rendezvous must be HOST:PORT with a port from 1 to 65535, got "
+            "--rendezvous must be HOST:PORT with a port of at most 65535, got "
             f"{options.rendezvous!r}."
         )
     for name in ("nodes", "nproc"):
