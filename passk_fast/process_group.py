@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -79,16 +80,57 @@ def use_own_gpu(device: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
+def gather_json(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """`value` of every rank, plain JSON types, in rank order, on every rank. A collective.
+
+    torch's `all_gather_object` unpickles what a peer sends. `group` needs a back end for the CPU;
+    the default is all ranks. Tuples arrive as lists.
+    """
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(sizes, torch.tensor([len(data)]), group=group)
+    longest = int(max(sizes))
+    padded = torch.zeros(longest, dtype=torch.uint8)
+    padded[: len(data)] = data
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded, group=group)
+    return [
+        json.loads(part[: int(size)].numpy().tobytes())
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+
+
+def broadcast_json(value: T) -> T:
+    """Rank 0's `value`, plain JSON types, on every rank. A collective; tuples arrive as lists."""
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    size = torch.tensor([len(data)])
+    dist.broadcast(size, src=0)
+    body = data if dist.get_rank() == 0 else torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(body, src=0)
+    return cast(T, json.loads(body.numpy().tobytes()))
+
+
 def from_rank_0(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank: a collective. A PasskError that it raises there
-    is raised on all ranks."""
-    answer: list[object] = [None]
+    """What `work` returns on rank 0, plain JSON types, on every rank: a collective. A PasskError
+    that it raises there is raised on all ranks."""
+    answer: dict[str, object] = {}
     if dist.get_rank() == 0:
         try:
-            answer = [work()]
+            answer = {"value": work()}
         except PasskError as error:
-            answer = [error]
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], PasskError):
-        raise answer[0]
-    return cast(T, answer[0])
+            broadcast_json({"error": type(error).__name__, "message": str(error)})
+            raise
+    answer = broadcast_json(answer)
+    if "error" in answer:
+        raise _error_named(str(answer["error"]))(answer["message"])
+    return cast(T, answer["value"])
+
+
+def _error_named(name: str) -> type[PasskError]:
+    """The PasskError of this name that this process has imported, else PasskError."""
+    kinds = [PasskError]
+    for kind in kinds:
+        if kind.__name__ == name:
+            return kind
+        kinds += kind.__subclasses__()
+    return PasskError

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from passk_fast.errors import ConfigError
 from passk_fast.process_group import BACKENDS, pick_device, use_own_gpu
+from tests.message_workers import VALUE
+from tests.ranks import RankPool
 
 
 @pytest.mark.parametrize(
@@ -67,3 +70,38 @@ dist.destroy_process_group()
         timeout=120,
     )
     assert done.stdout.split() == ["0", "1", "gloo", "1"], done.stderr
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RankPool]:
+    with RankPool(2) as made:
+        yield made
+
+
+def test_json_is_the_same_on_every_rank(pool: RankPool) -> None:
+    first, second = pool.run("tests.message_workers:values_everywhere")
+    assert first == second
+    gathered, broadcast, worked = first
+    assert [entry["rank"] for entry in gathered] == [0, 1]
+    assert [len(entry["long"]) for entry in gathered] == [0, 1000]
+    assert all({name: entry[name] for name in VALUE} == VALUE for entry in gathered)
+    assert broadcast == gathered[0]
+    assert worked == [0, *VALUE]
+
+
+def test_numbers_without_end_are_carried(pool: RankPool) -> None:
+    assert pool.run("tests.message_workers:infinities") == [[float("-inf"), float("inf")]] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("data", "DataError"), ("corrupt", "CorruptCheckpointError"), ("own", "_OwnError")],
+)
+def test_an_error_of_rank_0_is_everyones(pool: RankPool, kind: str, name: str) -> None:
+    told = (name, f"{kind}: rows.jsonl:3 is broken.")
+    assert pool.run("tests.message_workers:error_everywhere", kind) == [told, told]
+
+
+def test_an_object_is_no_message(pool: RankPool) -> None:
+    for said in pool.run("tests.message_workers:tensor_for_an_object"):
+        assert "not JSON serializable" in said

@@ -40,6 +40,7 @@ from passk_fast.data.context_parallel import context_part
 from passk_fast.data.types import PackedBatch, Sequence
 from passk_fast.model.flops import ModelFlops
 from passk_fast.model.shape import ModelShape
+from passk_fast.process_group import gather_json
 from passk_fast.weights.hf import HFReader
 from passk_fast.weights.layout import Spec
 from passk_fast.weights.megatron import Layout, full_tensors, load, named_parameters
@@ -378,14 +379,12 @@ class Actor:
                     mine[name] = max(mine.get(name, 0.0), float(value))
                 else:
                     mine[name] = mine.get(name, 0.0) + float(value)
-        gathered: list[tuple[dict[str, float], LogprobGap | None]]
-        gathered = [({}, None)] * mesh.world_size
-        dist.all_gather_object(
-            gathered, (mine, LogprobGap.merge([LogprobGap.of(r) for r in spoken]))
-        )
+        gap = LogprobGap.merge([LogprobGap.of(r) for r in spoken])
+        gathered = gather_json((mine, gap and gap.as_json()))
         sums: dict[str, float] = {}
         for other, _ in gathered:
             for name, amount in other.items():
                 both = (sums.get(name, 0.0), amount)
                 sums[name] = max(both) if name in losses.MAXIMA else sum(both)
-        return sums, LogprobGap.merge([gap for _, gap in gathered])
+        gaps = [LogprobGap.from_json(told) for _, told in gathered if told]
+        return sums, LogprobGap.merge(gaps)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from passk_fast.process_group import gather_json
 
 
 def names_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -31,6 +32,5 @@ def found_by_rank(own: str) -> tuple[int, str] | None:
 
     None where `own` is empty on all of them.
     """
-    said = [""] * dist.get_world_size()
-    dist.all_gather_object(said, own)
-    return next(((rank, text) for rank, text in enumerate(said) if text), None)
+    said = enumerate(gather_json(own))
+    return next(((rank, text) for rank, text in said if text), None)

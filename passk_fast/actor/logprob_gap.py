@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +87,17 @@ class LogprobGap:
             counts=np.sum([part.counts for part in known], axis=0),
             worst=max((part.worst for part in known), key=lambda worst: worst.gap),
         )
+
+    def as_json(self) -> dict[str, object]:
+        """For another rank; `from_json` reads it."""
+        counts = self.counts.tolist()
+        return {"total": float(self.total), "counts": counts, "worst": asdict(self.worst)}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> LogprobGap:
+        """What `as_json` gave on another rank."""
+        counts = np.array(told["counts"], dtype=np.int64)
+        return cls(total=told["total"], counts=counts, worst=WorstToken(**told["worst"]))
 
     def behind(self, sequences: int) -> LogprobGap:
         """As part of a step in which so many other sequences come before these."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -19,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,29 +26,11 @@ from passk_fast.cluster.facts import Facts, collect
 from passk_fast.cluster.report import by_node, parse, problems, table
 from passk_fast.errors import ExitCode
 from passk_fast.process import run_rank
+from passk_fast.process_group import gather_json
 
 _PING_PONGS = 20
 _STALE_S = 15.0
 """How long a file of another host may take to be seen: network file systems cache folders."""
-
-
-T = TypeVar("T")
-
-
-def gather_json(value: T) -> list[T]:
-    """`value` of every rank, plain JSON types, in rank order, on every rank. A collective."""
-    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(data)]))
-    longest = int(max(sizes))
-    padded = torch.zeros(longest, dtype=torch.uint8)
-    padded[: len(data)] = data
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return [
-        json.loads(bytes(part[: int(size)].tolist()))
-        for part, size in zip(parts, sizes, strict=True)
-    ]
 
 
 def clock_skew_s(now: Callable[[], float] = time.time) -> float:

@@ -57,18 +57,16 @@ def run(config: RunConfig) -> ExitCode:
         from passk_fast.rollout.vllm.start import prepare_environment
 
         prepare_environment()
-    import torch.distributed as dist
 
     from passk_fast.actor.mesh import make_mesh
     from passk_fast.commands.bench_steps import as_text, measure
-    from passk_fast.process_group import pick_device, start_process_group
+    from passk_fast.process_group import from_rank_0, pick_device, start_process_group
     from passk_fast.report.records import plain
 
     device, rank = pick_device(config.device), own_rank()
     start_process_group(device, config.timeout_s)
-    names = [tempfile.mkdtemp(prefix="passk_bench_") if rank == 0 else ""]
-    dist.broadcast_object_list(names, src=0)
-    config = replace(config, output_dir=names[0])
+    folder = from_rank_0(lambda: tempfile.mkdtemp(prefix="passk_bench_"))
+    config = replace(config, output_dir=folder)
     result = measure(config, make_mesh(config.parallel, device))
     if rank == 0:
         shutil.rmtree(config.output_dir)

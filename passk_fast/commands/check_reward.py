@@ -18,7 +18,8 @@ from passk_fast.commands.arguments import take
 from passk_fast.config import DataConfig
 from passk_fast.data.types import Prompt
 from passk_fast.errors import ConfigError, DataError, ExitCode
-from passk_fast.rollout.verifier_pool import VerifierError, VerifierPool
+from passk_fast.rollout.verdict import VerifierError
+from passk_fast.rollout.verifier_pool import VerifierPool
 from passk_fast.tasks.hostile import HostileOutput, hostile_outputs
 from passk_fast.tasks.registry import Verifier
 from passk_fast.tasks.reward_function import NO_REWARD, RewardFunction

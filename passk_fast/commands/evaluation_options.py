@@ -55,6 +55,7 @@ OBEYED = frozenset(
         "rollout.enforce_eager",
         "rollout.verify_processes",
         "rollout.verify_timeout_s",
+        "rollout.verify_memory_mib",
         "rollout.max_verifier_failures",
     }
 )

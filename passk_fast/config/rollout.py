@@ -71,6 +71,10 @@ class RolloutConfig:
     verify_timeout_s: float = 30.0
     """Deadline in seconds of one verdict in a verifier process, or of those of a group that are
     given together. After it the responses are sampled again, one per group."""
+    verify_memory_mib: int = 1024
+    """MiB of private memory that a verifier process, and each process that it forks, may allocate
+    besides what it has once the verifier is imported. An allocation beyond that is a MemoryError,
+    so a failure of that response. 0 is no limit."""
     max_verifier_failures: float = 0.5
     """Share of a step's responses, in [0, 1], on which the verifier may fail (raise, hang, leave
     its process, give no number in [0, 1]). More end the run with exit code 10; 1 never does."""
@@ -121,6 +125,10 @@ class RolloutConfig:
         require(
             0 <= self.verify_processes <= 1024,
             f"rollout.verify_processes must be in [0, 1024], got {self.verify_processes}.",
+        )
+        require(
+            0 <= self.verify_memory_mib <= 2**24,
+            f"rollout.verify_memory_mib must be in [0, {2**24}], got {self.verify_memory_mib}.",
         )
         require(
             self.verify_timeout_s <= 86_400,

@@ -33,7 +33,8 @@ from passk_fast.rollout.collect import samples_of
 from passk_fast.rollout.engine_protocol import Engine, OpenWeights
 from passk_fast.rollout.groups import GroupTracker
 from passk_fast.rollout.make import make_engine
-from passk_fast.rollout.verifier_pool import VerifierPool, Verify
+from passk_fast.rollout.verdict import Verify
+from passk_fast.rollout.verifier_pool import VerifierPool
 from passk_fast.rollout.wire import encode_samples
 from passk_fast.tasks import Verifier
 from passk_fast.weights.layout import Spec

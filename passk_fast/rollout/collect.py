@@ -18,7 +18,8 @@ from passk_fast.errors import DataError
 from passk_fast.model.tokenizer import encode_checked
 from passk_fast.rollout.engine_protocol import Engine, check_prompt
 from passk_fast.rollout.groups import GroupTracker
-from passk_fast.rollout.verifier_pool import VerifierPool, Verify
+from passk_fast.rollout.verdict import Verify
+from passk_fast.rollout.verifier_pool import VerifierPool
 from passk_fast.rollout.wire import Samples, decode_samples, encode_samples, gather
 
 if TYPE_CHECKING:

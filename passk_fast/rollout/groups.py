@@ -17,13 +17,8 @@ from functools import partial
 import numpy as np
 
 from passk_fast.data.types import Prompt, Rollout
-from passk_fast.rollout.verifier_pool import (
-    GroupVerifier,
-    VerifierError,
-    VerifierPool,
-    Verify,
-    rewards_by,
-)
+from passk_fast.rollout.verdict import GroupVerifier, VerifierError, Verify, rewards_by
+from passk_fast.rollout.verifier_pool import VerifierPool
 
 Key = tuple[int, int]
 """(index of the prompt, number of the response). Numbers from N on replace responses whose verifier

@@ -7,121 +7,51 @@ whatever it forked. Its output is thrown away, and only numbers and texts come b
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import queue
 import signal
+import socket
 import threading
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from multiprocessing.connection import wait
 
-import numpy as np
+import psutil
 
 from passk_fast.config import RolloutConfig
 from passk_fast.data.types import Prompt
+from passk_fast.rollout import verifier_channel as channel
+from passk_fast.rollout.verdict import VerifierError, Verify, as_verifier_error, reward_of
+from passk_fast.rollout.verifier_process import serve
 
-Verify = Callable[[Prompt, str], float]
-"""The reward of a response (its text) to a prompt; expected in [0, 1], and checked."""
 START_S = 120.0
 """How long a process may take to start and to import the verifier."""
-_OUR_FOLDER = str(Path(__file__).parents[1]) + os.sep
-_LONGEST = 500
-"""Characters of an exception's text that are kept."""
-
-
-@runtime_checkable
-class GroupVerifier(Protocol):
-    """A verifier that knows more than how to judge one response."""
-
-    def __call__(self, prompt: Prompt, text: str) -> float:
-        """As `Verify`."""
-
-    def of_group(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[object]:
-        """The rewards of several responses to one prompt, in their order."""
-
-    def wants_groups(self, prompt: Prompt) -> bool:
-        """Whether responses to this prompt are to be judged together."""
-
-    def needs_process(self, prompt: Prompt) -> bool:
-        """Whether the verifier is code that this process must not run itself."""
-
-    def prepare(self) -> None:
-        """Import what verdicts need, before the deadline of the first one runs."""
-
-
-class VerifierError(Exception):
-    """A verifier gave no reward."""
-
-    def __init__(self, kind: str, text: str, where: str = "") -> None:
-        """`kind` is the exception's class or what else happened; `where` its line of code."""
-        super().__init__(": ".join(part for part in (kind, text) if part))
-        self.kind, self.text, self.where = kind, text, where
-
-    def words(self) -> str:
-        """The exception's last line, and where it was raised."""
-        return f"{self} ({self.where})" if self.where else str(self)
-
-
-def reward_of(value: object) -> float:
-    """The value as a reward; ValueError unless it is a number in [0, 1]."""
-    if isinstance(value, bool | int | float | np.number | np.bool_):
-        reward = float(value)
-        if math.isfinite(reward) and 0.0 <= reward <= 1.0:
-            return reward
-    raise ValueError(f"the verifier gave {_short(value)}, not a reward in [0, 1]")
-
-
-def rewards_by(verify: Verify, prompt: Prompt, texts: Sequence[str]) -> list[float]:
-    """Checked rewards of responses to one prompt, in this process.
-
-    Raises:
-        VerifierError: the verifier raised an Exception, or gave no rewards.
-    """
-    try:
-        if isinstance(verify, GroupVerifier) and verify.wants_groups(prompt):
-            rewards = [reward_of(value) for value in verify.of_group(prompt, texts)]
-        else:
-            rewards = [reward_of(verify(prompt, text)) for text in texts]
-        if len(rewards) != len(texts):
-            raise ValueError(f"the verifier gave {len(rewards)} rewards for {len(texts)} responses")
-    except Exception as error:  # a user's verifier may raise anything; it is counted, not hidden
-        raise as_verifier_error(error) from error
-    return rewards
-
-
-def as_verifier_error(error: BaseException) -> VerifierError:
-    """What is kept of an exception: its class, its text and its line of code."""
-    try:
-        text = str(error)[:_LONGEST]
-    except BaseException:  # even `__str__` is the user's own
-        text = "its text cannot be shown"
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith(_OUR_FOLDER)]
-    where = f"{os.path.basename(theirs[-1].filename)}:{theirs[-1].lineno}" if theirs else ""
-    return VerifierError(type(error).__name__, text, where)
+MEMORY_MIB = RolloutConfig().verify_memory_mib
 
 
 class VerifierPool:
     """Worker processes for one verifier; a job that takes over `timeout_s` is ended with its
     process."""
 
-    def __init__(self, verify: Verify, processes: int, timeout_s: float) -> None:
+    def __init__(
+        self, verify: Verify, processes: int, timeout_s: float, memory_mib: int = MEMORY_MIB
+    ) -> None:
         """`verify` must be picklable. Processes start with the first response."""
         self.timeout_s = timeout_s
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._workers = [_Worker(verify, timeout_s, self._jobs) for _ in range(processes)]
+        self._workers = [
+            _Worker(verify, timeout_s, memory_mib, self._jobs) for _ in range(processes)
+        ]
 
     @classmethod
     def of(cls, verify: Verify, settings: RolloutConfig) -> VerifierPool:
         """As the configuration says, and one process at least: a user's function needs one."""
-        return cls(verify, max(1, settings.verify_processes), settings.verify_timeout_s)
+        processes = max(1, settings.verify_processes)
+        return cls(verify, processes, settings.verify_timeout_s, settings.verify_memory_mib)
 
     def submit(self, prompt: Prompt, texts: Sequence[str]) -> Future[list[float]]:
         """A future with the rewards in [0, 1] of responses to a prompt, or a VerifierError."""
@@ -155,14 +85,19 @@ class _Worker:
     """A thread that hands jobs to a process of its own, and replaces it when it is lost."""
 
     def __init__(
-        self, verify: Verify, timeout_s: float, jobs: queue.SimpleQueue[_Job | None]
+        self,
+        verify: Verify,
+        timeout_s: float,
+        memory_mib: int,
+        jobs: queue.SimpleQueue[_Job | None],
     ) -> None:
         self._verify, self._timeout_s, self._jobs = verify, timeout_s, jobs
+        self._memory_mib = memory_mib
         self._thread = threading.Thread(target=self._run, name="verifier", daemon=True)
         self._lock = threading.Lock()
         self._ended = False
         self._process: multiprocessing.process.BaseProcess | None = None
-        self._pipe: Connection | None = None
+        self._socket: socket.socket | None = None
         self._pidfd = -1
 
     def begin(self) -> None:
@@ -193,50 +128,64 @@ class _Worker:
     def _judge(self, job: _Job) -> list[float]:
         if self._process is None:
             self._start()
-        assert self._pipe is not None
+        assert self._socket is not None
         message = json.dumps([vars(job.prompt), job.texts]).encode()
+        deadline = time.monotonic() + self._timeout_s
         try:
-            self._pipe.send_bytes(message)
+            channel.send_job(self._socket, message, self._timeout_s)
+        except TimeoutError:
+            raise self._late(self._timeout_s, "rollout.verify_timeout_s") from None
         except OSError:
             raise self._lost() from None
-        answer = self._answer(self._timeout_s, "rollout.verify_timeout_s")
-        if "rewards" in answer:
-            return [float(reward) for reward in answer["rewards"]]
-        raise VerifierError(*answer["error"])
+        return self._answer(len(job.texts), deadline, "rollout.verify_timeout_s")
 
     def _start(self) -> None:
         # The trainer has threads and a process group: neither survives a fork.
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
+        ours, theirs = socket.socketpair()
         with self._lock:
             if self._ended:
                 raise VerifierError("Stopped", "the run ends")
-            process = context.Process(target=_serve, args=(theirs, self._verify), daemon=True)
+            arguments = theirs, self._verify, self._memory_mib
+            process = context.Process(target=serve, args=arguments, daemon=True)
             process.start()
             assert process.pid is not None
-            self._process, self._pipe = process, ours
+            self._process, self._socket = process, ours
             self._pidfd = os.pidfd_open(process.pid)
         theirs.close()
-        answer = self._answer(START_S, "to start")
-        if "error" in answer:
-            self._lose()
-            raise VerifierError(*answer["error"])
-
-    def _answer(self, timeout_s: float, what: str) -> dict[str, list[str]]:
-        """The process's next message. A child that the verifier forked may hold the pipe open, so
-        the process itself is watched too."""
-        assert self._pipe is not None
-        ready = wait([self._pipe, self._pidfd], timeout_s)
-        if not ready:
-            self._lose()
-            raise VerifierError("TimeoutError", f"no verdict in {timeout_s:g} s ({what})")
         try:
-            if self._pipe in ready or self._pipe.poll():
-                answer: dict[str, list[str]] = json.loads(self._pipe.recv_bytes())
-                return answer
-        except (EOFError, OSError, ValueError):
-            pass
-        raise self._lost()
+            self._answer(0, time.monotonic() + START_S, "to start")
+        except VerifierError:
+            self._lose()
+            raise
+
+    def _answer(self, count: int, deadline: float, what: str) -> list[float]:
+        """The rewards that the process sends next. A child that the verifier forked may hold the
+        socket open, so the process itself is watched too."""
+        assert self._socket is not None
+        start = time.monotonic()
+        ready = wait([self._socket, self._pidfd], max(0.0, deadline - start))
+        if not ready:
+            raise self._late(deadline - start, what)
+        if self._socket not in ready and not wait([self._socket], 0):
+            raise self._lost()
+        try:
+            answer = channel.receive(self._socket, count, deadline)
+            if not isinstance(answer, channel.Failure):
+                return [reward_of(reward) for reward in answer]
+        except TimeoutError:
+            raise self._late(deadline - start, what) from None
+        except (EOFError, OSError):
+            raise self._lost() from None
+        except (channel.BadAnswerError, ValueError):
+            self._lose()
+            told = "the verifier wrote into its process's answers"
+            raise VerifierError("BadAnswer", told) from None
+        raise VerifierError(answer.kind, answer.text, answer.where)
+
+    def _late(self, seconds: float, what: str) -> VerifierError:
+        self._lose()
+        return VerifierError("TimeoutError", f"no verdict in {seconds:.3g} s ({what})")
 
     def _lost(self) -> VerifierError:
         process = self._process
@@ -247,9 +196,13 @@ class _Worker:
         return VerifierError("ProcessEnded", f"the verifier ended its process, exit code {code}")
 
     def _signal(self) -> None:
-        """Kill the process and whatever it forked: it is the leader of their group."""
+        """Kill the process and whatever it forked: it is the leader of their group. Its child, if
+        any, is process 1 of a namespace, with which all others in there end."""
         if self._process is None or self._process.pid is None:
             return
+        with suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children():
+                child.kill()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
@@ -260,60 +213,6 @@ class _Worker:
             if self._process is not None:
                 self._process.join()
                 os.close(self._pidfd)
-            if self._pipe is not None:
-                self._pipe.close()
-            self._process, self._pipe, self._pidfd = None, None, -1
-
-
-def _serve(pipe: Connection, verify: Verify) -> None:
-    """Judge jobs until the pipe is closed."""
-    os.setsid()  # so that Ctrl-C is the trainer's alone, and children can be ended with this one
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sink = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(sink, standard)
-    own = os.getpid()
-    parent = os.getppid()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    pipe.send_bytes(json.dumps(_prepared(verify)).encode())
-    while True:
-        try:
-            values, texts = json.loads(pipe.recv_bytes())
-        except (EOFError, OSError):
-            os._exit(0)
-        try:
-            answer: Mapping[str, list[float] | list[str]] = {
-                "rewards": rewards_by(verify, Prompt(**values), texts)
-            }
-        except BaseException as error:  # SystemExit and KeyboardInterrupt included
-            answer = _told(error)
-        if os.getpid() != own:
-            os._exit(0)  # a child that the verifier forked and let return
-        pipe.send_bytes(json.dumps(answer).encode())
-
-
-def _prepared(verify: Verify) -> dict[str, list[str]]:
-    """The first message: empty, or what the verifier's import raised."""
-    try:
-        if isinstance(verify, GroupVerifier):
-            verify.prepare()
-    except BaseException as error:
-        return _told(error)
-    return {}
-
-
-def _told(error: BaseException) -> dict[str, list[str]]:
-    told = error if isinstance(error, VerifierError) else as_verifier_error(error)
-    return {"error": [told.kind, told.text, told.where]}
-
-
-def _end_with(parent: int) -> None:
-    """Leave when the trainer is gone, however it went."""
-    descriptor = os.pidfd_open(parent)
-    wait([descriptor])
-    os.killpg(os.getpid(), signal.SIGKILL)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+            if self._socket is not None:
+                self._socket.close()
+            self._process, self._socket, self._pidfd = None, None, -1

@@ -87,7 +87,7 @@ def begin(store: CheckpointStore, start: Start, recorded: int) -> Path | None:
     aside where `start` asks for that. Rank 0 looks; a collective. Errors and `recorded` as in
     `find_start`."""
 
-    def look() -> Path | None:
+    def look() -> str | None:
         found = find_start(store, start, recorded, check_checkpoint)
         with disk_errors(store.root):
             if start.fresh:
@@ -95,6 +95,7 @@ def begin(store: CheckpointStore, start: Start, recorded: int) -> Path | None:
             store.root.mkdir(parents=True, exist_ok=True)
         if start.step is not None:
             store.go_back_to(start.step)
-        return found
+        return None if found is None else str(found)
 
-    return from_rank_0(look)
+    folder = from_rank_0(look)
+    return None if folder is None else Path(folder)

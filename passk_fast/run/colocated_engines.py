@@ -15,7 +15,8 @@ from passk_fast.errors import ExitCode
 from passk_fast.rollout.collect import CollectStats, collect_groups
 from passk_fast.rollout.engine_protocol import Engine
 from passk_fast.rollout.make import make_engine
-from passk_fast.rollout.verifier_pool import VerifierPool, Verify
+from passk_fast.rollout.verdict import Verify
+from passk_fast.rollout.verifier_pool import VerifierPool
 from passk_fast.tasks import Verifier
 from passk_fast.weights.mesh import RolloutMesh
 from passk_fast.weights.sync import WeightSync

@@ -29,6 +29,7 @@ from passk_fast.data.types import Sequence
 from passk_fast.errors import DivergedError
 from passk_fast.model.shape import ModelShape
 from passk_fast.model.tokenizer import encode_checked
+from passk_fast.process_group import broadcast_json
 from passk_fast.run.warm_start_rows import encode_demonstrations
 from passk_fast.seeding import seed_for
 from passk_fast.tasks import fresh_solutions
@@ -72,9 +73,7 @@ def warm_start(
         DivergedError: a gradient was not finite.
     """
     target = cache_folder(config)
-    found = [target.is_dir()]
-    dist.broadcast_object_list(found, src=0)
-    if found[0]:
+    if broadcast_json(target.is_dir()):
         say(f"Warm start: using the cached model in {target}")
         return str(target)
     settings = config.warm_start

@@ -129,7 +129,7 @@ def verify(prompt: Prompt, response: str, *, config: DataConfig) -> float:
 
 @dataclass(frozen=True)
 class Verifier:
-    """Every prompt's own task, as a `rollout.verifier_pool.GroupVerifier`; it can be pickled."""
+    """Every prompt's own task, as a `rollout.verdict.GroupVerifier`; it can be pickled."""
 
     config: DataConfig
     always_process: bool = False

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from passk_fast.errors import ConfigError, DivergedError, LostRankError
+from passk_fast.process_group import gather_json
 from passk_fast.weights.placement import Side, Tensors
 from passk_fast.weights.reshard import (
     COLS,
@@ -211,9 +212,7 @@ class Exchange:
                     if self._checksum(rectangle, targets) != next(expected):
                         name = self._tensors.name(tensor)
                         wrong.append((rectangle.name, name, message.peer, self.rank))
-        everyone: list[list[tuple[str, str, int, int]]] = [[]] * dist.get_world_size(self.group)
-        dist.all_gather_object(everyone, wrong, group=self.group)
-        found = [entry for entries in everyone for entry in entries]
+        found = [entry for entries in gather_json(wrong, self.group) for entry in entries]
         if found:
             lines = [
                 f"{name} (holding {tensor}) on rank {there}, from rank {here}"

@@ -15,9 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from passk_fast.cluster.check import check, clock_skew_s, gather_json, send_gb_s, storage
+from passk_fast.cluster.check import check, clock_skew_s, send_gb_s, storage
 from passk_fast.cluster.facts import Facts
 from passk_fast.cluster.report import Limits, parse, problems
+from passk_fast.process_group import gather_json
 from tests.ranks import RankPool
 
 AHEAD_S = (0.0, 5.0, -3.0)

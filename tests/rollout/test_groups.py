@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from passk_fast.advantage import table, zero_advantage_rows
 from passk_fast.data.types import Prompt, Rollout
 from passk_fast.rollout.groups import MISSING, GroupTracker
-from passk_fast.rollout.verifier_pool import VerifierPool, reward_of
+from passk_fast.rollout.verdict import reward_of
+from passk_fast.rollout.verifier_pool import VerifierPool
 
 
 def prompt(i: int) -> Prompt:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import struct
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import pytest
+import torch
 
 from passk_fast.data.types import Prompt, Rollout
+from passk_fast.rollout import verifier_process
 from passk_fast.rollout.groups import GroupTracker
-from passk_fast.rollout.verifier_pool import VerifierError, VerifierPool, rewards_by
+from passk_fast.rollout.verdict import VerifierError, Verify, rewards_by
+from passk_fast.rollout.verifier_pool import VerifierPool
 
 TIMEOUT_S = 2.0
 PROMPT = Prompt(id="p7", text="?", answer="", task="test", columns={"odd": "\ud800"})
@@ -66,11 +74,45 @@ def hostile(prompt: Prompt, text: str) -> float:
             if os.fork() == 0:
                 time.sleep(600)  # holds the pipe open
             os._exit(3)
+        case "leave a process":
+            subprocess.Popen(["sleep", "600"], start_new_session=in_namespace())
+        case "hang and ignore":
+            for number in {*signal.Signals} - {signal.SIGKILL, signal.SIGSTOP}:
+                signal.signal(number, signal.SIG_IGN)
+            time.sleep(600)
+        case "hold":
+            return float(len(bytearray(1536 * 2**20)) > 0)
+        case "print":
+            print("z" * 200 * 2**20)
+        case "a huge error":
+            raise type("E" * 10**6, (Exception,), {})("x" * 200 * 2**20)
+        case "half an answer":
+            for number in range(3, 64):
+                with suppress(OSError):
+                    os.write(number, b"\0\1")
+            time.sleep(600)
+        case "a false count":
+            for number in range(3, 64):
+                with suppress(OSError):
+                    os.write(number, b"\0\xff\xff\xff\xff" + bytes(100))
+            time.sleep(600)
+        case "a false reward":
+            for number in range(3, 64):
+                with suppress(OSError):
+                    os.write(number, struct.pack("<BId", 0, 1, 7.0))
+            time.sleep(600)
         case "thread":
             threading.Thread(target=time.sleep, args=(600,)).start()
         case "input":
             return float(len(sys.stdin.read()))
     return float(text) if text.replace(".", "").isdigit() else 1.0
+
+
+class Reduced:
+    """Unpickled, it would end the process."""
+
+    def __reduce__(self) -> tuple[object, tuple[int, int]]:
+        return os.kill, (os.getpid(), signal.SIGKILL)
 
 
 def rubbish(prompt: Prompt, text: str) -> object:
@@ -82,10 +124,21 @@ def rubbish(prompt: Prompt, text: str) -> object:
         "text": "1",
         "lambda": lambda: 1,
         "unshowable": Unshowable(),
+        "bytes": bytes(200 * 2**20),
+        "tensor": torch.ones(1),
+        "exception": UnshowableError(threading.Lock()),
+        "reduce": Reduced(),
         "true": True,
         "numpy": np.float32(0.5),
     }
     return values[text]
+
+
+@functools.cache
+def in_namespace() -> bool:
+    """Whether verifiers have a PID namespace here; asked in a process of its own."""
+    ask = "from passk_fast.rollout.verifier_process import enter_pid_namespace as enter\n"
+    return subprocess.run([sys.executable, "-c", ask + "exit(not enter())"]).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +158,12 @@ FAILURES = [
     ("killed", "ProcessEnded", "exit code -9"),
     ("fork and leave", "ProcessEnded", "exit code 3"),
     ("hang", "TimeoutError", "no verdict in 2 s"),
+    ("hang and ignore", "TimeoutError", "no verdict in 2 s"),
+    ("half an answer", "TimeoutError", "no verdict in 2 s"),
+    ("a false count", "BadAnswer", "wrote into its process's answers"),
+    ("a false reward", "BadAnswer", "wrote into its process's answers"),
+    ("hold", "MemoryError", "MemoryError"),
+    ("a huge error", "EEEE", "xxxx"),
 ]
 
 
@@ -115,7 +174,8 @@ def test_one_failure_and_the_next_is_judged(
     start = time.monotonic()
     with pytest.raises(VerifierError, match=words) as caught:
         pool.submit(PROMPT, [text]).result()
-    assert caught.value.kind == kind
+    assert caught.value.kind[: len(kind)] == kind
+    assert len(caught.value.words()) < 2000
     if kind == "ProcessEnded":
         assert time.monotonic() - start < 60.0, "seen when it happens, not at a deadline"
     assert pool.submit(PROMPT, ["0.25"]).result() == [0.25]
@@ -128,7 +188,7 @@ def test_a_hang_that_lets_no_signal_in(pool: VerifierPool) -> None:
     assert pool.submit(PROMPT, ["0.25"]).result() == [0.25]
 
 
-@pytest.mark.parametrize("text", ["flood", "fork", "thread", "input"])
+@pytest.mark.parametrize("text", ["flood", "print", "fork", "thread", "input"])
 def test_what_does_no_harm(
     pool: VerifierPool, text: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +209,19 @@ def test_where_it_was_raised_is_told(pool: VerifierPool) -> None:
 
 def test_what_is_no_reward() -> None:
     with VerifierPool(rubbish, processes=1, timeout_s=30.0) as made:
-        for text in ("nan", "none", "minus", "two", "text", "lambda", "unshowable"):
+        for text in (
+            "nan",
+            "none",
+            "minus",
+            "two",
+            "text",
+            "lambda",
+            "unshowable",
+            "bytes",
+            "tensor",
+            "exception",
+            "reduce",
+        ):
             with pytest.raises(
                 VerifierError, match=r"the verifier gave .*, not a reward"
             ) as caught:
@@ -158,23 +230,50 @@ def test_what_is_no_reward() -> None:
         assert made.submit(PROMPT, ["true", "numpy"]).result() == [1.0, 0.5]
 
 
+def _plain() -> Verify:
+    """Called in the verifier's process, before it takes up its work."""
+    verifier_process.enter_pid_namespace = lambda: False
+    return hostile
+
+
+class Plain:
+    """`hostile`, in a process without a namespace."""
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return _plain, ()
+
+    def __call__(self, prompt: Prompt, text: str) -> float:
+        raise AssertionError("it is judged in the process")
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[VerifierPool]:
+    with VerifierPool(Plain(), processes=1, timeout_s=TIMEOUT_S) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [entry for entry in FAILURES if entry[0] in ("raise", "hang", "killed", "fork and leave")],
+)
+def test_failures_where_there_is_no_namespace(
+    plain: VerifierPool, text: str, kind: str, words: str
+) -> None:
+    test_one_failure_and_the_next_is_judged(plain, text, kind, words)
+
+
 def test_no_process_outlives_the_pool() -> None:
-    with VerifierPool(own_pid, processes=1, timeout_s=30.0) as made:
-        (share,) = made.submit(PROMPT, [""]).result()
-        pid = round(share * 2**32)
-        os.kill(pid, 0)
-        waiting = made.submit(PROMPT, ["sleep"])
+    before = set(psutil.Process().children(recursive=True))
+    with VerifierPool(hostile, processes=1, timeout_s=30.0) as made:
+        assert made.submit(PROMPT, ["leave a process"]).result() == [1.0]
+        started = set(psutil.Process().children(recursive=True)) - before
+        assert started
+        waiting = made.submit(PROMPT, ["hang"])
         time.sleep(0.2)
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    left = psutil.wait_procs(started, timeout=10)[1]
+    assert [process for process in left if "resource_tracker" not in str(process.cmdline())] == []
     with pytest.raises(VerifierError):
         waiting.result(timeout=5)
-
-
-def own_pid(prompt: Prompt, text: str) -> float:
-    if text:
-        time.sleep(600)
-    return os.getpid() / 2**32
 
 
 @dataclass(frozen=True)
