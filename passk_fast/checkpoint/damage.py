@@ -46,15 +46,20 @@ def damage(folder: Path) -> Iterator[None]:
 
 
 def _culprit(folder: Path) -> str:
-    """The first file that cannot be read; the index of tensors where all can."""
+    """The first file that cannot be read; the index of tensors where all can.
+
+    Megatron 0.19 has no common.pt: it keeps that in the shards.
+    """
     for name, read in _READERS.items():
+        if name == "common.pt" and (shard := _shard_without_tensors(folder)):
+            return shard
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 read(folder)
-        except Exception:
+        except (Exception, CheckpointException):
             return name
-    return _shard_without_tensors(folder) or ".metadata"
+    return ".metadata"
 
 
 def _read_json(name: str) -> Callable[[Path], object]:
@@ -75,8 +80,8 @@ def _read_index(folder: Path) -> object:
 _READERS: dict[str, Callable[[Path], object]] = {
     "state.json": _read_json("state.json"),
     "metadata.json": _read_json("metadata.json"),
-    "common.pt": _read_common,
     ".metadata": _read_index,
+    "common.pt": _read_common,
 }
 """File -> what reads it and raises where it cannot."""
 

@@ -153,7 +153,9 @@ def refusals(kind: str, folder: str, parallel: dict[str, Any], root: str) -> dic
 
     train_steps(kind, folder, parallel, 1, save=str(_made(Path(root) / "whole")))
     said = {}
-    for name, (_, put) in CONTENTS.items():
+    for name, (file, put) in CONTENTS.items():
+        if not (Path(root) / "whole" / file).exists():  # Megatron 0.19 has no common.pt
+            continue
         copy = Path(root) / name
         if dist.get_rank() == 0:
             shutil.copytree(Path(root) / "whole", copy)

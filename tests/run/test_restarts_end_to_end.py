@@ -66,7 +66,10 @@ def below(pid: int, depth: int) -> list[psutil.Process]:
     """The processes `depth` levels below one: 1 is torchrun, 2 are the ranks."""
     found = [psutil.Process(pid)]
     for _ in range(depth):
-        found = [child for process in found for child in process.children()]
+        try:
+            found = [child for process in found for child in process.children()]
+        except psutil.NoSuchProcess:  # it ended meanwhile
+            return []
     return found
 
 
