@@ -17,10 +17,25 @@ class ExitCode(IntEnum):
     NO_SIGNAL = 31
 
 
+_LONGEST = 1200
+"""Characters of a message that are shown: one paragraph, whatever a value holds that it quotes."""
+
+
+def shown(text: str) -> str:
+    """A message as it is shown: of a long one beginning and end."""
+    if len(text) <= _LONGEST:
+        return text
+    left = _LONGEST // 2
+    return f"{text[:left]} [{len(text) - 2 * left} characters left out] {text[-left:]}"
+
+
 class PasskError(Exception):
     """An error whose message is meant for the user: one paragraph, no traceback."""
 
     exit_code = ExitCode.BAD_CONFIG
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class ConfigError(PasskError):

@@ -30,6 +30,7 @@ MODULES = {
 }
 _BACKEND = "passk-fast-named"
 """The rendezvous of `named_rendezvous`, to torchrun."""
+_MOST = 100_000
 _POLL_S = 0.2
 _GRACE_S = 45.0
 """From a worker's failure to this process's end; torchrun gives the others 30 s to leave."""
@@ -62,11 +63,15 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
     host, colon, port = options.rendezvous.rpartition(":")
-    if not (host and colon and port.isdigit()):
-        raise ConfigError(f"--rendezvous must be HOST:PORT, got {options.rendezvous!r}.")
+    is_port = port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 1 << 16
+    if not (host and colon and is_port):
+        raise ConfigError(
+            "--rendezvous must be HOST:PORT with a port of at most 65535, got "
+            f"{options.rendezvous!r}."
+        )
     for name in ("nodes", "nproc"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name} must be 1 or more, got {getattr(options, name)}.")
+        if not 1 <= getattr(options, name) <= _MOST:
+            raise ConfigError(f"--{name} must be from 1 to {_MOST}, got {getattr(options, name)}.")
     return options, options.rest
 
 

@@ -51,8 +51,17 @@ def config_file(arguments: list[str], command: str) -> tuple[str, list[str]]:
     return arguments[0], arguments[1:]
 
 
-def positive(text: str, name: str) -> int:
-    """The value of an option that counts something; ConfigError unless it is a positive number."""
-    if not text.isdigit() or int(text) < 1:
+def positive(text: str, name: str, most: int = 10**9) -> int:
+    """The value of an option that counts something; ConfigError unless it is in 1..most."""
+    number = whole(text)
+    if number is None or number < 1:
         raise ConfigError(f"command line: {name} must be a positive number, got {text!r}.")
-    return int(text)
+    if number > most:
+        raise ConfigError(f"command line: {name} must be at most {most}, got {text}.")
+    return number
+
+
+def whole(text: str) -> int | None:
+    """Decimal digits as a number; None for anything else: signs, superscripts, 5,000 digits."""
+    digits = text.isascii() and text.isdigit() and len(text) <= 18
+    return int(text) if digits else None

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from passk_fast.commands.arguments import take
+from passk_fast.commands.arguments import take, whole
 from passk_fast.commands.evaluation_options import check_overrides, given_fields
 from passk_fast.commands.evaluation_record import (
     EvaluationRecord,
@@ -145,7 +145,7 @@ def parse_samples(text: str) -> dict[str, int]:
     out: dict[str, int] = {}
     for part in text.split(",") if text else ():
         task, _, count = part.partition("=")
-        if not task or not count.isdigit() or int(count) < 1 or task in out:
+        if not task or not whole(count) or task in out:
             raise ConfigError(
                 f"command line: --samples must be like maze=32,exact=8, each task once and a "
                 f"positive number, got {text!r}."

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from passk_fast import __version__
-from passk_fast.errors import ConfigError, PasskError
+from passk_fast.errors import ConfigError, ExitCode, PasskError, shown
 
 COMMANDS = {
     "train": "passk_fast.commands.train",
@@ -81,6 +81,11 @@ def main(arguments: list[str] | None = None) -> None:
     except PasskError as error:
         print(f"error: {error}", file=sys.stderr)
         code = int(error.exit_code)
+    except OSError as error:  # a path that cannot be: too long, a file where a folder should be
+        if error.filename is None:
+            raise
+        print(f"error: {shown(str(error.filename))}: {error.strerror}.", file=sys.stderr)
+        code = int(ExitCode.BAD_CONFIG)
     sys.stdout.flush()
     sys.exit(int(code))
 

@@ -16,6 +16,8 @@ from passk_fast.errors import ExitCode, LostRankError
 from passk_fast.process import PARENT
 
 _MAX_CPU_RANKS = 4
+_MOST_RANKS = 1024
+"""On one machine: more are a slip of the pen that would bring it down."""
 _SIGNALLED = 128
 """torchrun's exit code after a signal is this plus the signal's number, as shells have it."""
 
@@ -38,7 +40,7 @@ def num_processes(config: RunConfig, wanted: str | None) -> int:
     Each has an engine's memory, hence at most _MAX_CPU_RANKS. ConfigError for a bad --nproc.
     """
     if wanted is not None:
-        return positive(wanted, "--nproc")
+        return positive(wanted, "--nproc", _MOST_RANKS)
     parallel, dedicated = config.parallel, config.rollout.dedicated_ranks
     product = parallel.tensor * parallel.pipeline * parallel.context
     gpus = 0 if config.device == "cpu" else num_gpus()

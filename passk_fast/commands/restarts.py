@@ -7,6 +7,7 @@ from pathlib import Path
 
 from passk_fast.checkpoint.store import CheckpointStore
 from passk_fast.cluster.ledger import Entry, note, read_ledger
+from passk_fast.commands.arguments import whole
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.report.records import last_step
 from passk_fast.report.sinks import METRICS_FILE
@@ -19,11 +20,12 @@ def max_restarts(text: str | None) -> int:
     """The value of --max-restarts; ConfigError unless it is a whole number of 0 or more."""
     if text is None:
         return MAX_RESTARTS
-    if not (text.isascii() and text.isdigit() and len(text) < 9):
+    number = whole(text)
+    if number is None:
         raise ConfigError(
             f"command line: --max-restarts must be a whole number of 0 or more, got {text!r}."
         )
-    return int(text)
+    return number
 
 
 def restarted(

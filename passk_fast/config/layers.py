@@ -185,6 +185,9 @@ def _base(layer: Layer, name: object) -> Layer:
 
 def _read(file: Path) -> tuple[dict[str, object], tuple[str, ...]]:
     try:
+        # A pipe may never end, and ranks read the file again.
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ConfigError(f"{file}: not a regular file; the configuration is a TOML file.")
         text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file; the configuration is a TOML file.") from None

@@ -14,6 +14,7 @@ _RECORDS = (
     "tensorboard",
     "samples",
     "curve.png",
+    "curve.svg",
     "eval.json",
     _PREEMPTED,
     "config.toml",

@@ -166,3 +166,9 @@ def test_files_of_another_content_are_damage_and_no_traceback(
             assert text.startswith(f"{tmp_path / name / file} is as it was sealed, but "), name
             assert "\n" not in text
         assert len(said) == len(CONTENTS)
+
+
+def test_what_rank_0_finds_all_ranks_know(two_ranks: RankPool) -> None:
+    run = "tests.checkpoint.workers:what_rank_0_does"
+    assert two_ranks.run(run, False) == [("done by [0]", "")] * 2
+    assert two_ranks.run(run, True) == [("", "bad.pt is missing.")] * 2

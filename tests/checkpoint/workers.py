@@ -25,6 +25,7 @@ from passk_fast.checkpoint.finite import check_finite, named_tensors
 from passk_fast.checkpoint.manifest import CorruptCheckpointError
 from passk_fast.config import ModelConfig
 from passk_fast.errors import DiskError, DivergedError
+from passk_fast.process_group import from_rank_0
 from tests.actor.workers import make_sequences, model_shape, run_config, train_steps
 
 
@@ -222,3 +223,19 @@ def open_file_error(kind: str, folder: str, save: str) -> str:
         except DiskError as error:
             return str(error)
     return ""
+
+
+def what_rank_0_does(fails: bool) -> tuple[str, str]:
+    """(what `from_rank_0` returns, the error it raises) on this rank."""
+    done: list[int] = []
+
+    def work() -> str:
+        done.append(dist.get_rank())
+        if fails:
+            raise CorruptCheckpointError("bad.pt is missing.")
+        return f"done by {done}"
+
+    try:
+        return from_rank_0(work), ""
+    except CorruptCheckpointError as error:
+        return "", str(error)

@@ -25,8 +25,14 @@ HERE = "--nodes 1 --nproc 2 --rendezvous 127.0.0.1:0".split()
     [
         (["--nodes", "2", "--nproc", "1", "--rendezvous", "host", "train"], "must be HOST:PORT"),
         (["--nodes", "2", "--nproc", "1", "--rendezvous", "host:x", "train"], "must be HOST:PORT"),
-        (["--nodes", "0", "--nproc", "1", "--rendezvous", "h:1", "train"], "--nodes must be 1"),
-        (["--nodes", "1", "--nproc", "0", "--rendezvous", "h:1", "train"], "--nproc must be 1"),
+        (
+            ["--nodes", "0", "--nproc", "1", "--rendezvous", "h:1", "train"],
+            "--nodes must be from 1",
+        ),
+        (
+            ["--nodes", "1", "--nproc", "0", "--rendezvous", "h:1", "train"],
+            "--nproc must be from 1",
+        ),
     ],
 )
 def test_options_that_cannot_be(arguments: list[str], message: str) -> None:
@@ -144,28 +150,7 @@ if [ "$1" = show ]; then printf 'node1\\nnode2\\n'; else echo "scontrol $*"; fi
 def test_what_the_slurm_script_calls(
     tmp_path: Path, changes: dict[str, str], code: int, commands: list[str]
 ) -> None:
-    """With stand-ins for srun and scontrol."""
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    root = Path(__file__).parents[2]
-    job = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "SLURM_SUBMIT_DIR": str(root),
-        "SLURM_NNODES": "2",
-        "SLURM_JOB_ID": "123456",
-        "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_GPUS_ON_NODE": "8",
-        "CODE": "0",
-        "PREFLIGHT_CODE": "0",
-    }
-    done = subprocess.run(
-        ["bash", str(root / "launch" / "slurm.sbatch"), "train", "x.toml"],
-        env=job | changes,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = slurm(tmp_path, changes, "train", "x.toml")
     assert done.returncode == code, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == len(commands)
@@ -176,6 +161,41 @@ def test_what_the_slurm_script_calls(
             assert f"launch/torchrun.sh {command} " in line
             assert line.endswith("NODES=2 NPROC=8 RENDEZVOUS=node1:23456")
     assert ("requeued" in done.stderr) == ("requeue" in commands)
+
+
+@pytest.mark.parametrize("given", [["--resume", "20"], ["--resume=20"], ["--fresh"]])
+def test_a_requeued_job_is_not_told_again_where_to_begin(tmp_path: Path, given: list[str]) -> None:
+    words = ["train", "x.toml", *given, "--output-dir", "a b"]
+    for count, kept in (("0", " ".join(words)), ("1", "train x.toml --output-dir a b")):
+        job = {"PREFLIGHT": "0", "SLURM_RESTART_COUNT": count}
+        assert f"launch/torchrun.sh {kept} " in slurm(tmp_path, job, *words).stdout
+
+
+def slurm(
+    folder: Path, changes: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the script of a job, with stand-ins for srun and scontrol."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    root = Path(__file__).parents[2]
+    job = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(root),
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "123456",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_GPUS_ON_NODE": "8",
+        "CODE": "0",
+        "PREFLIGHT_CODE": "0",
+    }
+    return subprocess.run(
+        ["bash", str(root / "launch" / "slurm.sbatch"), *arguments],
+        env=job | changes,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_help_needs_no_other_host() -> None:

@@ -11,6 +11,7 @@ import pytest
 from passk_fast.checkpoint.manifest import CorruptCheckpointError, verify_checkpoint
 from passk_fast.checkpoint.store import CheckpointStore
 from passk_fast.commands.arguments import take_start
+from passk_fast.commands.convert import locate
 from passk_fast.config import CheckpointConfig
 from passk_fast.errors import ConfigError, ExitCode
 from passk_fast.run.folder import move_aside
@@ -98,7 +99,7 @@ def test_what_is_moved_aside_is_a_run_folder_of_its_own(
     store: CheckpointStore, tmp_path: Path
 ) -> None:
     kept = ("LOCK", "exit_code", "initial_model")
-    moved = ("metrics.jsonl", "config.toml", "curve.png", "inputs.json")
+    moved = ("metrics.jsonl", "config.toml", "curve.png", "curve.svg", "inputs.json")
     for name in (*kept, *moved):
         (tmp_path / name).write_text(name)
     assert move_aside(tmp_path) == tmp_path / "abandoned-1"
@@ -106,7 +107,9 @@ def test_what_is_moved_aside_is_a_run_folder_of_its_own(
     assert sorted(path.name for path in (tmp_path / "abandoned-1").iterdir()) == sorted(
         ["checkpoints", *moved]
     )
-    verify_checkpoint(tmp_path / "abandoned-1" / "checkpoints" / "step_00000020")
+    newest = tmp_path / "abandoned-1" / "checkpoints" / "step_00000020"
+    verify_checkpoint(newest)
+    assert locate(tmp_path / "abandoned-1") == (tmp_path / "abandoned-1", newest)
     assert move_aside(tmp_path) is None
     (tmp_path / "metrics.jsonl").touch()
     assert move_aside(tmp_path) == tmp_path / "abandoned-2"
