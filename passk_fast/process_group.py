@@ -63,7 +63,15 @@ def join_store(rank: int, world: int, timeout: timedelta) -> TCPStore:
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ[name] = "lo"
         address = LOOPBACK
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or rank != 0:
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return open_store(address, port, serves, timeout, world)
+
+
+def open_store(
+    address: str, port: int, serves: bool, timeout: timedelta, world: int | None = None
+) -> TCPStore:
+    """A store at an address: served from there, and from no other interface, or joined."""
+    if not serves:
         return TCPStore(address, port, world, False, timeout)
     family, kind, protocol, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)

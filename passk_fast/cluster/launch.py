@@ -28,6 +28,8 @@ MODULES = {
     "bench": "passk_fast.commands.bench",
     "preflight": "passk_fast.cluster.check",
 }
+_BACKEND = "passk-fast-named"
+"""The rendezvous of `named_rendezvous`, to torchrun."""
 _MOST = 100_000
 _POLL_S = 0.2
 _GRACE_S = 45.0
@@ -164,7 +166,7 @@ def torchrun_arguments(options: argparse.Namespace, address: str, is_host: bool)
     return [
         f"--nnodes={options.nodes}",
         f"--nproc-per-node={options.nproc}",
-        "--rdzv-backend=c10d",
+        f"--rdzv-backend={_BACKEND}",
         f"--rdzv-endpoint={options.rendezvous}",
         f"--rdzv-id={options.run_id}",
         # read_timeout is how long a host that comes first waits for the rendezvous host itself.
@@ -197,6 +199,9 @@ def launch(arguments: list[str]) -> int:
     os.environ.update(environment(address, options.nproc))
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
+    from passk_fast.cluster import named_rendezvous
+
+    named_rendezvous.register(_BACKEND)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _forward)
     threading.Thread(target=_end_when_torchrun_hangs, daemon=True).start()

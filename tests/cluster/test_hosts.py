@@ -134,8 +134,11 @@ except BaseException as error:
 LAUNCH_LOOP = """
 import sys, passk_fast.cluster.launch
 passk_fast.cluster.launch.MODULES["train"] = "endless_loop"
-from passk_fast.commands.main import main
-main(sys.argv[1:])
+from passk_fast.errors import PasskError
+try:
+    sys.exit(passk_fast.cluster.launch.launch(sys.argv[2:]))
+except PasskError as failed:
+    sys.exit(int(failed.exit_code))
 """
 
 
