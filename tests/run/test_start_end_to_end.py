@@ -14,7 +14,6 @@ from tests.run.test_end_to_end import metrics, train
 pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 
 
-@pytest.mark.sample
 def test_damaged_and_lost_checkpoints_end_a_run_until_it_is_told_how_to_go_on(
     tmp_path: Path,
 ) -> None:
