@@ -69,6 +69,7 @@ def test_weights_that_differ_are_named_on_both_sides() -> None:
         assert "on rank 2, from rank 0" in text
 
 
+@pytest.mark.slow
 def test_an_idle_rank_finds_a_host_that_falls_silent() -> None:
     """Rank 0 is frozen: its connections stay open, as those of a host that is unplugged."""
     with RankPool(2) as pool, pytest.raises(RankError) as caught:

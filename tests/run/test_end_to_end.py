@@ -182,7 +182,6 @@ def test_a_schedule_resumes_where_it_was(whole: tuple[Path, Path, str], tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 @pytest.mark.megatron
 def test_evaluating_a_run(whole: tuple[Path, Path, str]) -> None:
     folder, _, _ = whole

@@ -13,7 +13,7 @@ from passk_fast.report.records import read_records
 from tests.run.test_end_to_end import call
 from tests.run.test_rewards_end_to_end import CONFIG, REWARDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.sample, pytest.mark.megatron]
+pytestmark = [pytest.mark.slow, pytest.mark.megatron]
 PROMPT = "Write a letter, and then another one, until there are eight letters or so."
 """Longer than the window."""
 
