@@ -162,7 +162,7 @@ def _worker(pipe: Connection, backend: str, store: str, rank: int, world_size: i
         try:
             module, name = target.split(":")
             answer = (True, getattr(importlib.import_module(module), name)(*args, **kwargs))
-        except Exception:
+        except BaseException:  # torch has errors that are no Exception
             answer = (False, traceback.format_exc())
         pipe.send(answer)
     # vLLM and Megatron leave groups that cannot be destroyed in any order: leave them to the OS.

@@ -63,7 +63,7 @@ def restarted(
             say("The same error at the same step twice: it is not tried again.")
             return ExitCode.CRASHED
         known += crashes
-        if (newest := _newest(folder)) > reached:
+        if (newest := _newest(folder)) != reached:  # a fresh start may have set later ones aside
             in_a_row, reached = 0, newest
         if in_a_row >= limit:
             return code
@@ -73,6 +73,12 @@ def restarted(
         said = f"{what}{after}. Restart {in_a_row} of {limit} from the newest good checkpoint."
         note(folder, "restart", {"message": said, "code": int(code)})
         say(said)
+
+
+def has_begun(folder: Path, before: int) -> bool:
+    """Whether a start has got to its first step since the ledger had `before` lines: --fresh and
+    --resume are done then, and not to be done again."""
+    return any(e["event"] in ("start", "resume") for e in read_ledger(folder)[before:])
 
 
 def _same(a: Entry, b: Entry) -> bool:

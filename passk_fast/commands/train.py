@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passk_fast.cluster.exit_code_file import clear_exit_code
-from passk_fast.cluster.ledger import Entry, note
+from passk_fast.cluster.ledger import Entry, note, read_ledger
 from passk_fast.commands.arguments import config_file, take, take_start
 from passk_fast.commands.ranks import (
     code_of_ranks,
@@ -20,7 +20,7 @@ from passk_fast.commands.ranks import (
     num_processes,
     start_ranks,
 )
-from passk_fast.commands.restarts import max_restarts, restarted
+from passk_fast.commands.restarts import has_begun, max_restarts, restarted
 from passk_fast.config import RunConfig
 from passk_fast.errors import ExitCode, LostRankError
 from passk_fast.process import own_rank, run_rank
@@ -68,9 +68,11 @@ def command(arguments: list[str]) -> ExitCode:
     # A restart goes on from what the first start has left, wherever that was to begin.
     again = own if config.checkpoint.resume else [*own, "--checkpoint.resume"]
 
-    def start_all(before: int, signals: list[int]) -> int:
+    lines = len(read_ledger(folder))
+
+    def start_all(_: int, signals: list[int]) -> int:
         clear_exit_code(folder)
-        given = again if before else arguments
+        given = again if has_begun(folder, lines) else arguments
         returned = start_ranks(processes, "passk_fast.commands.train", given, signals)
         # Another run was faster: rank 0 has said so, and left no code there. (For a moment killed
         # ranks hold the lock as well.)

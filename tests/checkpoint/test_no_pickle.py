@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -11,16 +10,7 @@ import pytest
 import torch
 
 from passk_fast.checkpoint.manifest import CorruptCheckpointError, verify_checkpoint
-
-
-class _Hostile:
-    """Unpickled, it writes a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch {self.file}",)
+from tests.hostile_pickle import HostilePickle
 
 
 def test_the_common_file_is_read_without_its_pickles_code(tmp_path: Path) -> None:
@@ -30,7 +20,7 @@ def test_the_common_file_is_read_without_its_pickles_code(tmp_path: Path) -> Non
     backends = {"sharded_backend": "torch_dist", "common_backend": "torch"}
     versions = {"sharded_backend_version": 1, "common_backend_version": 1}
     (tmp_path / "metadata.json").write_text(json.dumps(backends | versions))
-    torch.save({"optimizer": _Hostile(executed)}, tmp_path / "common.pt")
+    torch.save({"optimizer": HostilePickle(executed)}, tmp_path / "common.pt")
     with pytest.raises(Exception, match=r"Weights only load failed|weights_only"):
         dist_checkpointing.load_common_state_dict(str(tmp_path))
     assert not executed.exists()
@@ -42,7 +32,7 @@ def test_an_index_of_another_digest_is_not_read(tmp_path: Path) -> None:
     executed = tmp_path / "executed"
     folder = tmp_path / "step_1"
     folder.mkdir()
-    (folder / ".metadata").write_bytes(pickle.dumps(_Hostile(executed)))
+    (folder / ".metadata").write_bytes(pickle.dumps(HostilePickle(executed)))
     with pytest.raises(CorruptCheckpointError):
         verify_checkpoint(folder)
     assert not executed.exists()

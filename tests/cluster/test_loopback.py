@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import pickle
 import signal
 import socket
@@ -19,6 +18,7 @@ from torch.distributed import TCPStore
 from passk_fast.cluster.loopback import LoopbackRendezvous
 from passk_fast.process_group import LOOPBACK
 from tests.cluster.listeners import listeners, other_address, watch_listeners
+from tests.hostile_pickle import HostilePickle
 from tests.run.test_end_to_end import COMMAND, CONFIG, SMALL
 
 TORCHRUN = [sys.executable, "-m", "passk_fast.cluster.torchrun", "--nproc-per-node=2"]
@@ -72,16 +72,6 @@ def test_two_ranks_listen_on_loopback_alone(
     assert watched.beyond == frozenset()
 
 
-class _Hostile:
-    """Unpickled, it writes a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch {self.file}",)
-
-
 @pytest.mark.parametrize("own", [True, False], ids=["ours", "torchrun's"])
 def test_a_rendezvous_key_written_from_outside(tmp_path: Path, own: bool) -> None:
     """The hostile write, at every port that the processes listen on. torch's own rendezvous shows
@@ -101,7 +91,7 @@ def test_a_rendezvous_key_written_from_outside(tmp_path: Path, own: bool) -> Non
             assert "joined" in started.stdout.readline()
             ports = {port for _, _, port in listeners(started.pid)}
             assert ports
-            taken = [port for port in ports if _write_key(address, port, _Hostile(executed))]
+            taken = [port for port in ports if _write_key(address, port, HostilePickle(executed))]
             end = time.monotonic() + (0 if own else 25)
             while not executed.exists() and time.monotonic() < end:
                 time.sleep(0.1)

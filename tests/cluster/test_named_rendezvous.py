@@ -18,6 +18,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from passk_fast.cluster.named_rendezvous import JsonBackend, json_of, register, state_of
 from passk_fast.process_group import open_store
 from tests.cluster.listeners import listeners
+from tests.hostile_pickle import HostilePickle
 
 
 def _full_state() -> _RendezvousState:
@@ -34,19 +35,11 @@ def test_a_state_is_the_same_after_json(state: _RendezvousState) -> None:
     assert vars(state_of(json_of(state))) == vars(state)
 
 
-class _Hostile:
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch {self.file}",)
-
-
 def test_what_a_peer_writes_is_not_unpickled(tmp_path: Path) -> None:
     store = open_store("127.0.0.1", 0, True, timedelta(seconds=5))
     backend = JsonBackend(store, "run", "name")
     assert backend.get_state() is None
-    hostile = pickle.dumps(_Hostile(tmp_path / "executed"))
+    hostile = pickle.dumps(HostilePickle(tmp_path / "executed"))
     for data in (base64.b64encode(hostile).decode(), "[]", '{"round": "x"}', "{}"):
         store.set("passk-fast.rendezvous.run", data)
         with pytest.raises(RendezvousStateError):

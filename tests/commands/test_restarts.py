@@ -8,7 +8,7 @@ import pytest
 
 from passk_fast.checkpoint.store import checkpoint_name
 from passk_fast.cluster.ledger import note, read_ledger
-from passk_fast.commands.restarts import MAX_RESTARTS, max_restarts, restarted
+from passk_fast.commands.restarts import MAX_RESTARTS, has_begun, max_restarts, restarted
 from passk_fast.errors import ConfigError, ExitCode
 
 
@@ -72,6 +72,28 @@ def test_a_new_checkpoint_begins_the_count_anew(tmp_path: Path) -> None:
     other.mkdir()
     ranks = Ranks(other, (17, "", 4), LOST, (17, "", 8), LOST, DONE)
     assert ranks.run(limit=2) == 0
+
+
+def test_a_fresh_starts_checkpoints_count_though_older_ones_were_later(tmp_path: Path) -> None:
+    old = tmp_path / "checkpoints" / checkpoint_name(100)
+    old.mkdir(parents=True)
+
+    class Fresh(Ranks):
+        def start(self, before: int, signals: list[int]) -> int:
+            if old.exists():
+                old.rename(tmp_path / "abandoned")
+            return super().start(before, signals)
+
+    assert Fresh(tmp_path, (17, "", 4), LOST, (17, "", 8), LOST, DONE).run(limit=2) == 0
+
+
+def test_fresh_and_resume_are_repeated_until_a_start_has_begun(tmp_path: Path) -> None:
+    note(tmp_path, "resume", {"step": 100})  # of an older run
+    assert not has_begun(tmp_path, 1)
+    note(tmp_path, "fault", {"code": 17})  # killed while it was starting
+    assert not has_begun(tmp_path, 1)
+    note(tmp_path, "start", {"step": 0})
+    assert has_begun(tmp_path, 1)
 
 
 @pytest.mark.parametrize("other", [5, 6])  # a rank may find the step's record written, or not yet
